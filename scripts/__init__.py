@@ -1,0 +1,1 @@
+"""Entry points for people, and the code they share."""

@@ -1,0 +1,39 @@
+"""Put pip into a virtual environment that was made without it (Debian's python3 has no ensurepip).
+
+Run by scripts/env.sh with the new environment's Python; needs the standard library alone. The wheel
+comes from PyPI's JSON index with its checksum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from pathlib import Path
+
+INDEX = "https://pypi.org/pypi/pip/json"
+
+
+def main() -> None:
+    """Download pip's newest wheel, check it, and let it install itself."""
+    with urllib.request.urlopen(INDEX, timeout=60) as answer:
+        files = json.load(answer)["urls"]
+    wheel = next(f for f in files if f["filename"].endswith("-py3-none-any.whl"))
+    with urllib.request.urlopen(wheel["url"], timeout=60) as answer:
+        content = answer.read()
+    if hashlib.sha256(content).hexdigest() != wheel["digests"]["sha256"]:
+        sys.exit(f"error: {wheel['url']} arrived with a wrong checksum")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / wheel["filename"]
+        path.write_bytes(content)
+        # A wheel is a zip: Python runs the pip inside it to install the wheel itself.
+        subprocess.run(
+            [sys.executable, path / "pip", "install", "-q", "--no-index", path], check=True
+        )
+
+
+if __name__ == "__main__":
+    main()
