@@ -1,0 +1,121 @@
+"""A yacs node whose files inherit with `_BASE_` and whose mistakes read well."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode as _YacsNode
+
+from dassl.utils import UserError, suggest
+
+BASE_KEY = "_BASE_"
+
+
+class CfgNode(_YacsNode):
+    """The configuration tree, or a branch of it.
+
+    Differences from yacs: a file may name the files it builds upon (`_BASE_: ../common.yaml`, or a
+    list, relative to the file, merged first and in order); whole numbers are taken where a float
+    is expected; a wrong key, type or file is a `UserError` that names it.
+    """
+
+    def merge_from_file(self, cfg_filename: str | os.PathLike) -> None:
+        """Merge a YAML file, its bases first."""
+        for path, content in _with_bases(Path(cfg_filename)):
+            _merge(self, content, root=self, where=str(path))
+
+    def merge_from_other_cfg(self, cfg_other: Mapping[str, Any]) -> None:
+        """Merge another tree."""
+        _merge(self, cfg_other, root=self, where="merged config")
+
+    def merge_from_list(self, cfg_list: Sequence[Any]) -> None:
+        """Merge `[KEY, value, KEY, value, …]` with dotted keys, as given on the command line."""
+        if len(cfg_list) % 2:
+            raise UserError(
+                f"options come in pairs KEY VALUE, but there are {len(cfg_list)} words: "
+                + " ".join(map(str, cfg_list))
+            )
+        for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=True):
+            for part in reversed(str(key).split(".")):
+                value = {part: value}
+            _merge(self, value, root=self, where="command line")
+
+
+def _with_bases(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dict]]:
+    """Yield (file, content) for the bases of `path`, depth first, then for `path` itself."""
+    if path.resolve() in seen:
+        raise UserError(f"{path}: {BASE_KEY} leads back to this file")
+    content = _read_yaml(path)
+    bases = content.pop(BASE_KEY, None) or []
+    for base in [bases] if isinstance(bases, str) else bases:
+        yield from _with_bases(path.parent / base, (*seen, path.resolve()))
+    yield path, content
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = suggest(path.name, (p.name for p in path.parent.glob("*.y*ml")))
+        raise UserError(f"no such config file: {path}{near}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the config file {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected KEY: VALUE lines, found a {type(content).__name__}")
+    return content
+
+
+def _merge(node: _YacsNode, new: Mapping, root: _YacsNode, where: str, prefix: str = "") -> None:
+    """Merge `new` into `node`, the branch of `root` at `prefix` ("" or "OPTIM.")."""
+    for key, value in new.items():
+        name = f"{prefix}{key}"
+        if key not in node:
+            if not node.is_new_allowed():
+                near = suggest(name, _all_keys(root))
+                raise UserError(f"{where}: unknown config key {name}{near}")
+            node[key] = CfgNode(value) if isinstance(value, Mapping) else _decode(value)
+        elif isinstance(node[key], _YacsNode):
+            if not isinstance(value, Mapping):
+                raise UserError(
+                    f"{where}: {name} is a group of keys ({', '.join(node[key])}), not a value"
+                )
+            _merge(node[key], value, root, where, f"{name}.")
+        else:
+            node[key] = _coerce(value, node[key], f"{where}: {name}")
+
+
+def _all_keys(node: _YacsNode, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, _YacsNode):
+            yield from _all_keys(value, f"{prefix}{key}.")
+
+
+def _decode(value: Any) -> Any:
+    """Read a string as a Python literal where it is one ("1e-5", "(224, 224)")."""
+    return _YacsNode._decode_cfg_value(value)
+
+
+def _coerce(value: Any, old: Any, what: str) -> Any:
+    """Return `value` as the type of `old`; `what` names the key in the error."""
+    decoded = _decode(value)
+    if isinstance(old, str) and isinstance(value, str):
+        # A name that looks like a literal ("101") stays a name; quotes around one are dropped.
+        return decoded if isinstance(decoded, str) else value
+    if old is None or decoded is None or type(decoded) is type(old):
+        return decoded
+    if isinstance(old, float) and type(decoded) is int:
+        return float(decoded)
+    if isinstance(old, (list, tuple)) and isinstance(decoded, (list, tuple)):
+        return type(old)(decoded)
+    raise UserError(
+        f"{what} takes a value of type {type(old).__name__} like {old!r}, not {value!r}"
+    )

@@ -1,0 +1,42 @@
+"""Small tools. What needs torch is imported when it is first asked for."""
+
+from dassl._lazy import lazy_exports
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "checkpoints": [
+            "load_checkpoint",
+            "load_pretrained_weights",
+            "newest_checkpoint",
+            "resume_from_checkpoint",
+            "save_plain",
+            "save_checkpoint",
+        ],
+        "environment": ["collect_env_info", "library_versions"],
+        "errors": ["UserError", "suggest", "user_errors"],
+        "files": [
+            "atomic_write",
+            "check_isfile",
+            "file_sha256",
+            "listdir_nohidden",
+            "mkdir_if_missing",
+            "read_json",
+            "remove_partial_files",
+            "write_json",
+        ],
+        "images": ["read_image"],
+        "locks": ["lock_folder"],
+        "logger": ["Tee", "setup_logger"],
+        "meters": ["AverageMeter", "MetricMeter"],
+        "modules": [
+            "count_num_param",
+            "init_network_weights",
+            "open_all_layers",
+            "open_specified_layers",
+        ],
+        "registry": ["Registry"],
+        "seeds": ["get_rng_state", "set_random_seed", "set_rng_state"],
+        "values": ["tolist_if_not"],
+    },
+)

@@ -1,0 +1,32 @@
+"""A user's mistake ends in one line: what, where, what to do."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """A mistake the user can mend; its text is shown as it is, without a traceback."""
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn a `UserError` into `error: …` on stderr and exit status 2 (`with` or decorator)."""
+    try:
+        yield
+    except UserError as error:
+        print("error: " + " ".join(str(error).splitlines()), file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+
+
+def suggest(name: str, choices: Iterable[str], limit: int = 3) -> str:
+    """Return " (did you mean 'x' or 'y'?)" for the names nearest to `name`, or ""."""
+    by_lower = {str(choice).lower(): str(choice) for choice in choices}
+    close = difflib.get_close_matches(str(name).lower(), by_lower, n=limit)
+    if not close:
+        return ""
+    *others, last = [f"'{by_lower[lower]}'" for lower in close]
+    return f" (did you mean {', '.join(others) + ' or ' if others else ''}{last}?)"

@@ -1,0 +1,107 @@
+"""Files that are written whole or not at all, JSON, and folders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from .errors import UserError
+
+_PARTIAL = ".partial-"  # marks a file that is still being written
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
+    """Open a file that takes the name `path` only once it is completely on disk.
+
+    `mode` is "w" (UTF-8 text) or "wb". An exception inside the block leaves `path` untouched.
+    """
+    if mode not in ("w", "wb"):
+        raise ValueError(f"mode must be 'w' or 'wb', not {mode!r}")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}{_PARTIAL}{secrets.token_hex(4)}")
+    text = {} if mode == "wb" else {"encoding": "utf-8", "newline": "\n"}
+    try:
+        with open(partial, mode, **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def remove_partial_files(folder: str | os.PathLike) -> None:
+    """Delete what a killed process had not finished writing in `folder` and below."""
+    for partial in Path(folder).rglob(f".*{_PARTIAL}*"):
+        partial.unlink(missing_ok=True)
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Return the content of a JSON file. Raises UserError if it is missing or not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+
+
+def write_json(obj: Any, path: str | os.PathLike) -> None:
+    """Write `obj` as indented JSON, whole or not at all."""
+    with atomic_write(path) as file:
+        json.dump(obj, file, indent=4, ensure_ascii=False)
+        file.write("\n")
+
+
+def mkdir_if_missing(folder: str | os.PathLike) -> None:
+    """Make `folder` and its parents."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
+
+
+def listdir_nohidden(folder: str | os.PathLike, sort: bool = False) -> list[str]:
+    """Return the names in `folder` that do not start with a dot."""
+    try:
+        names = [name for name in os.listdir(folder) if not name.startswith(".")]
+    except FileNotFoundError:
+        raise UserError(f"no such folder: {folder}") from None
+    return sorted(names) if sort else names
+
+
+def check_isfile(path: str | os.PathLike) -> bool:
+    """Return whether `path` is a file; warn if it is not."""
+    found = os.path.isfile(path)
+    if not found:
+        warnings.warn(f"no file found at {path}", stacklevel=2)
+    return found
+
+
+_sha256: dict[tuple[str, int, int], str] = {}
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """Return a file's SHA-256 in hex, read once per process as long as the file is unchanged."""
+    try:
+        stat = os.stat(path)
+        key = (os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
+        if key not in _sha256:
+            digest = hashlib.sha256()
+            with open(path, "rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+            _sha256[key] = digest.hexdigest()
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path}") from None
+    return _sha256[key]

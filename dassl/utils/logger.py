@@ -1,0 +1,54 @@
+"""What is printed also goes to log.txt."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import IO
+
+from .files import mkdir_if_missing
+
+
+class Tee:
+    """A text stream that writes to `stream` and to `log`."""
+
+    def __init__(self, stream: IO[str], log: IO[str]) -> None:
+        self.stream = stream
+        self.log = log
+
+    def write(self, text: str) -> int:
+        """Write `text` to both."""
+        self.log.write(text)
+        return self.stream.write(text)
+
+    def flush(self) -> None:
+        """Flush both."""
+        self.log.flush()
+        self.stream.flush()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.stream, name)  # isatty, encoding, fileno, …
+
+
+def setup_logger(output: str | os.PathLike | None = None, append: bool = False) -> None:
+    """Copy stdout and stderr to a log file: `output` if it ends in .txt or .log, else
+    `<output>/log.txt`. The file is emptied first unless `append`.
+
+    A second call ends the copying to the first file. None ends it altogether.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, Tee):
+            stream.flush()
+            setattr(sys, name, stream.stream)
+    if output is None:
+        return
+    path = Path(output)
+    if path.suffix not in (".txt", ".log"):
+        path = path / "log.txt"
+    mkdir_if_missing(path.parent)
+    # Line buffered: a killed run leaves its log up to the last line.
+    log = open(path, "a" if append else "w", buffering=1, encoding="utf-8")  # noqa: SIM115
+    sys.stdout = Tee(sys.stdout, log)
+    sys.stderr = Tee(sys.stderr, log)
