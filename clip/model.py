@@ -1,0 +1,412 @@
+"""CLIP (Radford et al. 2021, arXiv 2103.00020) with OpenAI's attribute and state-dict names.
+
+Letters in shape comments: B images or texts, L sequence length, W tower width, D embedding width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dassl.utils import UserError
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm computed in fp32 whatever the tower's precision, as the release does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight.to(torch.promote_types(x.dtype, torch.float32))
+        bias = self.bias.to(weight.dtype)
+        return F.layer_norm(x.to(weight.dtype), self.normalized_shape, weight, bias, self.eps).to(
+            x.dtype
+        )
+
+
+class QuickGELU(nn.Module):
+    """x · σ(1.702 x), the GELU approximation the released weights were trained with."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class ResidualAttentionBlock(nn.Module):
+    """Pre-norm transformer block: x + attention(ln_1 x), then x + mlp(ln_2 x)."""
+
+    def __init__(self, width: int, heads: int, attn_mask: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(width, heads)
+        self.ln_1 = LayerNorm(width)
+        self.mlp = nn.Sequential(
+            OrderedDict(
+                c_fc=nn.Linear(width, width * 4),
+                gelu=QuickGELU(),
+                c_proj=nn.Linear(width * 4, width),
+            )
+        )
+        self.ln_2 = LayerNorm(width)
+        self.attn_mask = attn_mask
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (L,B,W) → (L,B,W)."""
+        mask = None
+        if self.attn_mask is not None:
+            mask = self.attn_mask[: len(x), : len(x)].to(x)
+        y = self.ln_1(x)
+        x = x + self.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    def __init__(
+        self, width: int, layers: int, heads: int, attn_mask: torch.Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.layers = layers
+        self.resblocks = nn.Sequential(
+            *(ResidualAttentionBlock(width, heads, attn_mask) for _ in range(layers))
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (L,B,W) → (L,B,W)."""
+        return self.resblocks(x)
+
+
+class VisionTransformer(nn.Module):
+    """ViT image tower; the feature is the class token after the last block, projected to D."""
+
+    def __init__(
+        self,
+        input_resolution: int,
+        patch_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        output_dim: int,
+    ) -> None:
+        super().__init__()
+        self.input_resolution = input_resolution
+        self.output_dim = output_dim
+        self.conv1 = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
+        scale = width**-0.5
+        self.class_embedding = nn.Parameter(scale * torch.randn(width))
+        patches = (input_resolution // patch_size) ** 2
+        self.positional_embedding = nn.Parameter(scale * torch.randn(patches + 1, width))
+        self.ln_pre = LayerNorm(width)
+        self.transformer = Transformer(width, layers, heads)
+        self.ln_post = LayerNorm(width)
+        self.proj = nn.Parameter(scale * torch.randn(width, output_dim))
+
+    def embed(self, image: torch.Tensor) -> torch.Tensor:
+        """image: (B,3,H,H) → (B,1+patches,W), class token first, positions added, before ln_pre."""
+        x = self.conv1(image).flatten(2).transpose(1, 2)
+        cls = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        return torch.cat([cls, x], dim=1) + self.positional_embedding.to(x.dtype)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """image: (B,3,H,H) → (B,D)."""
+        x = self.ln_pre(self.embed(image))
+        x = self.transformer(x.transpose(0, 1))[0]
+        return self.ln_post(x) @ self.proj
+
+
+class Bottleneck(nn.Module):
+    """ResNet bottleneck whose strided convolutions are average pools (anti-aliased)."""
+
+    expansion = 4
+
+    def __init__(self, inplanes: int, planes: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inplanes, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.conv3 = nn.Conv2d(planes, planes * self.expansion, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(planes * self.expansion)
+        self.relu3 = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride > 1 or inplanes != planes * self.expansion:
+            # The names "-1", "0", "1" are those of the released state dicts.
+            self.downsample = nn.Sequential(
+                OrderedDict(
+                    [
+                        ("-1", nn.AvgPool2d(stride)),
+                        ("0", nn.Conv2d(inplanes, planes * self.expansion, 1, bias=False)),
+                        ("1", nn.BatchNorm2d(planes * self.expansion)),
+                    ]
+                )
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        y = self.relu1(self.bn1(self.conv1(x)))
+        y = self.relu2(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(self.avgpool(y)))
+        return self.relu3(y + identity)
+
+
+class AttentionPool2d(nn.Module):
+    """Global pooling by one attention layer whose query is the mean of the feature map."""
+
+    def __init__(self, spacial_dim: int, embed_dim: int, num_heads: int, output_dim: int) -> None:
+        super().__init__()
+        self.positional_embedding = nn.Parameter(
+            torch.randn(spacial_dim**2 + 1, embed_dim) / embed_dim**0.5
+        )
+        self.k_proj = nn.Linear(embed_dim, embed_dim)
+        self.q_proj = nn.Linear(embed_dim, embed_dim)
+        self.v_proj = nn.Linear(embed_dim, embed_dim)
+        self.c_proj = nn.Linear(embed_dim, output_dim)
+        self.num_heads = num_heads
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (B,W,h,w) → (B,D)."""
+        x = x.flatten(2).transpose(1, 2)  # (B,hw,W)
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
+        x = x + self.positional_embedding.to(x.dtype)
+
+        def heads(y: torch.Tensor) -> torch.Tensor:
+            return y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+        q, k, v = heads(self.q_proj(x[:, :1])), heads(self.k_proj(x)), heads(self.v_proj(x))
+        y = F.scaled_dot_product_attention(q, k, v)  # (B,heads,1,W/heads)
+        return self.c_proj(y.transpose(1, 2).flatten(1))
+
+
+class ModifiedResNet(nn.Module):
+    """ResNet image tower: three-convolution stem, anti-aliased strides, attention pooling."""
+
+    def __init__(
+        self,
+        layers: tuple[int, int, int, int],
+        output_dim: int,
+        heads: int,
+        input_resolution: int = 224,
+        width: int = 64,
+    ) -> None:
+        super().__init__()
+        self.output_dim = output_dim
+        self.input_resolution = input_resolution
+        self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width // 2)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width // 2)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.relu3 = nn.ReLU(inplace=True)
+        self.avgpool = nn.AvgPool2d(2)
+        self._inplanes = width
+        self.layer1 = self._make_layer(width, layers[0])
+        self.layer2 = self._make_layer(width * 2, layers[1], stride=2)
+        self.layer3 = self._make_layer(width * 4, layers[2], stride=2)
+        self.layer4 = self._make_layer(width * 8, layers[3], stride=2)
+        self.attnpool = AttentionPool2d(input_resolution // 32, width * 32, heads, output_dim)
+
+    def _make_layer(self, planes: int, blocks: int, stride: int = 1) -> nn.Sequential:
+        layers = [Bottleneck(self._inplanes, planes, stride)]
+        self._inplanes = planes * Bottleneck.expansion
+        layers += [Bottleneck(self._inplanes, planes) for _ in range(1, blocks)]
+        return nn.Sequential(*layers)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """image: (B,3,H,H) → (B,D)."""
+        x = image.type(self.conv1.weight.dtype)
+        for i in (1, 2, 3):
+            conv, bn, relu = (getattr(self, f"{name}{i}") for name in ("conv", "bn", "relu"))
+            x = relu(bn(conv(x)))
+        x = self.avgpool(x)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.attnpool(x)
+
+
+class CLIP(nn.Module):
+    """The two towers. `vision_layers` is an int for a ViT, a 4-tuple for a ResNet."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        image_resolution: int,
+        vision_layers: tuple[int, int, int, int] | int,
+        vision_width: int,
+        vision_patch_size: int | None,
+        context_length: int,
+        vocab_size: int,
+        transformer_width: int,
+        transformer_heads: int,
+        transformer_layers: int,
+    ) -> None:
+        super().__init__()
+        self.context_length = context_length
+        self.vocab_size = vocab_size
+        if isinstance(vision_layers, tuple | list):
+            self.visual = ModifiedResNet(
+                layers=tuple(vision_layers),
+                output_dim=embed_dim,
+                heads=vision_width * 32 // 64,
+                input_resolution=image_resolution,
+                width=vision_width,
+            )
+        else:
+            self.visual = VisionTransformer(
+                input_resolution=image_resolution,
+                patch_size=vision_patch_size,
+                width=vision_width,
+                layers=vision_layers,
+                heads=vision_width // 64,
+                output_dim=embed_dim,
+            )
+        self.transformer = Transformer(
+            transformer_width, transformer_layers, transformer_heads, self.build_attention_mask()
+        )
+        self.token_embedding = nn.Embedding(vocab_size, transformer_width)
+        self.positional_embedding = nn.Parameter(torch.empty(context_length, transformer_width))
+        self.ln_final = LayerNorm(transformer_width)
+        self.text_projection = nn.Parameter(torch.empty(transformer_width, embed_dim))
+        self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+        self.initialize_parameters()
+
+    def initialize_parameters(self) -> None:
+        """Random weights at the scales of the CLIP paper (section 2.4 and its released code)."""
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        if isinstance(self.visual, ModifiedResNet):
+            pool = self.visual.attnpool
+            for projection in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj):
+                nn.init.normal_(projection.weight, std=pool.c_proj.in_features**-0.5)
+        width, layers = self.transformer.width, self.transformer.layers
+        for block in self.transformer.resblocks:
+            nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
+            nn.init.normal_(block.attn.out_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
+            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp.c_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
+        nn.init.normal_(self.text_projection, std=width**-0.5)
+
+    def build_attention_mask(self) -> torch.Tensor:
+        """(context, context) additive causal mask: −∞ above the diagonal."""
+        return torch.full((self.context_length, self.context_length), float("-inf")).triu_(1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.visual.conv1.weight.dtype
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """image: (B,3,H,H) → (B,D), not normalised."""
+        return self.visual(image.type(self.dtype))
+
+    def encode_text(self, text: torch.Tensor) -> torch.Tensor:
+        """text: (B,L) token ids, EOT the largest id → (B,D), not normalised."""
+        x = self.token_embedding(text).type(self.dtype)
+        x = x + self.positional_embedding[: text.shape[1]].type(self.dtype)
+        x = self.transformer(x.transpose(0, 1)).transpose(0, 1)
+        x = self.ln_final(x)
+        eot = text.argmax(dim=-1)
+        return x[torch.arange(len(x), device=x.device), eot] @ self.text_projection
+
+    def forward(self, image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """→ logits per image (B,C) and per text (C,B): τ × cosine similarity."""
+        image_features = F.normalize(self.encode_image(image), dim=-1)
+        text_features = F.normalize(self.encode_text(text), dim=-1)
+        logits = self.logit_scale.exp() * image_features @ text_features.t()
+        return logits, logits.t()
+
+
+def convert_weights(model: nn.Module, dtype: torch.dtype = torch.float16) -> None:
+    """Put convolutions, linear layers and projections into `dtype`.
+
+    Norms, embeddings and the logit scale keep theirs, as in the release: they are cast where used.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.MultiheadAttention):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
+        for name in ("text_projection", "proj"):
+            if isinstance(getattr(module, name, None), nn.Parameter):
+                getattr(module, name).data = getattr(module, name).data.to(dtype)
+
+
+# Entries of the released archives that describe the model instead of being weights.
+_DESCRIPTIONS = ("input_resolution", "context_length", "vocab_size")
+
+
+def _architecture(state: dict[str, torch.Tensor]) -> dict:
+    """Read the sizes of `CLIP.__init__` off the shapes of a state dict."""
+
+    def count(pattern: str) -> int:
+        return len({m.group(1) for k in state if (m := re.match(pattern, k))})
+
+    if "visual.proj" in state:
+        vision_width = state["visual.conv1.weight"].shape[0]
+        patch = state["visual.conv1.weight"].shape[-1]
+        grid = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+        vision_layers = count(r"visual\.transformer\.resblocks\.(\d+)\.")
+        resolution = patch * grid
+    else:
+        vision_layers = tuple(count(rf"visual\.layer{i}\.(\d+)\.") for i in (1, 2, 3, 4))
+        vision_width = state["visual.layer1.0.conv1.weight"].shape[0]
+        patch = None
+        grid = round((state["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
+        resolution = grid * 32
+    width = state["ln_final.weight"].shape[0]
+    return {
+        "embed_dim": state["text_projection"].shape[1],
+        "image_resolution": resolution,
+        "vision_layers": vision_layers,
+        "vision_width": vision_width,
+        "vision_patch_size": patch,
+        "context_length": state["positional_embedding"].shape[0],
+        "vocab_size": state["token_embedding.weight"].shape[0],
+        "transformer_width": width,
+        "transformer_heads": width // 64,
+        "transformer_layers": count(r"transformer\.resblocks\.(\d+)\."),
+    }
+
+
+def build_model(state_dict: dict[str, torch.Tensor]) -> CLIP:
+    """Build a CLIP in eval mode from a state dict with OpenAI's names, sizes read off its shapes.
+
+    As in the release, matrices become fp16 whatever the file holds: a fp32 run (`model.float()`)
+    then sees the same rounded weights here as in every published CLIP prompt-tuning number.
+
+    Raises:
+        UserError: a tensor is missing, unknown, or of another shape than the model needs.
+    """
+    state = {k: v.to_dense() if v.is_sparse else v for k, v in state_dict.items()}
+    state = {k: v for k, v in state.items() if k not in _DESCRIPTIONS}
+    try:
+        sizes = _architecture(state)
+    except KeyError as error:
+        raise UserError(
+            f"not a CLIP state dict: it has no {error} (keys start with {sorted(state)[:3]}); "
+            "OpenAI's names are expected"
+        ) from None
+    # Created without memory, then given the tensors: no random initialisation to throw away.
+    with torch.device("meta"):
+        model = CLIP(**sizes)
+    expected = model.state_dict()
+    wrong = [
+        f"{k}: expected {tuple(v.shape)}, got {tuple(state[k].shape) if k in state else 'nothing'}"
+        for k, v in expected.items()
+        if k not in state or state[k].shape != v.shape
+    ]
+    wrong += [f"{k}: unknown" for k in state if k not in expected]
+    if wrong:
+        raise UserError(
+            f"CLIP state dict does not fit the model its shapes describe: {'; '.join(wrong[:5])}"
+            + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        )
+    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    model.load_state_dict(state, assign=True)
+    convert_weights(model)
+    mask = CLIP.build_attention_mask(model)  # the meta device's mask has no values
+    for block in model.transformer.resblocks:
+        block.attn_mask = mask
+    return model.eval()

@@ -1,0 +1,171 @@
+"""The fast encoder paths against the plain ones, values and gradients."""
+
+import pytest
+import torch
+
+from clip.model import CLIP
+from clip.prompting import Encoders
+from dassl.utils import UserError
+
+NAMES = ["dog", "golden retriever", "boeing 747-400", "cat", "a very long_name of a flower", "lynx"]
+# Relative to the largest entry of the plain path's result.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
+
+
+def tiny_clip(dtype: torch.dtype, seed: int = 0) -> CLIP:
+    torch.manual_seed(seed)
+    model = CLIP(
+        embed_dim=32,
+        image_resolution=32,
+        vision_layers=3,
+        vision_width=64,
+        vision_patch_size=8,
+        context_length=77,
+        vocab_size=49408,
+        transformer_width=128,
+        transformer_heads=2,
+        transformer_layers=3,
+    )
+    return model.to(dtype).eval()
+
+
+def random(*shape: int, dtype: torch.dtype, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=dtype).requires_grad_()
+
+
+def agree(fast: torch.Tensor, plain: torch.Tensor, leaves: list[torch.Tensor]) -> None:
+    """Same values, and same gradients of a random projection with respect to every leaf."""
+    tolerance = TOLERANCE[plain.dtype]
+    assert (fast - plain).abs().max() <= tolerance * plain.abs().max()
+    weights = random(*plain.shape, dtype=plain.dtype, seed=9).detach()
+    for a, b in zip(
+        torch.autograd.grad((fast * weights).sum(), leaves),
+        torch.autograd.grad((plain * weights).sum(), leaves),
+        strict=True,
+    ):
+        assert b.abs().max() > 0
+        assert (a - b).abs().max() <= 5 * tolerance * b.abs().max()
+
+
+dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+
+
+def both(dtype):
+    model = tiny_clip(dtype)
+    return Encoders(model, fast=True), Encoders(model, fast=False)
+
+
+@dtypes
+@pytest.mark.parametrize("shape", [(4,), (3, 1, 4), (6, 4)], ids=["one", "side by side", "csc"])
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_text_context(dtype, shape, position):
+    fast, plain = both(dtype)
+    ctx = random(*shape, 128, dtype=dtype)
+    layout = fast.text.layout(NAMES, 4, position)
+    agree(fast.text(layout, ctx), plain.text(layout, ctx), [ctx])
+
+
+@dtypes
+@pytest.mark.parametrize("contexts", [None, 3])
+@pytest.mark.parametrize("n_deep", [2, 1])
+def test_deep_text_prompts(dtype, contexts, n_deep):
+    fast, plain = both(dtype)
+    lead = () if contexts is None else (contexts,)
+    ctx = random(*lead, *((1,) if lead else ()), 2, 128, dtype=dtype)
+    deep = random(*lead, 2, n_deep, 128, dtype=dtype, seed=2)
+    layout = fast.text.layout(NAMES, 2)
+    agree(fast.text(layout, ctx, deep), plain.text(layout, ctx, deep), [ctx, deep])
+
+
+@dtypes
+@pytest.mark.parametrize("csc", [False, True])
+def test_deep_text_prompts_without_shared_prefix(dtype, csc):
+    fast, plain = both(dtype)
+    ctx = random(*((6,) if csc else ()), 2, 128, dtype=dtype)
+    deep = random(1, 2, 128, dtype=dtype, seed=2)
+    layout = fast.text.layout(NAMES, 2, "end" if csc else "front")
+    agree(fast.text(layout, ctx, deep), plain.text(layout, ctx, deep), [ctx, deep])
+
+
+@dtypes
+@pytest.mark.parametrize("n,depth", [(2, 1), (2, 3), (4, 2)])
+@pytest.mark.parametrize("sets", [None, 2])
+def test_image_prompts(dtype, n, depth, sets):
+    fast, plain = both(dtype)
+    lead = () if sets is None else (sets,)
+    image = random(4, 3, 32, 32, dtype=dtype).detach()
+    prompts = random(*lead, n, 64, dtype=dtype, seed=2)
+    deep = random(*lead, depth - 1, n, 64, dtype=dtype, seed=3)
+    leaves = [prompts] if depth == 1 else [prompts, deep]
+    agree(fast.image(image, prompts, deep), plain.image(image, prompts, deep), leaves)
+
+
+@dtypes
+def test_unprompted_towers_are_clips_own(dtype):
+    from clip import tokenize
+
+    model = tiny_clip(dtype)
+    image = random(4, 3, 32, 32, dtype=dtype).detach()
+    texts = [f"a photo of a {name}." for name in NAMES]
+    for fast in (True, False):
+        encoders = Encoders(model, fast)
+        expected = model.encode_text(tokenize(texts))
+        torch.testing.assert_close(encoders.text.encode(texts), expected, rtol=1e-4, atol=1e-5)
+        features = encoders.image(image)
+        assert not features.requires_grad
+        torch.testing.assert_close(features, model.encode_image(image), rtol=1e-4, atol=1e-5)
+
+
+@dtypes
+def test_pieces_change_nothing(dtype):
+    """Under a memory budget the suffixes are computed in pieces and recomputed for gradients."""
+    fast, plain = both(dtype)
+    ctx = random(3, 1, 4, 128, dtype=dtype)
+    layout = fast.text.layout(NAMES, 4)
+    fast.text.memory_budget = 1
+    assert len(fast.text._pieces(layout, 3, grad=True)) == len(NAMES)
+    agree(fast.text(layout, ctx), plain.text(layout, ctx), [ctx])
+
+
+def test_permuting_classes_permutes_features():
+    fast, _ = both(torch.float64)
+    ctx = random(4, 128, dtype=torch.float64)
+    order = [3, 1, 5, 0, 2, 4]
+    features = fast.text(fast.text.layout(NAMES, 4), ctx)
+    permuted = fast.text(fast.text.layout([NAMES[c] for c in order], 4), ctx)
+    torch.testing.assert_close(permuted, features[order], rtol=0, atol=1e-12)
+
+
+def test_layout_writes_what_coop_writes():
+    """[SOS] X…X name . [EOT], as tokenising the sentence with placeholder words gives."""
+    from clip import tokenize
+
+    layout = both(torch.float32)[0].text.layout(["golden_retriever", "u.s."], 3)
+    expected = tokenize(["X X X golden retriever.", "X X X u.s.."])
+    free = layout.slots < 0
+    assert (layout.tokens[free] == expected[free]).all()
+    assert layout.slots[:, 1:4].tolist() == [[0, 1, 2]] * 2
+    assert (layout.eot == expected.argmax(-1)).all()
+
+
+def test_half_precision_is_no_farther_from_exact_than_the_plain_path():
+    exact = Encoders(tiny_clip(torch.float64), fast=False)
+    layout = exact.text.layout(NAMES, 4)
+    ctx = random(4, 128, dtype=torch.float64).detach()
+    reference = exact.text(layout, ctx)
+    errors = {}
+    for fast in (True, False):
+        encoders = Encoders(tiny_clip(torch.float64).to(torch.bfloat16), fast)
+        errors[fast] = (encoders.text(layout, ctx).double() - reference).norm()
+    assert errors[True] <= 1.5 * errors[False]
+
+
+def test_errors_are_one_clear_line():
+    encoders, _ = both(torch.float32)
+    with pytest.raises(UserError, match="'sideways' is unknown"):
+        encoders.text.layout(NAMES, 4, "sideways")
+    with pytest.raises(UserError, match="'dog dog.* tokens"):
+        encoders.text.layout(["dog " * 80], 4)
+    with pytest.raises(UserError, match="no classes"):
+        encoders.text.layout([], 4)
