@@ -1,0 +1,373 @@
+"""The reader that every data set of images is one of: split, few-shot sample, base and new classes.
+
+A reader is a short subclass: where its files lie, its hand-written prompt template, and how its
+official lists are read when there is no split file. What is drawn, and in which order, is what the
+Dassl-based readers of the CoOp family draw, so that samples of equal seeds are the same images.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from dassl.data.datasets import DatasetBase, Datum
+from dassl.utils import UserError, atomic_write, read_json, suggest
+
+from .files import Row, class_folders, image_files, missing_files, rows_hash, seeded
+
+Items = list[Datum]
+Lists = tuple[Items, Items, Items]  # train, val, test
+
+SPLIT_SEED = 1  # of a split that is drawn here: the same whichever run comes first
+PARTS = ("train", "val", "test")
+SUBSAMPLES = ("all", "base", "new")
+
+
+class ImageDataset(DatasetBase):
+    """A data set below `cfg.DATASET.ROOT`; the config says shots, seed and classes.
+
+    Afterwards `dataset_dir` and `image_dir` are absolute, `split_hash` names the whole split and
+    `fewshot_hash` the sample drawn from it ("" where nothing was drawn), both over all classes.
+    Raises UserError if a folder, a list or a listed image is missing or says two things at once.
+    """
+
+    dataset_dir = ""  # below the root
+    image_dir = ""  # below dataset_dir; the paths in split files are relative to it
+    split_file = ""  # in dataset_dir; "" where the official lists are the split
+    sizes: tuple[int, int, int, int] | None = None  # published: classes, train, val, test
+    listed_from_disk = False  # its lists come from listing folders: no image can be missing
+    how_to_get = "get it with: python scripts/prepare_data.py {name} --root {root}"
+
+    def __init__(self, cfg: Any) -> None:
+        self.locate(cfg.DATASET.ROOT)
+        train, val, test = self.load_lists()
+        train, val = self.sample(train, val, cfg.DATASET.NUM_SHOTS, cfg.SEED)
+        train, val, test = self.subsample_classes(
+            *self.roles(train, val, test), subsample=cfg.DATASET.SUBSAMPLE_CLASSES
+        )
+        if not self.listed_from_disk:
+            self.require_images([*train, *val, *test])
+        super().__init__(train_x=train or None, val=val or None, test=test)
+
+    # ------------------------------------------------------------ what a subclass may override
+
+    def read_official(self) -> Lists:
+        """Return train, val and test as the official annotations give them.
+
+        Called with `random` seeded by `SPLIT_SEED`, for the parts that have to be drawn.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has neither a split file nor lists")
+
+    def roles(self, train: Items, val: Items, test: Items) -> Lists:
+        """Return the lists in the roles they are used in (ImageNet validates on its test list)."""
+        return train, val, test
+
+    # ------------------------------------------------------------ folders
+
+    @classmethod
+    def open(cls, root: str) -> ImageDataset:
+        """Return the reader of the data set below `root` with its lists not yet read."""
+        reader = cls.__new__(cls)
+        reader.locate(root)
+        return reader
+
+    def locate(self, root: str) -> None:
+        """Set `dataset_dir` and `image_dir`. Raises UserError saying what is missing where."""
+        if not root:
+            raise UserError("no data folder given: say --root DIR (DATASET.ROOT)")
+        root = os.path.abspath(os.path.expanduser(root))
+        if not os.path.isdir(root):
+            raise UserError(f"no such data folder: {root} (--root)")
+        help_ = self.how_to_get.format(name=type(self).__name__, root=root)
+        self.dataset_dir = os.path.normpath(os.path.join(root, type(self).dataset_dir))
+        if not os.path.isdir(self.dataset_dir):
+            near = suggest(os.path.basename(self.dataset_dir), os.listdir(root))
+            raise UserError(f"no folder {self.dataset_dir}{near}; {help_}")
+        self.image_dir = os.path.normpath(os.path.join(self.dataset_dir, self.find_image_dir()))
+        if not os.path.isdir(self.image_dir):
+            misplaced = self._find_misplaced(os.path.basename(self.image_dir))
+            raise UserError(f"no folder {self.image_dir}{misplaced}; {help_}")
+
+    def find_image_dir(self) -> str:
+        """Return the image folder relative to `dataset_dir`."""
+        return type(self).image_dir
+
+    def _find_misplaced(self, name: str) -> str:
+        for folder, inside, _ in os.walk(self.dataset_dir):
+            if name in inside:
+                return f" (there is {os.path.join(folder, name)}: move it)"
+            if os.path.relpath(folder, self.dataset_dir).count(os.sep) >= 2:
+                inside.clear()
+        return ""
+
+    # ------------------------------------------------------------ the split
+
+    def load_lists(self) -> Lists:
+        """Return the whole split, all classes, from the split file or the official lists.
+
+        A split that had to be drawn is saved as the split file. Sets `split_hash`.
+        """
+        path = os.path.join(self.dataset_dir, self.split_file)
+        if self.split_file and os.path.isfile(path):
+            lists = self.read_split(path, self.image_dir)
+        else:
+            with seeded(SPLIT_SEED):
+                lists = self.read_official()
+            if self.split_file:
+                print(f"No {path}: drew a split with seed {SPLIT_SEED}, not the published one")
+                self._save(lambda: self.save_split(*lists, path, self.image_dir), path)
+        self._require_clear_classes(*lists)
+        self.split_hash = rows_hash(dict(zip(PARTS, map(self.rows, lists), strict=True)))
+        return lists
+
+    def _require_clear_classes(self, train: Items, val: Items, test: Items) -> None:
+        """Raise UserError if a label has two names, or is evaluated and not trained."""
+        lists = os.path.join(self.dataset_dir, self.split_file)
+        names: dict[int, str] = {}
+        for items in (train or test, val, test):
+            known = frozenset(names)
+            for item in items:
+                name = names.setdefault(item.label, item.classname)
+                if name != item.classname:
+                    raise UserError(
+                        f"label {item.label} is called '{name}' and '{item.classname}' "
+                        f"({item.impath}) in {lists}; give each label one name"
+                    )
+                if known and item.label not in known:
+                    raise UserError(
+                        f"class '{name}' has images to evaluate ({item.impath}) but none to train "
+                        f"on in {lists}; add some or take the class out"
+                    )
+        if not test:
+            raise UserError(f"no test images are listed in {lists}")
+
+    def rows(self, items: Iterable[Datum]) -> list[Row]:
+        """Return `items` as a split file has them, paths relative to the image folder."""
+        return _rows(items, self.image_dir)
+
+    def require_images(self, items: Sequence[Datum]) -> None:
+        """Raise UserError naming the first listed image that isn't there, and how many aren't."""
+        missing = missing_files(item.impath for item in items)
+        if missing:
+            help_ = f"check with: python scripts/prepare_data.py --check {type(self).__name__}"
+            raise UserError(
+                f"{type(self).__name__}: {len(missing)} of {len(items)} listed images are missing, "
+                f"first {missing[0]}; {help_}"
+            )
+
+    @staticmethod
+    def read_split(filepath: str, path_prefix: str) -> Lists:
+        """Return train, val and test of a split file, paths below `path_prefix`.
+
+        The file holds `{"train"|"val"|"test": [[path, label, class name], …]}`; "val" may be
+        absent. Raises UserError naming the entry that is otherwise.
+        """
+        split = read_json(filepath)
+        if not isinstance(split, Mapping) or not {"train", "test"} <= split.keys():
+            raise UserError(f"{filepath} has no lists named 'train' and 'test'")
+        return tuple(
+            [
+                _datum(entry, path_prefix, f"{filepath}, '{name}'[{i}]")
+                for i, entry in enumerate(part)
+            ]
+            for name, part in ((name, split.get(name, [])) for name in PARTS)
+        )
+
+    @staticmethod
+    def save_split(train: Items, val: Items, test: Items, filepath: str, path_prefix: str) -> None:
+        """Write a split drawn here in the format of `read_split`, marked as drawn."""
+        rows = (_rows(items, path_prefix) for items in (train, val, test))
+        split = dict(zip(PARTS, rows, strict=True))
+        _write_json({**split, "drawn_with_seed": SPLIT_SEED}, filepath)
+
+    @staticmethod
+    def split_trainval(trainval: Items, p_val: float = 0.2) -> tuple[Items, Items]:
+        """Return train and val: of each class, shuffled, the first `round(p_val n)` become val.
+
+        Classes come in order of first appearance; draws from `random`.
+        """
+        places = defaultdict(list)
+        for place, item in enumerate(trainval):
+            places[item.label].append(place)
+        train, val = [], []
+        for of_class in places.values():
+            random.shuffle(of_class)
+            n_val = round(len(of_class) * p_val)
+            val.extend(trainval[place] for place in of_class[:n_val])
+            train.extend(trainval[place] for place in of_class[n_val:])
+        return train, val
+
+    @staticmethod
+    def read_and_split_data(
+        image_dir: str,
+        p_trn: float = 0.5,
+        p_val: float = 0.2,
+        ignored: Collection[str] = (),
+        new_cnames: Mapping[str, str] | None = None,
+    ) -> Lists:
+        """Return train, val and test drawn from a folder of class folders, by `split_class`."""
+        lists: Lists = ([], [], [])
+        for label, folder in enumerate(class_folders(image_dir, ignored)):
+            class_dir = os.path.join(image_dir, folder)
+            classname = (new_cnames or {}).get(folder, folder)
+            paths = [os.path.join(class_dir, name) for name in image_files(class_dir)]
+            parts = ImageDataset.split_class(paths, class_dir, p_trn, p_val)
+            for items, part in zip(lists, parts, strict=True):
+                items.extend(Datum(impath=p, label=label, classname=classname) for p in part)
+        return lists
+
+    @staticmethod
+    def split_class(
+        images: Sequence[Any], where: str, p_trn: float = 0.5, p_val: float = 0.2
+    ) -> tuple[list, list, list]:
+        """Return one class shuffled and cut into `round(p_trn n)`, `round(p_val n)` and the rest.
+
+        Two or three images leave a part empty that way: they go to train and test first, then to
+        val. Raises UserError for a single image; `where` says whose.
+        """
+        if len(images) < 2:
+            raise UserError(
+                f"one image only in {where}: a class needs one to train and one to test"
+            )
+        images = list(images)
+        random.shuffle(images)
+        n_train, n_val = round(len(images) * p_trn), round(len(images) * p_val)
+        if len(images) <= 3:
+            n_train, n_val = 1, len(images) - 2
+        end = n_train + n_val
+        return images[:n_train], images[n_train:end], images[end:]
+
+    # ------------------------------------------------------------ few shots
+
+    def sample(self, train: Items, val: Items, shots: int, seed: int) -> tuple[Items, Items]:
+        """Return `shots` training and `min(shots, 4)` validation images per class.
+
+        Everything if `shots` < 1. The sample is a function of split, shots and seed, and is kept
+        in `split_fewshot/shot_<shots>-seed_<seed>.json`; a negative seed draws anew each time.
+        Sets `fewshot_hash`.
+        """
+        self.fewshot_hash = ""
+        if shots < 1 or not train:
+            return train, val
+        cache = self.fewshot_path(shots, seed)
+        sample = self._read_sample(cache, train, val, shots) if seed >= 0 else None
+        if sample is None:
+            with seeded(seed):
+                sample = (
+                    self.generate_fewshot_dataset(train, num_shots=shots),
+                    self.generate_fewshot_dataset(val, num_shots=min(shots, 4)),
+                )
+            if seed >= 0:
+                self._save(lambda: self.write_sample(*sample, cache), cache)
+        self.fewshot_hash = rows_hash({"train": self.rows(sample[0]), "val": self.rows(sample[1])})
+        return sample
+
+    def fewshot_path(self, shots: int, seed: int) -> str:
+        """Return where the sample of `shots` and `seed` is kept."""
+        return os.path.join(self.dataset_dir, "split_fewshot", f"shot_{shots}-seed_{seed}.json")
+
+    def write_sample(self, train: Items, val: Items, path: str) -> None:
+        """Write a sample; whole or not at all, so two runs may write the same one at once."""
+        rows = {"train": self.rows(train), "val": self.rows(val)}
+        _write_json({**rows, "split": self.split_hash, "hash": rows_hash(rows)}, path)
+
+    def _read_sample(
+        self, path: str, train: Items, val: Items, shots: int
+    ) -> tuple[Items, Items] | None:
+        """Return the kept sample, or None if there is none or it isn't one of this split."""
+        if not os.path.isfile(path):
+            return None
+        try:
+            kept = read_json(path)
+            if kept.get("split", self.split_hash) == self.split_hash:
+                return (
+                    self.match_rows(kept["train"], train, shots),
+                    self.match_rows(kept["val"], val, min(shots, 4)),
+                )
+            reason = "it was drawn from another split"
+        except (UserError, AttributeError, KeyError, TypeError, ValueError) as error:
+            reason = str(error) or type(error).__name__
+        print(f"Drawing the few-shot sample anew: {path} does not fit ({reason})")
+        return None
+
+    def match_rows(self, rows: Iterable[Row], pool: Items, shots: int) -> Items:
+        """Return the items of `pool` that `rows` name, in the order of `rows`.
+
+        Raises ValueError unless they are `shots` of each class (all of a smaller class).
+        """
+        known = dict(zip(self.rows(pool), pool, strict=True))
+        try:
+            items = [known[tuple(row)] for row in rows]
+        except KeyError as error:
+            raise ValueError(f"{error.args[0]} is not in the split") from None
+        if len(set(map(id, items))) < len(items):
+            raise ValueError("an image comes twice")
+        per_class = Counter(item.label for item in pool)
+        expected = {label: min(n, shots) for label, n in per_class.items()}
+        if Counter(item.label for item in items) != expected:
+            raise ValueError(f"it is not {shots} of each class")
+        return items
+
+    @staticmethod
+    def _save(write: Callable[[], None], path: str) -> None:
+        try:
+            write()
+        except OSError as error:
+            print(f"Cannot save {path} ({error.strerror}); it is drawn again, the same, each time")
+
+    # ------------------------------------------------------------ base and new classes
+
+    @staticmethod
+    def subsample_classes(*lists: Items, subsample: str = "all") -> tuple[Items, ...]:
+        """Return the lists with the chosen classes only, labels numbered from 0 without a gap.
+
+        "base" is the first ⌈n/2⌉ of the sorted labels in the first list that isn't empty, "new"
+        the rest of them, "all" both. Raises UserError for another word.
+        """
+        if subsample not in SUBSAMPLES:
+            raise UserError(
+                f"DATASET.SUBSAMPLE_CLASSES is '{subsample}'{suggest(subsample, SUBSAMPLES)}; "
+                f"it is one of {', '.join(SUBSAMPLES)}"
+            )
+        labels = sorted({item.label for item in next(filter(None, lists), [])})
+        half = math.ceil(len(labels) / 2)
+        chosen = {"all": labels, "base": labels[:half], "new": labels[half:]}[subsample]
+        if chosen == list(range(len(labels))):
+            return lists
+        number = {label: new for new, label in enumerate(chosen)}
+        return tuple(
+            [replace(item, label=number[item.label]) for item in items if item.label in number]
+            for items in lists
+        )
+
+
+def _datum(entry: Any, folder: str, where: str) -> Datum:
+    """Return the item of a split file's entry; labels may be written as strings."""
+    try:
+        path, label, classname = entry
+        number = int(label)
+        fine = isinstance(path, str) and isinstance(classname, str) and number == float(label) >= 0
+    except (TypeError, ValueError):
+        fine = False
+    if not fine:
+        raise UserError(f"{where} is {entry!r}; expected [path, label from 0, class name]")
+    return Datum(impath=os.path.join(folder, path), label=number, classname=classname)
+
+
+def _rows(items: Iterable[Datum], folder: str) -> list[Row]:
+    inside = os.path.join(folder, "")
+    return [
+        (item.impath.removeprefix(inside).replace(os.sep, "/"), item.label, item.classname)
+        for item in items
+    ]
+
+
+def _write_json(content: Mapping[str, Any], path: str) -> None:
+    with atomic_write(path) as file:
+        json.dump(content, file, ensure_ascii=False)

@@ -1,0 +1,112 @@
+"""Lists, folders of images, and hashes: what the readers share below the data set."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from dassl.utils import UserError
+
+IMAGE_ENDINGS = (
+    ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm",
+)  # fmt: skip
+NOT_A_CLASS = ("__MACOSX", "split_fewshot")
+
+Row = tuple[str, int, str]  # path relative to the image folder, label, class name
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, `random` runs as after `random.seed(seed)`; afterwards as if nothing had been drawn.
+
+    A negative seed means none: `random` is drawn from as it is.
+    """
+    if seed < 0:
+        yield
+        return
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def read_lines(path: str) -> list[str]:
+    """Return the lines of a text file, stripped, without the blank ones.
+
+    Raises UserError if the file is missing or not UTF-8.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return [line.strip() for line in file if line.strip()]
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path}; see docs/datasets.md for the layout") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}") from None
+
+
+def class_folders(folder: str, ignored: Iterable[str] = ()) -> list[str]:
+    """Return the names of the folders in `folder` by code point, without hidden or `ignored` ones.
+
+    Raises UserError if there is none.
+    """
+    left_out = {*ignored, *NOT_A_CLASS}
+    with scan(folder) as entries:
+        names = sorted(e.name for e in entries if _visible(e) and e.is_dir())
+    names = [name for name in names if name not in left_out]
+    if not names:
+        raise UserError(f"no class folders in {folder}; expected one folder per class")
+    return names
+
+
+def image_files(folder: str) -> list[str]:
+    """Return the names of the image files in `folder`, by code point.
+
+    Raises UserError if there is none: a class without images is a half-finished copy.
+    """
+    with scan(folder) as entries:
+        names = sorted(
+            e.name for e in entries if _visible(e) and e.name.lower().endswith(IMAGE_ENDINGS)
+        )
+    if not names:
+        raise UserError(f"no images in the class folder {folder}; add them or remove the folder")
+    return names
+
+
+def scan(folder: str) -> os.scandir:
+    """`os.scandir`, with a UserError if `folder` is missing or cannot be read."""
+    try:
+        return os.scandir(folder)
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {error.strerror}") from None
+
+
+def _visible(entry: os.DirEntry) -> bool:
+    return not entry.name.startswith(".")
+
+
+def missing_files(paths: Iterable[str]) -> list[str]:
+    """Return those of `paths` that do not exist; each folder is listed once."""
+    present: dict[str, frozenset[str]] = {}
+    missing = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in present:
+            present[folder] = frozenset(os.listdir(folder) if os.path.isdir(folder) else ())
+        if name not in present[folder]:
+            missing.append(path)
+    return missing
+
+
+def rows_hash(lists: Mapping[str, Iterable[Row]]) -> str:
+    """Return the SHA-256 (hex) of named lists of rows: names, rows and their order count."""
+    digest = hashlib.sha256()
+    for name, rows in lists.items():
+        digest.update(f"{name}\n".encode())
+        for path, label, classname in rows:
+            digest.update(f"{path}\t{label}\t{classname}\n".encode())
+    return digest.hexdigest()
