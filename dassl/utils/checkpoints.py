@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,43 +24,57 @@ BEST = "model-best.pth.tar"
 class _Ignored:
     """Stands for an object in a checkpoint whose class is not to be loaded."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+    def __init__(self, *args: Any) -> None: ...
 
     def __setstate__(self, state: Any) -> None: ...
 
-    def __setitem__(self, key: Any, value: Any) -> None: ...
 
-    def append(self, value: Any) -> None: ...
-
-    def extend(self, values: Any) -> None: ...
+# Dassl's own checkpoints hold their schedulers, and through them an optimiser, as objects.
+_IGNORABLE = ("torch.optim.", "dassl.", "numpy.", "_codecs.", "collections.", "builtins.")
 
 
-# Dassl's own checkpoints hold their schedulers as objects; nothing in them is needed.
-_IGNORABLE = ("torch.optim.", "dassl.", "collections.", "numpy.", "_codecs.", "builtins.")
+def _stand_in(global_name: str) -> type | Callable:
+    """Return what is made in place of `global_name`, known to the safe loader by that name."""
+    module, _, name = global_name.rpartition(".")
+    if global_name == "collections.defaultdict":
+        # The loader fills nothing but real dicts.
+        def stand_in(*args: Any) -> dict:
+            return {}
+    else:
+        stand_in = type(name, (_Ignored,), {})
+    stand_in.__module__, stand_in.__name__, stand_in.__qualname__ = module, name, name
+    return stand_in
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """Return a checkpoint with its tensors on the CPU. Nothing in the file is executed.
 
-    Optimiser and scheduler objects inside a checkpoint of Dassl's original code are left out.
+    Scheduler objects and numpy scalars in a checkpoint of Dassl's original code are left out.
     Raises UserError if there is no such file, it is damaged, or it holds other objects.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
     try:
-        unsafe = get_unsafe_globals_in_checkpoint(path)
-        refused = [name for name in unsafe if not name.startswith(_IGNORABLE)]
+        # Files from before torch 1.6 are no archives; they can only be read if they are plain.
+        foreign = get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
+        refused = [name for name in foreign if not name.startswith(_IGNORABLE)]
         if refused:
             raise UserError(f"{path} holds objects that are not loaded: {', '.join(refused)}")
-        with safe_globals([(_Ignored, name) for name in unsafe]):
+        with safe_globals([_stand_in(name) for name in foreign]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is not a readable checkpoint: {reason}") from None
-    if not isinstance(checkpoint, Mapping):
+        raise UserError(f"{path} is not a readable checkpoint ({_reason(error)})") from None
+    if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
     return _without_ignored(checkpoint)
+
+
+def _reason(error: Exception) -> str:
+    """Return the telling line of torch's message, which is a page of advice."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if "WeightsUnpickler error" in line]
+    return (told or lines or [type(error).__name__])[0].rpartition("WeightsUnpickler error: ")[2]
 
 
 def _without_ignored(value: Any) -> Any:

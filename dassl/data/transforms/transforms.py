@@ -1,0 +1,183 @@
+"""Training and test transforms, chosen by name in `INPUT.TRANSFORMS`.
+
+All of them draw from torch's generator alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torchvision import transforms as T
+from torchvision.transforms import functional as F
+from torchvision.transforms.functional import InterpolationMode
+
+from dassl.config import CfgNode
+from dassl.utils import UserError, suggest
+
+INTERPOLATION_MODES = {
+    "bilinear": InterpolationMode.BILINEAR,
+    "bicubic": InterpolationMode.BICUBIC,
+    "nearest": InterpolationMode.NEAREST,
+}
+
+
+class Random2DTranslation:
+    """With probability `p` a random crop from the image at 1.125 × the size, else a resize."""
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        p: float = 0.5,
+        interpolation: InterpolationMode = InterpolationMode.BILINEAR,
+    ) -> None:
+        self.size = [height, width]
+        self.p = p
+        self.interpolation = interpolation
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if torch.rand(()) >= self.p:
+            return F.resize(image, self.size, self.interpolation)
+        larger = [round(side * 1.125) for side in self.size]
+        top, left = (
+            int(torch.randint(big - side + 1, ()))
+            for big, side in zip(larger, self.size, strict=True)
+        )
+        return F.crop(F.resize(image, larger, self.interpolation), top, left, *self.size)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(size={self.size}, p={self.p})"
+
+
+class Cutout:
+    """Set `n_holes` squares of `length` pixels at random centres to zero (arXiv 1708.04552)."""
+
+    def __init__(self, n_holes: int = 1, length: int = 16) -> None:
+        self.n_holes = n_holes
+        self.length = length
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        image = image.clone()  # (3, H, W)
+        half = self.length // 2
+        for _ in range(self.n_holes):
+            y, x = (int(torch.randint(side, ())) for side in image.shape[1:])
+            image[:, max(y - half, 0) : y + half, max(x - half, 0) : x + half] = 0
+        return image
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(n_holes={self.n_holes}, length={self.length})"
+
+
+class GaussianNoise:
+    """Add noise N(mean, std²) to every value, with probability `p`."""
+
+    def __init__(self, mean: float = 0.0, std: float = 0.15, p: float = 0.5) -> None:
+        self.mean = mean
+        self.std = std
+        self.p = p
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        if torch.rand(()) >= self.p:
+            return image
+        return image + torch.randn(image.shape) * self.std + self.mean
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(mean={self.mean}, std={self.std}, p={self.p})"
+
+
+class InstanceNormalization:
+    """Give each channel of an image mean 0 and standard deviation 1."""
+
+    def __init__(self, eps: float = 1e-8) -> None:
+        self.eps = eps
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        mean = image.mean(dim=(1, 2), keepdim=True)
+        std = image.std(dim=(1, 2), keepdim=True)
+        return (image - mean) / (std + self.eps)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(eps={self.eps})"
+
+
+def _interpolation(node: CfgNode) -> InterpolationMode:
+    name = node.INTERPOLATION
+    if name not in INTERPOLATION_MODES:
+        known = ", ".join(INTERPOLATION_MODES)
+        raise UserError(f"INPUT.INTERPOLATION is {name!r}; choose one of {known}")
+    return INTERPOLATION_MODES[name]
+
+
+def _auto_augment(policy: str) -> Callable[[CfgNode], Any]:
+    return lambda node: T.AutoAugment(T.AutoAugmentPolicy(policy))
+
+
+# name -> maker from the INPUT node, in the order of application; first on PIL images …
+_ON_IMAGES: dict[str, Callable[[CfgNode], Any]] = {
+    "random_translation": lambda i: Random2DTranslation(*i.SIZE, interpolation=_interpolation(i)),
+    "random_crop": lambda i: T.RandomCrop(i.SIZE, padding=i.CROP_PADDING),
+    "random_resized_crop": lambda i: T.RandomResizedCrop(
+        i.SIZE, scale=i.RRCROP_SCALE, interpolation=_interpolation(i)
+    ),
+    "random_flip": lambda i: T.RandomHorizontalFlip(),
+    "imagenet_policy": _auto_augment("imagenet"),
+    "cifar10_policy": _auto_augment("cifar10"),
+    "svhn_policy": _auto_augment("svhn"),
+    "randaugment": lambda i: T.RandAugment(i.RANDAUGMENT_N, i.RANDAUGMENT_M),
+    "colorjitter": lambda i: T.ColorJitter(
+        i.COLORJITTER_B, i.COLORJITTER_C, i.COLORJITTER_S, i.COLORJITTER_H
+    ),
+    "randomgrayscale": lambda i: T.RandomGrayscale(p=i.RGS_P),
+    "gaussian_blur": lambda i: T.RandomApply([T.GaussianBlur(i.GB_K)], p=i.GB_P),
+}
+# … then on tensors in [0, 1].
+_ON_TENSORS: dict[str, Callable[[CfgNode], Any]] = {
+    "cutout": lambda i: Cutout(i.CUTOUT_N, i.CUTOUT_LEN),
+    "normalize": lambda i: T.Normalize(mean=i.PIXEL_MEAN, std=i.PIXEL_STD),
+    "gaussian_noise": lambda i: GaussianNoise(i.GN_MEAN, i.GN_STD),
+    "instance_norm": lambda i: InstanceNormalization(),
+}
+_AT_TEST = ("normalize", "instance_norm")
+
+# center_crop needs no maker: every test image is cropped at its centre.
+CHOICES = (*_ON_IMAGES, "center_crop", *_ON_TENSORS)
+
+
+def build_transform(
+    cfg: CfgNode, is_train: bool = True, choices: Sequence[str] | None = None
+) -> T.Compose | None:
+    """Return the transform from a PIL image to a (3, H, W) tensor; None with NO_TRANSFORM.
+
+    For training: resized to `INPUT.SIZE` unless a random crop does it, then the chosen transforms
+    in a fixed order. For test: the shorter side resized to max(SIZE), the centre cropped.
+
+    Args:
+        cfg: the config; its INPUT node is read.
+        is_train: training or test.
+        choices: names instead of `INPUT.TRANSFORMS`.
+    """
+    node = cfg.INPUT
+    if node.NO_TRANSFORM:
+        return None
+    choices = node.TRANSFORMS if choices is None else choices
+    for name in choices:
+        if name not in CHOICES:
+            near = suggest(name, CHOICES)
+            raise UserError(f"unknown transform {name!r}{near}; known: {', '.join(CHOICES)}")
+    if is_train:
+        crops = {"random_crop", "random_resized_crop"} & set(choices)
+        steps = [] if crops else [T.Resize(node.SIZE, _interpolation(node))]
+        steps += [make(node) for name, make in _ON_IMAGES.items() if name in choices]
+        on_tensors = _ON_TENSORS
+    else:
+        steps = [T.Resize(max(node.SIZE), _interpolation(node)), T.CenterCrop(node.SIZE)]
+        on_tensors = {name: _ON_TENSORS[name] for name in _AT_TEST}
+    steps.append(T.ToTensor())
+    steps += [make(node) for name, make in on_tensors.items() if name in choices]
+    if cfg.VERBOSE:
+        print(f"Building transform_{'train' if is_train else 'test'}")
+        print("\n".join(f"+ {step}" for step in steps))
+    return T.Compose(steps)

@@ -1,0 +1,129 @@
+"""Accuracy, macro F1, accuracy per class, confusion matrix."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dassl.config import CfgNode
+from dassl.utils import UserError, atomic_write
+
+from .build import EVALUATOR_REGISTRY
+
+
+class EvaluatorBase:
+    """`reset`, then `process` for each batch, then `evaluate`."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg = cfg
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        raise NotImplementedError
+
+    def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
+        """Take the model's output and the labels of a batch."""
+        raise NotImplementedError
+
+    def evaluate(self) -> OrderedDict[str, float]:
+        """Return the results by name; the first is the one that models are chosen by."""
+        raise NotImplementedError
+
+
+@EVALUATOR_REGISTRY.register()
+class Classification(EvaluatorBase):
+    """Evaluation of (B, C) scores against (B,) labels, in percent.
+
+    Args:
+        cfg: the config.
+        lab2cname: class name by label, for the accuracy per class.
+    """
+
+    def __init__(
+        self, cfg: CfgNode, lab2cname: dict[int, str] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(cfg)
+        self._lab2cname = lab2cname or {}
+        self.reset()
+
+    def reset(self) -> None:
+        # Kept on their device: a pass over the test images waits for the GPU only at its end.
+        self._true: list[torch.Tensor] = []
+        self._pred: list[torch.Tensor] = []
+        self.total = 0
+        self.per_class: list[dict[str, Any]] = []
+
+    def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
+        self._pred.append(mo.argmax(dim=1))
+        self._true.append(gt)
+
+    def evaluate(self) -> OrderedDict[str, float]:
+        """Return accuracy, error_rate, macro_f1 and, with PER_CLASS_RESULT, perclass_accuracy.
+
+        The macro F1 is the mean over the classes that have images. Details per class are then in
+        `per_class`.
+        """
+        if not self._true:
+            raise UserError("there is nothing to evaluate")
+        true, pred = (torch.cat(parts).cpu() for parts in (self._true, self._pred))
+        size = int(max(true.max(), pred.max())) + 1
+        # counts[i, j]: images of class i taken for class j
+        counts = torch.bincount(true * size + pred, minlength=size * size).reshape(size, size)
+        self.total, correct = len(true), int(counts.trace())
+        accuracy = 100.0 * correct / self.total
+        results = OrderedDict(
+            accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=_macro_f1(counts)
+        )
+        print(
+            "=> result\n"
+            f"* total: {self.total:,}\n"
+            f"* correct: {correct:,}\n"
+            f"* accuracy: {accuracy:.1f}%\n"
+            f"* error: {results['error_rate']:.1f}%\n"
+            f"* macro_f1: {results['macro_f1']:.1f}%"
+        )
+        if self.cfg.TEST.PER_CLASS_RESULT:
+            results["perclass_accuracy"] = self._evaluate_classes(counts)
+        if self.cfg.TEST.COMPUTE_CMAT:
+            path = Path(self.cfg.OUTPUT_DIR) / "cmat.pt"
+            with atomic_write(path, "wb") as file:
+                torch.save(counts / counts.sum(dim=1, keepdim=True).clamp(min=1), file)
+            print(f"Confusion matrix saved to {path}")
+        return results
+
+    def _evaluate_classes(self, counts: torch.Tensor) -> float:
+        """Print and keep the accuracy of each class that has images; return their mean."""
+        print("=> per-class result")
+        self.per_class = []
+        for label, row in enumerate(counts):
+            if total := int(row.sum()):
+                correct = int(row[label])
+                name = self._lab2cname.get(label, "")
+                accuracy = 100.0 * correct / total
+                self.per_class.append(
+                    {
+                        "label": label,
+                        "classname": name,
+                        "total": total,
+                        "correct": correct,
+                        "accuracy": accuracy,
+                    }
+                )
+                print(
+                    f"* class: {label} ({name})\ttotal: {total:,}\tcorrect: {correct:,}\t"
+                    f"acc: {accuracy:.1f}%"
+                )
+        mean = sum(entry["accuracy"] for entry in self.per_class) / len(self.per_class)
+        print(f"* average: {mean:.1f}%")
+        return mean
+
+
+def _macro_f1(counts: torch.Tensor) -> float:
+    """Return the mean F1 = 2 hits / (images + predictions), in percent, of classes with images."""
+    images, predictions = counts.sum(dim=1), counts.sum(dim=0)
+    present = images > 0
+    f1 = 2 * counts.diagonal().double() / (images + predictions).clamp(min=1)
+    return float(100 * f1[present].mean())

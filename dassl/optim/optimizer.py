@@ -1,0 +1,83 @@
+"""Optimisers by name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn, optim
+
+from dassl.config import CfgNode
+from dassl.utils import UserError, suggest
+
+# name -> (class, its arguments from the OPTIM node)
+_OPTIMIZERS: dict[str, tuple[type[optim.Optimizer], Callable[[CfgNode], dict[str, Any]]]] = {
+    "sgd": (
+        optim.SGD,
+        lambda o: {
+            "momentum": o.MOMENTUM,
+            "dampening": o.SGD_DAMPNING,
+            "nesterov": o.SGD_NESTEROV,
+        },
+    ),
+    "adam": (optim.Adam, lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2)}),
+    "amsgrad": (optim.Adam, lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2), "amsgrad": True}),
+    "adamw": (optim.AdamW, lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2)}),
+    "radam": (optim.RAdam, lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2)}),
+    "rmsprop": (optim.RMSprop, lambda o: {"momentum": o.MOMENTUM, "alpha": o.RMSPROP_ALPHA}),
+}
+
+
+def build_optimizer(
+    model: nn.Module | Iterable[nn.Parameter] | None,
+    optim_cfg: CfgNode,
+    param_groups: list[dict[str, Any]] | None = None,
+) -> optim.Optimizer:
+    """Return the optimiser `optim_cfg.NAME`.
+
+    Args:
+        model: what to optimise, a module or its parameters.
+        optim_cfg: the OPTIM node.
+        param_groups: optimise these instead; a group may carry its own "lr".
+    """
+    if optim_cfg.NAME not in _OPTIMIZERS:
+        near = suggest(optim_cfg.NAME, _OPTIMIZERS)
+        known = ", ".join(_OPTIMIZERS)
+        raise UserError(f"unknown OPTIM.NAME {optim_cfg.NAME!r}{near}; choose one of {known}")
+    if param_groups is not None:
+        if optim_cfg.STAGED_LR:
+            warnings.warn("OPTIM.STAGED_LR has no effect on given param_groups", stacklevel=2)
+        parameters: Any = param_groups
+    elif optim_cfg.STAGED_LR:
+        parameters = _staged(model, optim_cfg)
+    else:
+        parameters = model.parameters() if isinstance(model, nn.Module) else model
+    make, arguments = _OPTIMIZERS[optim_cfg.NAME]
+    return make(
+        parameters,
+        lr=optim_cfg.LR,
+        weight_decay=optim_cfg.WEIGHT_DECAY,
+        **arguments(optim_cfg),
+    )
+
+
+def _staged(model: nn.Module, optim_cfg: CfgNode) -> list[dict[str, Any]]:
+    """Split the children: those in NEW_LAYERS at LR, the others at LR × BASE_LR_MULT."""
+    if not isinstance(model, nn.Module):
+        raise TypeError("OPTIM.STAGED_LR needs a module")
+    model = model.module if isinstance(model, nn.DataParallel) else model
+    new = optim_cfg.NEW_LAYERS
+    new = [new] if isinstance(new, str) else list(new)
+    children = dict(model.named_children())
+    for name in new:
+        if name not in children:
+            near = suggest(name, children)
+            raise UserError(f"OPTIM.NEW_LAYERS: the model has no layer {name!r}{near}")
+    groups = [
+        {"params": [], "lr": optim_cfg.LR * optim_cfg.BASE_LR_MULT},
+        {"params": [], "lr": optim_cfg.LR},
+    ]
+    for name, child in children.items():
+        groups[name in new]["params"] += list(child.parameters())
+    return groups
