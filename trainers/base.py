@@ -1,0 +1,417 @@
+"""What all prompt-tuning methods share: the contract of a method, and the trainer that runs one.
+
+A method is parts passed in (prompts to learn, the two prompt-taking encoders), and three functions:
+
+    features = method.features(image)          image (B,D), text (C,D) or (B,C,D); not normalised
+    losses   = method.losses(features, label)  {"itm": …, "kg": …}: named, already weighted
+    logits   = method.logits(features)         (B,C)
+
+It names the modules it trains; freezing, optimiser groups and checkpoints follow from that.
+
+Letters in shape comments: B images, C classes, D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from clip.clip import load_model
+from clip.model import convert_weights
+from clip.prompting import Encoders
+from dassl.config import CfgNode
+from dassl.engine import TrainerX
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import UserError, count_num_param, file_sha256
+
+from . import original_checkpoints
+
+PRECISIONS = ("fp32", "fp16", "bf16", "amp")
+
+
+def extend_cfg(cfg: CfgNode) -> None:
+    # False: the plain encoders, for benchmarks and doubts; the numbers are the same.
+    cfg.MODEL.FAST = True
+
+
+@dataclass
+class Features:
+    """What the encoders give for a batch, not normalised.
+
+    image: (B,D). text: (C,D), or (B,C,D) where each image has its own. frozen_image: (B,D), the
+    unprompted tower's features of the same view, for methods that stay close to them.
+    """
+
+    image: torch.Tensor
+    text: torch.Tensor
+    frozen_image: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a run. names: for prompts; keys: their identity; template: with one {}."""
+
+    names: list[str]
+    keys: list[str]
+    template: str = "a photo of a {}."
+
+    def sentences(self, template: str | None = None) -> list[str]:
+        """The template filled with every class name, underscores as spaces."""
+        template = template or self.template
+        return [template.replace("{}", name.replace("_", " ")) for name in self.names]
+
+
+def unit(x: torch.Tensor) -> torch.Tensor:
+    """L2-normalised rows, in fp32 at least whatever the towers' precision."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+
+
+def cosine_logits(image: torch.Tensor, text: torch.Tensor, temperature: torch.Tensor):
+    """τ f̂ êᵀ: image (B,D), text (C,D) or (B,C,D) → (B,C)."""
+    image, text = unit(image), unit(text)
+    if text.dim() == 3:
+        return temperature * (text @ image.unsqueeze(-1)).squeeze(-1)
+    return temperature * image @ text.t()
+
+
+def rows_of(keys: Sequence[str], among: Sequence[str]) -> list[int] | None:
+    """Where each key stands in `among`; None if one isn't there."""
+    place = {key: i for i, key in enumerate(among)}
+    if any(key not in place for key in keys):
+        return None
+    return [place[key] for key in keys]
+
+
+class Method(nn.Module):
+    """Base of all methods: the ITM head on the features of `encode_image` and `encode_text`."""
+
+    # The submodules it trains, by attribute name; everything else is frozen.
+    trained_modules: tuple[str, ...] = ()
+    # Trained parameters with one row per class, by name in `trained()`.
+    class_bound: tuple[str, ...] = ()
+    # Whether a view's image features never change: no trained input enters the image tower.
+    image_tower_untouched = True
+
+    def __init__(self, encoders: Encoders, classes: Classes) -> None:
+        super().__init__()
+        self.encoders = encoders
+        self.classes = classes
+        self._text_cache: tuple[tuple, torch.Tensor] | None = None
+
+    @classmethod
+    def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> Method:
+        """The one place where a method reads its config."""
+        raise NotImplementedError
+
+    # What a method may override.
+
+    def encode_text(self) -> torch.Tensor:
+        """(C,D) text features, where they don't depend on the image."""
+        raise NotImplementedError
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """(B,3,H,H) → (B,D). Where the tower is untouched, (B,D) features pass as they are."""
+        return image if image.dim() == 2 else self.encoders.image(image)
+
+    def features(self, image: torch.Tensor) -> Features:
+        return Features(image=self.encode_image(image), text=self.text_features())
+
+    def losses(self, features: Features, label: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"itm": F.cross_entropy(self.itm_logits(features), label)}
+
+    def logits(self, features: Features) -> torch.Tensor:
+        return self.itm_logits(features)
+
+    # What all have.
+
+    def itm_logits(self, features: Features) -> torch.Tensor:
+        """The image-text-matching head: τ f̂ êᵀ, (B,C)."""
+        return cosine_logits(features.image, features.text, self.encoders.temperature)
+
+    def text_features(self) -> torch.Tensor:
+        """`encode_text`, computed once for as long as no trained parameter changes."""
+        if torch.is_grad_enabled():
+            return self.encode_text()
+        state = tuple((id(p), p._version, p.device) for p in self.trained().values())
+        if self._text_cache is None or self._text_cache[0] != state:
+            self._text_cache = (state, self.encode_text())
+        return self._text_cache[1]
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters this method trains, by the names they have in checkpoints."""
+        return {
+            name: parameter
+            for module in self.trained_modules
+            for name, parameter in getattr(self, module).named_parameters()
+        }
+
+    def param_groups(self, lr: float) -> list[dict]:
+        """Optimiser groups at the base learning rate `lr`."""
+        return [{"params": list(self.trained().values()), "lr": lr}]
+
+    def freeze(self) -> Method:
+        """Let gradients flow to exactly what `trained` names."""
+        self.requires_grad_(False)
+        for parameter in self.trained().values():
+            parameter.requires_grad_(True)
+        return self
+
+    def train(self, mode: bool = True) -> Method:
+        """As nn.Module's, but the frozen towers always stay in eval mode."""
+        super().train(mode)
+        self.encoders.eval()
+        return self
+
+    def trained_state(self) -> dict[str, torch.Tensor]:
+        """The values of `trained()`, detached."""
+        return {name: p.detach().clone() for name, p in self.trained().items()}
+
+    @torch.no_grad()
+    def load_trained(
+        self, state: dict[str, torch.Tensor], keys: Sequence[str] | None, partial: bool = False
+    ) -> list[str]:
+        """Copy values in by name; class-bound ones by class key. Returns the names taken.
+
+        Args:
+            state: values by the names of `trained()`.
+            keys: the class keys they were trained on; None if unknown.
+            partial: accept missing names and leave what is bound to other classes (a start for
+                training) instead of refusing.
+
+        Raises:
+            UserError: names or shapes differ, or class-bound values of other classes.
+        """
+        own = self.trained()
+        unknown = [name for name in state if name not in own]
+        missing = [name for name in own if name not in state]
+        if unknown or (missing and not partial):
+            raise UserError(
+                "the checkpoint is of another method: "
+                + "; ".join(
+                    f"{what} {', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
+                    for what, names in (("it lacks", missing), ("it also has", unknown))
+                    if names
+                )
+            )
+        taken = []
+        for name, value in state.items():
+            if name in self.class_bound:
+                value = self._own_rows(name, value, keys)
+                if value is None and partial:
+                    continue
+                if value is None:
+                    raise UserError(
+                        f"{name} is learned per class, and the checkpoint was trained on other "
+                        "classes than this run's: it can't be applied to them"
+                    )
+            if value.shape != own[name].shape:
+                raise UserError(
+                    f"{name} has shape {tuple(value.shape)} in the checkpoint and "
+                    f"{tuple(own[name].shape)} here: set the method's options as in training"
+                )
+            own[name].copy_(value)
+            taken.append(name)
+        return taken
+
+    def _own_rows(
+        self, name: str, value: torch.Tensor, keys: Sequence[str] | None
+    ) -> torch.Tensor | None:
+        if value.dim() != self.trained()[name].dim():  # not per class in the checkpoint
+            return value
+        if keys is None:
+            return value if len(value) == len(self.classes.keys) else None
+        rows = rows_of(self.classes.keys, keys)
+        return None if rows is None else value[rows]
+
+
+def resolve_precision(wanted: str, device: torch.device, key: str) -> str:
+    """The precision to run in: half precision of the towers needs a GPU, except bf16.
+
+    Raises:
+        UserError: an unknown one.
+    """
+    if wanted not in PRECISIONS:
+        raise UserError(f"{key} is {wanted!r}; one of: {', '.join(PRECISIONS)}")
+    if wanted in ("fp16", "amp") and device.type == "cpu":
+        print(f"{key}: {wanted} needs a GPU; running in fp32 on this CPU")
+        return "fp32"
+    return wanted
+
+
+class PromptTrainer(TrainerX):
+    """Trains one `Method`: one step for all precisions, one save, one load.
+
+    A subclass names its method, its config node under TRAINER and its model's folder name.
+    """
+
+    method_class: type[Method]
+    config_node: str
+    model_name = "prompt_learner"
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        self.method_cfg(cfg)  # names the missing node before any work
+
+    @classmethod
+    def method_cfg(cls, cfg: CfgNode) -> CfgNode:
+        return cfg.TRAINER[cls.config_node]
+
+    def build_method(self, encoders: Encoders, classes: Classes) -> Method:
+        return self.method_class.from_cfg(self.cfg, encoders, classes)
+
+    def build_model(self) -> None:
+        cfg = self.cfg
+        key = f"TRAINER.{self.config_node}.PREC"
+        self.precision = resolve_precision(self.method_cfg(cfg).PREC, self.device, key)
+        print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
+        clip_model, path = load_model(cfg.MODEL.BACKBONE.NAME)
+        self.backbone_sha256 = file_sha256(path)
+        _check_resolution(cfg, clip_model.visual.input_resolution)
+        if self.precision != "fp16":
+            clip_model.float()
+        if self.precision == "bf16":
+            convert_weights(clip_model, torch.bfloat16)
+        encoders = Encoders(clip_model.to(self.device), fast=cfg.MODEL.FAST)
+        dm = self.dm
+        classes = Classes(list(dm.classnames), list(dm.class_keys), dm.template)
+        self.method = self.build_method(encoders, classes).to(self.device).freeze()
+        if cfg.MODEL.INIT_WEIGHTS:
+            self.initialise_from(cfg.MODEL.INIT_WEIGHTS)
+
+        trained = self.method.trained()
+        print(f"Parameters to train: {', '.join(trained) or 'none'}")
+        print(f"Number of them: {sum(p.numel() for p in trained.values()):,}")
+        print(f"Number of all: {count_num_param(self.method):,}")
+        optim = sched = None
+        if trained:
+            groups = self.method.param_groups(cfg.OPTIM.LR)
+            optim = build_optimizer(self.method, cfg.OPTIM, groups)
+            sched = build_lr_scheduler(optim, cfg.OPTIM)
+        self.register_model(self.model_name, self.method, optim, sched)
+        # fp16 gradients underflow without a scale; the scaled loss of CLIP's τ = 100 overflows at
+        # the default one.
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, init_scale=2.0**10, enabled=self.precision in ("fp16", "amp")
+        )
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, dtype=torch.float16, enabled=self.precision == "amp"
+        )
+
+    # Training.
+
+    def train(self) -> None:
+        if not self.method.trained():
+            print(f"{type(self).__name__} has nothing to train")
+            self.test()
+            return
+        super().train()
+
+    def forward_backward(self, batch: dict) -> dict:
+        image, label = self.parse_batch_train(batch)
+        with self.autocast():
+            features = self.method.features(image)
+        losses = self.method.losses(features, label)
+        loss = sum(losses.values())
+        self.step(loss)
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        return {"loss": loss.detach(), **{f"loss_{k}": v.detach() for k, v in losses.items()}}
+
+    def step(self, loss: torch.Tensor) -> None:
+        """One optimiser step down the gradient of `loss`."""
+        self.model_zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self._optims[self.model_name])
+        self.scaler.update()
+
+    def parse_batch_train(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        return (
+            batch["img"].to(self.device, non_blocking=True),
+            batch["label"].to(self.device, non_blocking=True),
+        )
+
+    # Evaluation.
+
+    def model_inference(self, input: torch.Tensor) -> torch.Tensor:
+        with self.autocast():
+            features = self.method.features(input)
+        return self.method.logits(features)
+
+    # Checkpoints.
+
+    def model_state(self, name: str) -> dict[str, torch.Tensor]:
+        return self.method.trained_state()
+
+    def checkpoint_extra(self) -> dict:
+        return {
+            "trainer": type(self).__name__,
+            "class_keys": list(self.method.classes.keys),
+            "backbone_sha256": self.backbone_sha256,
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_checkpoint_extra(self, extra: dict) -> None:
+        self.scaler.load_state_dict(extra["scaler"])
+
+    def result_extra(self) -> dict:
+        return {"backbone_sha256": self.backbone_sha256}
+
+    def load_model_state(self, name: str, state_dict: dict, checkpoint: dict) -> None:
+        self._load(state_dict, checkpoint, partial=False)
+
+    def initialise_from(self, path: str) -> None:
+        """Start from the parameters of a checkpoint file, ours or one of the original code."""
+        checkpoint = original_checkpoints.read(path)
+        self._load(checkpoint["state_dict"], checkpoint, partial=True, source=path)
+
+    def _load(
+        self, state: dict, checkpoint: dict, partial: bool, source: str = "the checkpoint"
+    ) -> None:
+        """Put a checkpoint's values into the method, strictly; say what was taken and what left."""
+        backbone = checkpoint.get("backbone_sha256")
+        if backbone not in (None, self.backbone_sha256):
+            raise UserError(
+                f"{source} was trained on another backbone (SHA-256 {backbone[:12]}…, this run has "
+                f"{self.backbone_sha256[:12]}…): set MODEL.BACKBONE.NAME as in training"
+            )
+        keys = checkpoint.get("class_keys")
+        left = []
+        if original_checkpoints.is_original(state):
+            kind = original_checkpoints.kind(state)
+            print(f"{source}: a checkpoint of the original code ({kind})")
+            keys = original_checkpoints.class_keys(state, self.method)
+            state, left = original_checkpoints.translate(state, self.method.trained())
+        taken = self.method.load_trained(state, keys, partial)
+        left += [name for name in state if name not in taken]
+        print(f"Taken from {source}: {', '.join(taken) or 'nothing'}")
+        if left:
+            print(f"Left there: {', '.join(left)}")
+        if partial and (fresh := [name for name in self.method.trained() if name not in taken]):
+            print(f"Not in it, so at their initial values: {', '.join(fresh)}")
+
+
+def _check_resolution(cfg: CfgNode, resolution: int) -> None:
+    size = cfg.INPUT.SIZE
+    if tuple(size) != (resolution, resolution):
+        raise UserError(
+            f"INPUT.SIZE is {tuple(size)}, but backbone {cfg.MODEL.BACKBONE.NAME} takes "
+            f"{resolution} x {resolution} images: set INPUT.SIZE to ({resolution}, {resolution})"
+        )
+
+
+def words_or_random(
+    encoders: Encoders, words: str, n_ctx: int, std: float = 0.02
+) -> tuple[torch.Tensor, str]:
+    """Initial context vectors (M,d_t) fp32: the embeddings of some words, or N(0, std²).
+
+    Without words, M = n_ctx. Returns also the text to show people for it.
+    """
+    words = words.replace("_", " ").strip()
+    if words:
+        return encoders.text.embed(words), words
+    return torch.randn(n_ctx, encoders.text.width) * std, " ".join(["X"] * n_ctx)

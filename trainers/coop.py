@@ -1,0 +1,81 @@
+"""CoOp: Context Optimization (Zhou et al., IJCV 2022, arXiv 2109.01134).
+
+A prompt is [SOS][V][class name][.][EOT] with a context V ∈ R^{M×d_t} that is learned and shared by
+all classes, or one context per class (CSC).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from clip.prompting import Encoders
+from dassl.config import CfgNode
+from dassl.engine import TRAINER_REGISTRY
+
+from .base import Classes, Method, PromptTrainer, words_or_random
+from .dept import DePTMixin
+
+
+def extend_cfg(cfg: CfgNode) -> None:
+    cfg.TRAINER.COOP = CfgNode()
+    cfg.TRAINER.COOP.N_CTX = 16  # M
+    cfg.TRAINER.COOP.CSC = False  # one context per class
+    cfg.TRAINER.COOP.CTX_INIT = ""  # words to start from; they set M
+    cfg.TRAINER.COOP.PREC = "fp16"  # fp32, fp16, bf16, amp
+    cfg.TRAINER.COOP.CLASS_TOKEN_POSITION = "end"  # end, middle, front
+
+
+class Context(nn.Module):
+    """The context to learn. ctx: (M,d_t), or (C,M,d_t) with one per class."""
+
+    def __init__(self, initial: torch.Tensor) -> None:
+        super().__init__()
+        self.ctx = nn.Parameter(initial)
+
+
+class CoOpMethod(Method):
+    """Text features of the prompts around a learned context, images as they are.
+
+    Args:
+        context: `Context`.
+        position: where the class name stands: "end", "middle" or "front" of the context.
+    """
+
+    trained_modules = ("context",)
+
+    def __init__(
+        self, encoders: Encoders, classes: Classes, context: Context, position: str = "end"
+    ) -> None:
+        super().__init__(encoders, classes)
+        self.context = context
+        if context.ctx.dim() == 3:
+            self.class_bound = ("ctx",)
+        self.layout = encoders.text.layout(classes.names, context.ctx.shape[-2], position)
+
+    @classmethod
+    def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> CoOpMethod:
+        c = cfg.TRAINER.COOP
+        initial, shown = words_or_random(encoders, c.CTX_INIT, c.N_CTX)
+        if c.CSC and c.CTX_INIT:
+            initial = initial.repeat(len(classes.names), 1, 1)
+        elif c.CSC:
+            initial = torch.randn(len(classes.names), *initial.shape) * 0.02
+        print(f'Initial context: "{shown}"{", one per class" if c.CSC else ""}')
+        return cls(encoders, classes, Context(initial), c.CLASS_TOKEN_POSITION)
+
+    def encode_text(self) -> torch.Tensor:
+        return self.encoders.text(self.layout, self.context.ctx)
+
+
+@TRAINER_REGISTRY.register()
+class CoOp(PromptTrainer):
+    """Context Optimization."""
+
+    method_class = CoOpMethod
+    config_node = "COOP"
+
+
+@TRAINER_REGISTRY.register()
+class DePT_CoOp(DePTMixin, CoOp):
+    """DePT on CoOp."""

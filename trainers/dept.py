@@ -1,0 +1,253 @@
+"""DePT: Decoupled Prompt Tuning (Zhang et al., CVPR 2024, arXiv 2309.07439).
+
+Prompt tuning loses on new classes what it gains on base ones: base-specific knowledge crowds the
+feature channels both share. DePT keeps that knowledge in a space of its own, the channel-wise
+transformed features, with a classifier of their own: the CAT head. It stands beside the usual
+image-text-matching (ITM) head of any method, is trained with it, fused with it where the classes
+are the trained ones, and dropped where they aren't.
+
+Letters in shape comments: B images, C classes, D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from clip.prompting import Encoders
+from dassl.config import CfgNode
+from dassl.utils import UserError, suggest
+
+from .base import Classes, Features, Method, cosine_logits, rows_of
+
+HEADS = ("linear", "similarity")
+CWTS = ("separate", "shared", "none")
+ROWS = ("both", "image")
+FUSIONS = ("logits", "prob", "none")
+
+
+def extend_cfg(cfg: CfgNode) -> None:
+    cfg.TRAINER.DEPT = CfgNode()
+    cfg.TRAINER.DEPT.WEIGHT = 0.7  # λ, in the loss and in the fusion
+    cfg.TRAINER.DEPT.LR_MULT = 6.5  # learning rate of the CAT head, in prompt learning rates
+    cfg.TRAINER.DEPT.HEAD = "linear"  # linear | similarity
+    cfg.TRAINER.DEPT.CWT = "separate"  # separate | shared | none
+    cfg.TRAINER.DEPT.ROWS = "both"  # both | image: what the CAT head is trained on
+    cfg.TRAINER.DEPT.FUSION = "logits"  # logits | prob | none (the CAT head alone)
+
+
+def _choice(key: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise UserError(
+            f"TRAINER.DEPT.{key} is {value!r}{suggest(value, choices)}; one of: "
+            f"{', '.join(choices)}"
+        )
+    return value
+
+
+class ChannelWiseTransform(nn.Module):
+    """cwT(x) = γ ⊙ x + β: the identity at the start. x: (…,D)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * x + self.bias
+
+
+class CATHead(nn.Module):
+    """The channel-adjusted-transfer head: cwT of each modality, and a classifier both share.
+
+    Args:
+        dim: D.
+        classes: C, the classes it is trained on.
+        kind: "linear": z = W·cwT(x) + b, no normalisation, no temperature; "similarity": the
+            cosine of cwT(f) and cwT(e), times τ.
+        cwt: "separate" for image and text, one "shared" by both, or "none".
+        rows: trained on "both" modalities or on "image" features alone (linear only).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        classes: int,
+        kind: str = "linear",
+        cwt: str = "separate",
+        rows: str = "both",
+    ) -> None:
+        super().__init__()
+        self.kind = _choice("HEAD", kind, HEADS)
+        self.rows = _choice("ROWS", rows, ROWS)
+        _choice("CWT", cwt, CWTS)
+        self.cwt_image = nn.Identity() if cwt == "none" else ChannelWiseTransform(dim)
+        separate = cwt == "separate"
+        self.cwt_text = ChannelWiseTransform(dim) if separate else self.cwt_image
+        self.classifier = nn.Linear(dim, classes) if kind == "linear" else None
+
+    def logits(self, features: Features, temperature: torch.Tensor) -> torch.Tensor:
+        """(B,C) logits of the images; linear: of the trained classes, similarity: of the texts'."""
+        image = self.cwt_image(_full(features.image))
+        if self.classifier is not None:
+            return self.classifier(image)
+        return cosine_logits(image, self.cwt_text(_full(features.text)), temperature)
+
+    def loss(
+        self, features: Features, label: torch.Tensor, temperature: torch.Tensor
+    ) -> torch.Tensor:
+        """Cross entropy, the mean over the image rows and, if trained on, the text rows.
+
+        Row j's text feature is its class's; image-conditioned methods give each image its own.
+        """
+        logits = self.logits(features, temperature)
+        if self.classifier is not None and self.rows == "both":
+            text = _full(features.text)
+            if text.dim() == 3:
+                own = text[torch.arange(len(label), device=label.device), label]
+            else:
+                own = text[label]
+            logits = torch.cat([self.classifier(self.cwt_text(own)), logits])
+            label = label.repeat(2)
+        return F.cross_entropy(logits, label)
+
+    def resize(self, classes: int) -> None:
+        """Make room for a checkpoint's classes; the rows are new only if their number is."""
+        if self.classifier is not None and self.classifier.out_features != classes:
+            old = self.classifier.weight
+            self.classifier = nn.Linear(old.shape[1], classes, device=old.device)
+
+
+def _full(x: torch.Tensor) -> torch.Tensor:
+    """At least fp32: the head's parameters are, whatever the towers run in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class DePT(Method):
+    """DePT around any method: the same three functions, and a CAT head beside its ITM head.
+
+    Loss: (1−λ) L_ITM + λ L_CAT + the method's other losses at their own weights.
+    Test on trained classes: (1−λ) z_ITM + λ z_CAT; on others z_ITM.
+
+    Args:
+        method: what it wraps.
+        head: the CAT head, for the classes of `method`.
+        weight: λ.
+        fusion: "logits" as the released code; "prob" fuses probabilities as the paper's formula
+            does (the logits are then their logarithms); "none": the CAT head alone.
+        lr_mult: the CAT head's learning rate in units of the method's.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        head: CATHead,
+        weight: float = 0.7,
+        fusion: str = "logits",
+        lr_mult: float = 6.5,
+    ) -> None:
+        super().__init__(method.encoders, method.classes)
+        if not 0 <= weight <= 1:
+            raise UserError(f"TRAINER.DEPT.WEIGHT is {weight}; λ lies between 0 and 1")
+        self.method = method
+        self.cat = head
+        self.weight = weight
+        self.fusion = _choice("FUSION", fusion, FUSIONS)
+        self.lr_mult = lr_mult
+        self.image_tower_untouched = method.image_tower_untouched
+        # Rows of W for the classes of this run; None where one was never trained.
+        self.rows: list[int] | None = list(range(len(self.classes.keys)))
+
+    @classmethod
+    def around(cls, cfg: CfgNode, method: Method) -> DePT:
+        """Wrap `method` as the config says."""
+        c = cfg.TRAINER.DEPT
+        head = CATHead(method.encoders.embed_dim, len(method.classes.keys), c.HEAD, c.CWT, c.ROWS)
+        return cls(method, head, c.WEIGHT, c.FUSION, c.LR_MULT)
+
+    def features(self, image: torch.Tensor) -> Features:
+        return self.method.features(image)
+
+    def losses(self, features: Features, label: torch.Tensor) -> dict[str, torch.Tensor]:
+        losses = self.method.losses(features, label)
+        cat = self.cat.loss(features, label, self.encoders.temperature)
+        return {**losses, "itm": (1 - self.weight) * losses["itm"], "cat": self.weight * cat}
+
+    def logits(self, features: Features) -> torch.Tensor:
+        itm = self.method.logits(features)
+        if self.rows is None:
+            return itm
+        cat = self.cat.logits(features, self.encoders.temperature)
+        if self.cat.classifier is not None:
+            cat = cat[:, self.rows]
+        if self.fusion == "none":
+            return cat
+        if self.fusion == "prob":
+            itm, cat = itm.softmax(dim=-1), cat.softmax(dim=-1)
+            return ((1 - self.weight) * itm + self.weight * cat).log()
+        return (1 - self.weight) * itm + self.weight * cat
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        head = {f"cat.{name}": p for name, p in self.cat.named_parameters()}
+        return {**self.method.trained(), **head}
+
+    def param_groups(self, lr: float) -> list[dict]:
+        groups = self.method.param_groups(lr)
+        head = list(self.cat.parameters())
+        return groups + ([{"params": head, "lr": lr * self.lr_mult}] if head else [])
+
+    @torch.no_grad()
+    def load_trained(
+        self, state: dict[str, torch.Tensor], keys: Sequence[str] | None, partial: bool = False
+    ) -> list[str]:
+        """As the method's; the head keeps the classes of the checkpoint, and applies by identity.
+
+        All classes of this run were trained → fusion, on their rows; otherwise the ITM head alone.
+        As a start for training (`partial`) the rows of this run's classes are taken, if all exist.
+        """
+        head = {name: value for name, value in state.items() if name.startswith("cat.")}
+        rest = {name: value for name, value in state.items() if name not in head}
+        taken = self.method.load_trained(rest, keys, partial)
+        bound = [name for name in head if name.startswith("cat.classifier.")]
+        trained = len(head[bound[0]]) if bound else len(keys or self.classes.keys)
+        if keys is None and trained == len(self.classes.keys):
+            # No identity in the checkpoint: as many classes, taken for the same ones.
+            keys = self.classes.keys
+        rows = rows_of(self.classes.keys, keys or ())
+        if partial:
+            for name in bound:
+                value = head.pop(name)
+                if rows is not None:
+                    head[name] = value[rows]
+            rows = list(range(len(self.classes.keys)))
+        else:
+            self.cat.resize(trained)
+        taken += self._load_head(head, partial)
+        self.rows = rows
+        return taken
+
+    def _load_head(self, head: dict[str, torch.Tensor], partial: bool) -> list[str]:
+        own = {f"cat.{name}": p for name, p in self.cat.named_parameters()}
+        for name in own | head:
+            here = tuple(own[name].shape) if name in own else "nothing"
+            there = tuple(head[name].shape) if name in head else "nothing"
+            if here != there and not (partial and name not in head):
+                raise UserError(
+                    f"{name}: the checkpoint has {there}, this run {here}: set TRAINER.DEPT.* "
+                    "(HEAD, CWT) and the trainer as in training"
+                )
+        for name, value in head.items():
+            own[name].copy_(value)
+        return list(head)
+
+
+class DePTMixin:
+    """Turns a method's trainer into DePT around it: `class DePT_X(DePTMixin, X)`."""
+
+    model_name = "PromptLearner"
+
+    def build_method(self, encoders: Encoders, classes: Classes) -> Method:
+        return DePT.around(self.cfg, super().build_method(encoders, classes))

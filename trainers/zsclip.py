@@ -1,0 +1,73 @@
+"""Zero-shot CLIP (Radford et al. 2021, arXiv 2103.00020): hand-written prompts, nothing trained."""
+
+from __future__ import annotations
+
+import torch
+
+from clip.open_clip_parts import selected_imagenet_templates
+from clip.prompting import Encoders
+from dassl.config import CfgNode
+from dassl.engine import TRAINER_REGISTRY
+
+from .base import Classes, Method, PromptTrainer, unit
+
+
+def extend_cfg(cfg: CfgNode) -> None:
+    cfg.TRAINER.ZEROSHOT = CfgNode()
+    cfg.TRAINER.ZEROSHOT.PREC = "fp16"  # fp32, fp16, bf16, amp
+
+
+class ZeroshotMethod(Method):
+    """The ITM head on frozen text features of hand-written templates.
+
+    Args:
+        templates: each with one {}; of several, the normalised features are averaged.
+    """
+
+    def __init__(self, encoders: Encoders, classes: Classes, templates: list[str]) -> None:
+        super().__init__(encoders, classes)
+        self.templates = templates
+
+    @classmethod
+    def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> ZeroshotMethod:
+        print(f"Prompt: {classes.template}")
+        return cls(encoders, classes, [classes.template])
+
+    def encode_text(self) -> torch.Tensor:
+        return ensemble_features(self.encoders, self.classes, self.templates)
+
+
+class EnsembleMethod(ZeroshotMethod):
+    """Seven ImageNet templates that OpenAI selected, and the data set's own."""
+
+    @classmethod
+    def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> EnsembleMethod:
+        templates = selected_imagenet_templates()
+        if classes.template not in templates:
+            templates.append(classes.template)
+        print(f"Ensemble of {len(templates)} prompts")
+        return cls(encoders, classes, templates)
+
+
+def ensemble_features(encoders: Encoders, classes: Classes, templates: list[str]) -> torch.Tensor:
+    """(C,D): the mean over templates of normalised text features (one template: its features)."""
+    features = [encoders.text.encode(classes.sentences(template)) for template in templates]
+    if len(features) == 1:
+        return features[0]
+    return torch.stack([unit(f) for f in features]).mean(dim=0)
+
+
+@TRAINER_REGISTRY.register()
+class ZeroshotCLIP(PromptTrainer):
+    """Zero-shot CLIP with the data set's hand-written template."""
+
+    method_class = ZeroshotMethod
+    config_node = "ZEROSHOT"
+
+
+@TRAINER_REGISTRY.register()
+class ZeroshotCLIP2(PromptTrainer):
+    """Zero-shot CLIP with an ensemble of templates."""
+
+    method_class = EnsembleMethod
+    config_node = "ZEROSHOT"
