@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -22,10 +23,11 @@ def main() -> None:
     with urllib.request.urlopen(INDEX, timeout=60) as answer:
         files = json.load(answer)["urls"]
     wheel = next(f for f in files if f["filename"].endswith("-py3-none-any.whl"))
-    with urllib.request.urlopen(wheel["url"], timeout=60) as answer:
+    address = urllib.parse.urljoin(INDEX, wheel["url"])  # a mirror's addresses may be relative
+    with urllib.request.urlopen(address, timeout=60) as answer:
         content = answer.read()
     if hashlib.sha256(content).hexdigest() != wheel["digests"]["sha256"]:
-        sys.exit(f"error: {wheel['url']} arrived with a wrong checksum")
+        sys.exit(f"error: {address} arrived with a wrong checksum")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / wheel["filename"]
         path.write_bytes(content)

@@ -1,0 +1,254 @@
+"""scripts/parse_results.py on small output trees."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_runs import add_pair, add_run, original_log
+
+from scripts.results import published
+from scripts.results.layout import Place, changed_settings, config_label, read_place
+from scripts.results.runs import load_scores
+from scripts.results.summary import AVERAGE, summarise
+from scripts.results.sweeps import ABLATION, LAMBDA, add_sweeps
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "parse_results.py"
+
+
+def parse(folder: Path, *options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, SCRIPT, folder, *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def summary_of(folder: Path, **wanted):
+    summary = summarise(load_scores(folder)[0], **wanted)
+    add_sweeps(summary)
+    return summary
+
+
+def only(records, **keys):
+    found = [r for r in records if all(getattr(r, k) == v for k, v in keys.items())]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_base_new_and_h_per_data_set_and_on_average(tmp_path):
+    accuracies = {"pets": [(80, 60), (90, 70)], "cars": [(50, 40), (70, 44)]}
+    for dataset, pairs in accuracies.items():
+        for seed, (base, new) in enumerate(pairs, start=1):
+            add_pair(tmp_path, dataset, base, new, seed=seed)
+    records = summary_of(tmp_path).records
+    pets = only(records, dataset="pets").metrics
+    assert pets["base"].mean == 85 and pets["base"].std == pytest.approx(statistics.stdev([80, 90]))
+    assert pets["h"].mean == pytest.approx(2 * 85 * 65 / 150)
+    paired = [2 * 80 * 60 / 140, 2 * 90 * 70 / 160]
+    assert pets["h"].std == pytest.approx(statistics.stdev(paired))
+
+    average = only(records, dataset=AVERAGE).metrics
+    assert average["base"].mean == 72.5 and average["new"].mean == 53.5
+    assert average["h"].mean == pytest.approx(2 * 72.5 * 53.5 / 126)  # of the averaged accuracies
+    assert average["base"].std == pytest.approx(statistics.stdev([65, 80]))
+
+
+def test_any_seeds_and_the_missing_ones_are_named(tmp_path):
+    for seed in (4, 7):
+        add_pair(tmp_path, "pets", 80, 60, seed=seed)
+    add_run(tmp_path, "base2new/train_base/cars", 50, seed=4)
+    add_run(tmp_path, "base2new/train_base/cars", 50, seed=7)
+    summary = summary_of(tmp_path)
+    assert only(summary.records, dataset="pets").metrics["base"].seeds == (4, 7)
+    assert [line.partition(": CoOp tiny, 16 shots: ")[2] for line in summary.missing] == [
+        "cars, new classes, seeds 4, 7"
+    ]
+    answer = parse(tmp_path)
+    assert answer.returncode == 0 and "missing: " in answer.stderr and "missing" in answer.stdout
+    wanted = parse(tmp_path, "--seeds", "4", "8", "--datasets", "pets")
+    assert "pets, new classes, seed 8" in wanted.stderr and "cars" not in wanted.stdout
+
+
+def test_a_run_without_a_result_is_named(tmp_path):
+    add_pair(tmp_path, "pets", 80, 60)
+    folder = add_run(tmp_path, "base2new/train_base/pets", 80, seed=2)
+    (folder / "result.json").unlink()
+    (folder / "log.txt").write_text("epoch [1/10]")
+    answer = parse(tmp_path)
+    assert f"missing: unfinished: {folder}" in answer.stderr
+
+
+def test_mixed_configurations_in_a_row_are_refused_and_other_rows_shown(tmp_path):
+    add_pair(tmp_path, "pets", 80, 60, seed=1)
+    add_pair(tmp_path, "pets", 90, 70, seed=2, lr=0.1)
+    add_pair(tmp_path, "pets", 85, 65, trainer="DePT_CoOp")
+    answer = parse(tmp_path)
+    assert answer.returncode == 2
+    assert "error: refused" in answer.stderr and "OPTIM.LR is 0.002" in answer.stderr
+    methods = [line.split()[1] for line in answer.stdout.splitlines() if line.startswith("pets")]
+    assert methods == ["DePT_CoOp"]
+
+
+def test_mixed_hashes_are_refused_without_config_files(tmp_path):
+    for seed in (1, 2):
+        folder = add_run(
+            tmp_path, "base2new/train_base/pets", 80, seed=seed, config_hash=f"h{seed}"
+        )
+        (folder / "config.yaml").unlink()
+    assert parse(tmp_path).returncode == 2
+
+
+def test_two_results_for_one_run_are_refused(tmp_path):
+    add_pair(tmp_path / "a", "pets", 80, 60)
+    add_pair(tmp_path / "b", "pets", 80, 60)
+    assert "two results" in parse(tmp_path).stderr
+
+
+def test_published_numbers_and_gaps(tmp_path):
+    for dataset in published.datasets("base_to_new"):
+        add_pair(tmp_path, dataset, 80, 70)
+    records = summary_of(tmp_path).records
+    average = only(records, dataset=AVERAGE)
+    assert average.published["base"] == 81.50 and average.published["new"] == 69.77
+    rows = list(csv.DictReader(io.StringIO(parse(tmp_path, "--format", "csv").stdout)))
+    row = next(row for row in rows if row["dataset"] == "caltech101")
+    assert float(row["published_base"]) == 98.17
+    assert float(row["gap_base"]) == pytest.approx(80 - 98.17)
+    text = parse(tmp_path).stdout
+    assert "98.17" in text and "-18.17" in text
+
+
+def test_an_average_over_other_data_sets_has_no_published_number(tmp_path):
+    for dataset in ("caltech101", "dtd"):
+        add_pair(tmp_path, dataset, 80, 70)
+    records = summary_of(tmp_path).records
+    assert only(records, dataset="dtd").published and not only(records, dataset=AVERAGE).published
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_transfer_tables_have_the_source_and_average_the_targets(tmp_path, seed):
+    add_run(tmp_path, "all_classes/train_all/world", 90, seed=seed)
+    for target, accuracy in (("east", 50), ("west", 70)):
+        add_run(tmp_path, f"cross_dataset/from_world/{target}", accuracy, seed=seed)
+    summary = summary_of(tmp_path)
+    cross = summary.of("cross_dataset")
+    assert [r.dataset for r in cross] == ["world", "east", "west", AVERAGE]
+    assert cross[-1].metrics["accuracy"].mean == 60
+    assert summary.missing == []
+    header = parse(tmp_path).stdout.splitlines()[2].split()
+    assert header == ["Method", "Seeds", "world", "east", "west", "average"]
+
+
+def test_few_shot_lambda_and_ablation_tables(tmp_path):
+    dept = {"trainer": "DePT_CoOp"}
+    add_pair(tmp_path, "pets", 80, 60, **dept)
+    add_pair(tmp_path, "pets", 70, 61, shots=4, **dept)
+    add_pair(tmp_path, "pets", 81, 62, config=f"tiny@{LAMBDA}=0.3", **dept)
+    add_pair(tmp_path, "pets", 77, 59, config="tiny@TRAINER.DEPT.CWT=shared", **dept)
+    add_pair(tmp_path, "pets", 75, 58)
+    summary = summary_of(tmp_path)
+    assert [(r.dataset, r.metrics["base"].mean) for r in summary.of("lambda")] == [
+        ("0.3", 81),
+        ("0.7", 80),
+    ]
+    assert [r.metrics["base"].mean for r in summary.of("ablation")] == [75, 77, 80]
+    assert summary.of("ablation")[-1].dataset == ABLATION[-1].label
+    assert not [line for line in summary.missing if "@" in line]
+    assert "Few-shot learning" in parse(tmp_path).stdout
+
+
+def test_all_formats(tmp_path):
+    add_pair(tmp_path, "mini_world", 80, 60, seed=1)
+    add_pair(tmp_path, "mini_world", 90, 70, seed=2)
+    markdown = parse(tmp_path, "--format", "markdown").stdout.splitlines()
+    assert markdown[2].count("|") == markdown[3].count("|") == markdown[4].count("|")
+    latex = parse(tmp_path, "--format", "latex").stdout
+    assert r"mini\_world & CoOp & 1,2 & 85.00{\scriptsize$\,\pm\,$7.07}" in latex
+    content = json.loads(parse(tmp_path, "--format", "json").stdout)
+    assert content["records"][0]["metrics"]["base"]["mean"] == 85
+    out = tmp_path / "table.csv"
+    assert parse(tmp_path, "--format", "csv", "--out", out).stdout == ""
+    assert next(csv.DictReader(out.open()))["new"] == "65.0"
+
+
+def write_log(root: Path, path: str, name: str = "log.txt", **fields) -> None:
+    (root / path).mkdir(parents=True, exist_ok=True)
+    (root / path / name).write_text(original_log(**fields))
+
+
+def test_original_logs_of_both_public_layouts(tmp_path):
+    coop = "base2new/{}/oxford_pets/shots_16/CoOp/vit_b16/seed{}"
+    dept = "b2n/{}/ExtrasLinearProbeCoOp/oxford_pets/shots16/vit_b16/seed{}"
+    for seed in (1, 2):
+        for stage, classes, correct in (("train_base", "base", 937), ("test_new", "new", 971)):
+            fields = {"correct": correct + seed, "classes": classes, "seed": seed}
+            write_log(tmp_path, coop.format(stage, seed), **fields)
+            write_log(tmp_path, dept.format(stage, seed), **fields)
+    records = summary_of(tmp_path).records
+    assert {r.trainer for r in records} == {"CoOp", "DePT_CoOp"}
+    for record in records:
+        assert record.metrics["base"].mean == pytest.approx(93.85)
+        assert record.metrics["new"].mean == pytest.approx(97.25)
+        assert record.published
+
+
+def test_of_repeated_original_runs_the_newest_complete_one_counts(tmp_path):
+    path = "base2new/train_base/oxford_pets/shots_16/CoOp/vit_b16/seed1"
+    write_log(tmp_path, path, correct=100)
+    write_log(tmp_path, path, "log.txt-2024-01-01-10-00-00", correct=200)
+    write_log(tmp_path, path, "log.txt-2024-01-02-10-00-00", correct=300, test=False)
+    assert summary_of(tmp_path).records[0].metrics["base"].mean == 20
+    write_log(tmp_path, path.replace("seed1", "seed2"), correct=300, test=False)
+    assert "unfinished" in load_scores(tmp_path)[1][0]
+
+
+def test_original_cross_dataset_runs(tmp_path):
+    home = "output/imagenet/CoCoOp/vit_16shots/seed1"
+    write_log(tmp_path, home, correct=710, dataset="imagenet", classes="all", trainer="CoCoOp")
+    for target in ("dtd", "eurosat"):
+        fields = {"dataset": target, "classes": "all", "model_dir": home, "trainer": "CoCoOp"}
+        write_log(
+            tmp_path, f"output/evaluation/CoCoOp/vit_16shots/{target}/seed1", correct=450, **fields
+        )
+    cross = summary_of(tmp_path).of("cross_dataset")
+    assert [r.dataset for r in cross] == ["imagenet", "dtd", "eurosat", AVERAGE]
+    assert cross[0].published == published.lookup(
+        "cross_dataset", trainer="CoCoOp", dataset="imagenet"
+    )
+
+
+def test_original_configurations_are_compared_too(tmp_path):
+    path = "base2new/train_base/oxford_pets/shots_16/CoOp/vit_b16/seed{}"
+    write_log(tmp_path, path.format(1), correct=100, seed=1)
+    write_log(tmp_path, path.format(2), correct=100, seed=2, lr=0.5)
+    assert "OPTIM.LR" in summary_of(tmp_path).refused[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["nowhere"],
+        [".", "--format", "docx"],
+        [".", "--seeds", "one"],
+        [".", "--trainers", "Nobody"],
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, options):
+    add_pair(tmp_path, "pets", 80, 60)
+    answer = parse(tmp_path / options[0], *options[1:])
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("error: ") and answer.stderr.count("\n") == 1
+
+
+def test_layout_round_trip():
+    config = config_label("tiny", ["OPTIM.LR", "0.1", LAMBDA, "0.5"])
+    assert changed_settings(config) == {"OPTIM.LR": "0.1", LAMBDA: "0.5"}
+    place = Place("train_base", "pets", 16, "CoOp", config, 3, "base2new")
+    assert read_place(Path("output") / place.folder) == place
+    odd = [config_label("tiny", ["MODEL.INIT_WEIGHTS", name]) for name in ("a/b c", "a/b_c")]
+    assert len(set(odd)) == 2 and not any(set("/ ") & set(name) for name in odd)
