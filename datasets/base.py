@@ -108,18 +108,27 @@ class ImageDataset(DatasetBase):
 
     # ------------------------------------------------------------ the split
 
+    @property
+    def split_path(self) -> str:
+        """Where the split file is, or would be."""
+        return os.path.join(self.dataset_dir, self.split_file)
+
+    def has_split_file(self) -> bool:
+        """Return whether the split is to be read from the split file."""
+        return bool(self.split_file) and os.path.isfile(self.split_path)
+
     def load_lists(self) -> Lists:
         """Return the whole split, all classes, from the split file or the official lists.
 
         A split that had to be drawn is saved as the split file. Sets `split_hash`.
         """
-        path = os.path.join(self.dataset_dir, self.split_file)
-        if self.split_file and os.path.isfile(path):
-            lists = self.read_split(path, self.image_dir)
+        if self.has_split_file():
+            lists = self.read_split(self.split_path, self.image_dir)
         else:
             with seeded(SPLIT_SEED):
                 lists = self.read_official()
             if self.split_file:
+                path = self.split_path
                 print(f"No {path}: drew a split with seed {SPLIT_SEED}, not the published one")
                 self._save(lambda: self.save_split(*lists, path, self.image_dir), path)
         self._require_clear_classes(*lists)
@@ -128,7 +137,7 @@ class ImageDataset(DatasetBase):
 
     def _require_clear_classes(self, train: Items, val: Items, test: Items) -> None:
         """Raise UserError if a label has two names, or is evaluated and not trained."""
-        lists = os.path.join(self.dataset_dir, self.split_file)
+        lists = self.split_path
         names: dict[int, str] = {}
         for items in (train or test, val, test):
             known = frozenset(names)

@@ -8,6 +8,8 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
+
 from dassl.utils import UserError
 
 IMAGE_ENDINGS = (
@@ -47,6 +49,37 @@ def read_lines(path: str) -> list[str]:
         raise UserError(f"no such file: {path}; see docs/datasets.md for the layout") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from None
+
+
+def find_file(folder: str, inside: Iterable[str], name: str, required: bool = True) -> str | None:
+    """Return the path of the file `name` in the first of the folders `inside` that has it.
+
+    Raises UserError if none has it and it is `required`, else returns None.
+    """
+    for candidate in inside:
+        path = os.path.normpath(os.path.join(folder, candidate, name))
+        if os.path.isfile(path):
+            return path
+    if required:
+        raise UserError(f"no {name} in {folder}; see docs/datasets.md for the layout")
+    return None
+
+
+def read_mat(path: str, variable: str) -> np.ndarray:
+    """Return a variable of a MATLAB file, single elements unpacked.
+
+    Raises UserError if the file is missing, damaged or without that variable.
+    """
+    from scipy.io import loadmat
+
+    try:
+        return np.atleast_1d(loadmat(path, squeeze_me=True)[variable])
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path}; see docs/datasets.md for the layout") from None
+    except KeyError:
+        raise UserError(f"{path} has no variable '{variable}'") from None
+    except (ValueError, TypeError, NotImplementedError, OSError) as error:
+        raise UserError(f"{path} is not a readable MATLAB file: {error}") from None
 
 
 def class_folders(folder: str, ignored: Iterable[str] = ()) -> list[str]:

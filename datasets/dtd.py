@@ -1,0 +1,19 @@
+"""Describable Textures (Cimpoi et al., CVPR 2014)."""
+
+from dassl.data.datasets import DATASET_REGISTRY
+
+from .base import ImageDataset, Lists
+
+
+@DATASET_REGISTRY.register()
+class DescribableTextures(ImageDataset):
+    """`images/<class>/`; the field doesn't use the official lists in `labels/`."""
+
+    dataset_dir = "dtd"
+    image_dir = "images"
+    split_file = "split_zhou_DescribableTextures.json"
+    template = "a photo of a {}, a type of texture."
+    sizes = (47, 2820, 1128, 1692)
+
+    def read_official(self) -> Lists:
+        return self.read_and_split_data(self.image_dir)

@@ -1,0 +1,153 @@
+"""ImageNet, ILSVRC 2012 (Deng et al., CVPR 2009; Russakovsky et al., IJCV 2015)."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+
+from dassl.data.datasets import DATASET_REGISTRY, Datum
+from dassl.utils import UserError
+
+from .base import ImageDataset, Items, Lists
+from .files import class_folders, find_file, image_files, read_lines, read_mat
+
+CLASSNAMES = "classnames.txt"
+# Where `train/` and `val/` lie: CoOp's layout, torchvision's, Kaggle's.
+IMAGE_DIRS = ("images", ".", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
+DEVKIT = ("ILSVRC2012_devkit_t12/data", "devkit/data", "devkit", "data", "")
+KAGGLE = ("", "ILSVRC", "ILSVRC/Data/CLS-LOC")
+
+
+def read_classnames(path: str) -> dict[str, str]:
+    """Return display names by WordNet id, in the file's order, from `n01440764 tench`."""
+    return dict(line.partition(" ")[::2] for line in read_lines(path))
+
+
+def folder_items(
+    folder: str, classnames: dict[str, str], labels: dict[str, int] | None = None
+) -> Items:
+    """Return the images of a folder of WordNet-id folders, sorted by class and name.
+
+    `labels` numbers the folders; without it they are numbered as they are sorted. Raises UserError
+    for a folder without a name, a folder without a label and a label without a folder.
+    """
+    ids = class_folders(folder)
+    labels = labels or {wordnet_id: label for label, wordnet_id in enumerate(ids)}
+    odd = sorted(set(labels).symmetric_difference(ids))
+    if odd:
+        raise UserError(
+            f"{folder} and the training folder do not hold the same classes: "
+            f"{len(odd)} differ, first {odd[0]}; extract the missing ones or remove the others"
+        )
+    items = []
+    for wordnet_id in ids:
+        label, classname = labels[wordnet_id], name_of(wordnet_id, classnames, folder)
+        class_dir = os.path.join(folder, wordnet_id)
+        items.extend(
+            Datum(
+                impath=os.path.join(class_dir, name),
+                label=label,
+                classname=classname,
+                class_key=wordnet_id,
+            )
+            for name in image_files(class_dir)
+        )
+    return items
+
+
+def name_of(wordnet_id: str, classnames: dict[str, str], where: str) -> str:
+    """Return the display name of a class. Raises UserError if it has none."""
+    if wordnet_id not in classnames:
+        raise UserError(f"class {wordnet_id} of {where} is not in {CLASSNAMES}")
+    return classnames[wordnet_id]
+
+
+@DATASET_REGISTRY.register()
+class ImageNet(ImageDataset):
+    """`train/<WordNet id>/` and `val/`, in CoOp's, torchvision's or Kaggle's folders.
+
+    The validation set is the test set; `val/` holds class folders, or the 50,000 files with
+    Kaggle's `LOC_val_solution.csv` or the official development kit. Classes are the sorted
+    folders, named by `classnames.txt`; their identity is the WordNet id, since names may be equal.
+    """
+
+    dataset_dir = "imagenet"
+    sizes = (1000, 1281167, 0, 50000)
+    listed_from_disk = True
+    how_to_get = "python scripts/prepare_data.py {name} --root {root} says what to get"
+
+    def find_image_dir(self) -> str:
+        there = (d for d in IMAGE_DIRS if os.path.isdir(os.path.join(self.dataset_dir, d, "train")))
+        return next(there, IMAGE_DIRS[0])
+
+    def read_official(self) -> Lists:
+        classnames = read_classnames(os.path.join(self.dataset_dir, CLASSNAMES))
+        train = folder_items(os.path.join(self.image_dir, "train"), classnames)
+        labels = {item.class_key: item.label for item in train}
+        val_dir = os.path.join(self.image_dir, "val")
+        if any(name.lower().endswith(".jpeg") for name in _names(val_dir)):
+            test = self._flat_items(val_dir, classnames, labels)
+        else:
+            test = folder_items(val_dir, classnames, labels)
+        return train, [], test
+
+    def roles(self, train: Items, val: Items, test: Items) -> Lists:
+        return train, test, test
+
+    def _flat_items(self, folder: str, classnames: dict[str, str], labels: dict[str, int]) -> Items:
+        """Return the files of a flat `val/` in the order that class folders would give."""
+        truth = self._kaggle_truth() or self._devkit_truth()
+        items = []
+        for name in image_files(folder):
+            number = re.search(r"(\d{8})\.", name)
+            wordnet_id = truth.get(int(number[1])) if number else None
+            if wordnet_id not in labels:
+                raise UserError(f"the class of {os.path.join(folder, name)} is not known")
+            items.append(
+                Datum(
+                    impath=os.path.join(folder, name),
+                    label=labels[wordnet_id],
+                    classname=name_of(wordnet_id, classnames, folder),
+                    class_key=wordnet_id,
+                )
+            )
+        return sorted(items, key=lambda item: item.label)
+
+    def _kaggle_truth(self) -> dict[int, str]:
+        """Return WordNet ids by image number from `ILSVRC2012_val_00000001,n01751748 1 2 3 4`."""
+        path = find_file(self.dataset_dir, KAGGLE, "LOC_val_solution.csv", required=False)
+        if path is None:
+            return {}
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = [row for row in csv.reader(file) if len(row) == 2 and row[0] != "ImageId"]
+        return {int(image.rpartition("_")[2]): boxes.split()[0] for image, boxes in rows}
+
+    def _devkit_truth(self) -> dict[int, str]:
+        """Return WordNet ids by image number: line n holds the number of image n's class."""
+        name = "ILSVRC2012_validation_ground_truth.txt"
+        numbers = read_lines(find_file(self.dataset_dir, DEVKIT, name))
+        synsets = read_mat(find_file(self.dataset_dir, DEVKIT, "meta.mat"), "synsets")
+        ids = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets.flatten()}
+        return {image: ids[int(number)] for image, number in enumerate(numbers, start=1)}
+
+
+def _names(folder: str) -> list[str]:
+    return os.listdir(folder) if os.path.isdir(folder) else []
+
+
+class ImageNetVariant(ImageDataset):
+    """Test images of ImageNet classes: no training images, so shots mean nothing.
+
+    Classes are the sorted folders, numbered from 0; the identity is the WordNet id.
+    """
+
+    listed_from_disk = True
+
+    def read_official(self) -> Lists:
+        return [], [], folder_items(self.image_dir, self.read_classnames())
+
+    def read_classnames(self) -> dict[str, str]:
+        """Return ImageNet's class names, from this folder or ImageNet's beside it."""
+        beside = os.path.join("..", ImageNet.dataset_dir)
+        return read_classnames(find_file(self.dataset_dir, ("", beside), CLASSNAMES))
