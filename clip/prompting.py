@@ -223,6 +223,10 @@ class TextEncoder(nn.Module):
         return self.token_embedding.embedding_dim
 
     @property
+    def layers(self) -> int:
+        return len(self.transformer.resblocks)
+
+    @property
     def context_length(self) -> int:
         return len(self.positional_embedding)
 

@@ -405,13 +405,20 @@ def _check_resolution(cfg: CfgNode, resolution: int) -> None:
 
 
 def words_or_random(
-    encoders: Encoders, words: str, n_ctx: int, std: float = 0.02
+    encoders: Encoders, words: str, n_ctx: int, limit: int | None = None
 ) -> tuple[torch.Tensor, str]:
-    """Initial context vectors (M,d_t) fp32: the embeddings of some words, or N(0, std²).
+    """Initial context vectors (M,d_t) fp32: the embeddings of some words, or N(0, .02²).
 
-    Without words, M = n_ctx. Returns also the text to show people for it.
+    Without words, M = n_ctx; with words, as many as their tokens (the first `limit`). Returns also
+    the text to show people for it.
     """
     words = words.replace("_", " ").strip()
-    if words:
-        return encoders.text.embed(words), words
-    return torch.randn(n_ctx, encoders.text.width) * std, " ".join(["X"] * n_ctx)
+    if not words:
+        return torch.randn(n_ctx, encoders.text.width) * 0.02, " ".join(["X"] * n_ctx)
+    initial = encoders.text.embed(words)[:limit]
+    if limit is not None and len(initial) < limit:
+        raise UserError(
+            f"the initial words {words!r} have {len(initial)} tokens, but {limit} context vectors "
+            "are asked for: give more words or fewer vectors"
+        )
+    return initial, words

@@ -34,6 +34,17 @@ class Context(nn.Module):
         self.ctx = nn.Parameter(initial)
 
 
+def initial_context(c: CfgNode, encoders: Encoders, classes: Classes, words: str) -> Context:
+    """The context to start from: some words, or random vectors where there are none."""
+    initial, shown = words_or_random(encoders, words, c.N_CTX)
+    print(f'Initial context: "{shown}"{", one per class" if c.CSC else ""}')
+    if c.CSC and words:
+        initial = initial.repeat(len(classes.names), 1, 1)
+    elif c.CSC:
+        initial = torch.randn(len(classes.names), *initial.shape) * 0.02
+    return Context(initial)
+
+
 class CoOpMethod(Method):
     """Text features of the prompts around a learned context, images as they are.
 
@@ -56,13 +67,8 @@ class CoOpMethod(Method):
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> CoOpMethod:
         c = cfg.TRAINER.COOP
-        initial, shown = words_or_random(encoders, c.CTX_INIT, c.N_CTX)
-        if c.CSC and c.CTX_INIT:
-            initial = initial.repeat(len(classes.names), 1, 1)
-        elif c.CSC:
-            initial = torch.randn(len(classes.names), *initial.shape) * 0.02
-        print(f'Initial context: "{shown}"{", one per class" if c.CSC else ""}')
-        return cls(encoders, classes, Context(initial), c.CLASS_TOKEN_POSITION)
+        context = initial_context(c, encoders, classes, c.CTX_INIT)
+        return cls(encoders, classes, context, c.CLASS_TOKEN_POSITION)
 
     def encode_text(self) -> torch.Tensor:
         return self.encoders.text(self.layout, self.context.ctx)

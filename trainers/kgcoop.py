@@ -1,0 +1,68 @@
+"""KgCoOp: Knowledge-guided Context Optimization (Yao et al., CVPR 2023, arXiv 2303.13283).
+
+CoOp whose text features stay near those of the hand-written prompt:
+L = L_ITM + w · (1 − mean_c cos(ê_c, ẽ_c)), ẽ the frozen features of the data set's template.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from clip.prompting import Encoders
+from dassl.config import CfgNode
+from dassl.engine import TRAINER_REGISTRY
+
+from .base import Classes, Features, PromptTrainer, unit
+from .coop import Context, CoOpMethod, initial_context
+from .dept import DePTMixin
+
+
+def extend_cfg(cfg: CfgNode) -> None:
+    # The other keys are CoOp's; without CTX_INIT the context starts from "a photo of a".
+    cfg.TRAINER.COOP.W = 8.0  # w; 2 in the DePT paper's runs
+
+
+class KgCoOpMethod(CoOpMethod):
+    """CoOp with a "kg" loss.
+
+    Args:
+        frozen_text: (C,D) features of the hand-written prompts.
+        weight: w.
+    """
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        classes: Classes,
+        context: Context,
+        frozen_text: torch.Tensor,
+        weight: float,
+        position: str = "end",
+    ) -> None:
+        super().__init__(encoders, classes, context, position)
+        self.register_buffer("frozen_text", unit(frozen_text), persistent=False)
+        self.weight = weight
+
+    @classmethod
+    def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> KgCoOpMethod:
+        c = cfg.TRAINER.COOP
+        context = initial_context(c, encoders, classes, words=c.CTX_INIT or "a photo of a")
+        frozen = encoders.text.encode(classes.sentences())
+        return cls(encoders, classes, context, frozen, c.W, c.CLASS_TOKEN_POSITION)
+
+    def losses(self, features: Features, label: torch.Tensor) -> dict[str, torch.Tensor]:
+        cosine = (unit(features.text) * self.frozen_text).sum(dim=-1)
+        return {**super().losses(features, label), "kg": self.weight * (1 - cosine.mean())}
+
+
+@TRAINER_REGISTRY.register()
+class KgCoOp(PromptTrainer):
+    """Knowledge-guided Context Optimization."""
+
+    method_class = KgCoOpMethod
+    config_node = "COOP"
+
+
+@TRAINER_REGISTRY.register()
+class DePT_KgCoOp(DePTMixin, KgCoOp):
+    """DePT on KgCoOp."""

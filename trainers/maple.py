@@ -1,0 +1,92 @@
+"""MaPLe: Multi-modal Prompt Learning (Khattak et al., CVPR 2023, arXiv 2210.03117).
+
+Text prompts P_0 … P_{J−1}, each replacing the previous layer's, and at the same layers of the image
+tower the prompts F_i(P_i) with one linear map F_i per layer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from clip.prompting import Encoders
+from dassl.config import CfgNode
+from dassl.engine import TRAINER_REGISTRY
+
+from .base import Classes, Method, PromptTrainer, words_or_random
+from .dept import DePTMixin
+from .prompts import check_depth, deep_prompts, stacked
+
+
+def extend_cfg(cfg: CfgNode) -> None:
+    cfg.TRAINER.MAPLE = CfgNode()
+    cfg.TRAINER.MAPLE.N_CTX = 2  # M, the prompts per layer
+    cfg.TRAINER.MAPLE.CTX_INIT = "a photo of a"  # its first N_CTX tokens start P_0
+    cfg.TRAINER.MAPLE.PROMPT_DEPTH = 9  # J
+    cfg.TRAINER.MAPLE.PREC = "fp16"  # fp32, fp16, bf16, amp
+
+
+class CoupledPrompts(nn.Module):
+    """P_0 = ctx (M,d_t), P_1 … P_{J−1} = deep, F_0 … F_{J−1} = projections."""
+
+    def __init__(self, initial: torch.Tensor, depth: int, vision_width: int) -> None:
+        super().__init__()
+        n, width = initial.shape
+        self.ctx = nn.Parameter(initial)
+        self.deep = deep_prompts(depth, n, width)
+        self.projections = nn.ModuleList(nn.Linear(width, vision_width) for _ in range(depth))
+
+    def text(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """→ (M,d_t) and (J−1,M,d_t)."""
+        return self.ctx, stacked(self.deep)
+
+    def vision(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """→ (M,d_v) and (J−1,M,d_v)."""
+        first, *deep = (
+            project(p) for project, p in zip(self.projections, (self.ctx, *self.deep), strict=True)
+        )
+        return first, stacked(deep)
+
+
+class MaPLeMethod(Method):
+    """Both towers under coupled prompts."""
+
+    trained_modules = ("prompts",)
+    image_tower_untouched = False
+
+    def __init__(self, encoders: Encoders, classes: Classes, prompts: CoupledPrompts) -> None:
+        super().__init__(encoders, classes)
+        self.prompts = prompts
+        self.layout = encoders.text.layout(classes.names, len(prompts.ctx))
+
+    @classmethod
+    def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> MaPLeMethod:
+        c = cfg.TRAINER.MAPLE
+        vision_width = encoders.image.width
+        layers = min(encoders.text.layers, encoders.image.layers)
+        check_depth("TRAINER.MAPLE.PROMPT_DEPTH", c.PROMPT_DEPTH, layers)
+        initial, shown = words_or_random(encoders, c.CTX_INIT, c.N_CTX, limit=c.N_CTX)
+        print(f'Initial context: the first {len(initial)} tokens of "{shown}"')
+        return cls(encoders, classes, CoupledPrompts(initial, c.PROMPT_DEPTH, vision_width))
+
+    def encode_text(self) -> torch.Tensor:
+        return self.encoders.text(self.layout, *self.prompts.text())
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        return self.encoders.image(image, *self.prompts.vision())
+
+
+@TRAINER_REGISTRY.register()
+class MaPLe(PromptTrainer):
+    """Multi-modal Prompt Learning."""
+
+    method_class = MaPLeMethod
+    config_node = "MAPLE"
+    model_name = "MultiModalPromptLearner"
+
+
+@TRAINER_REGISTRY.register()
+class DePT_MaPLe(DePTMixin, MaPLe):
+    """DePT on MaPLe."""
+
+    model_name = "MultiModalPromptLearner"

@@ -1,0 +1,190 @@
+"""PromptSRC: Self-regulating Prompts (Khattak et al., ICCV 2023, arXiv 2307.06948).
+
+Independent deep prompts in both towers, kept near the frozen CLIP's features and predictions, and
+averaged over the epochs with Gaussian weights.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from clip.open_clip_parts import imagenet_templates
+from clip.prompting import Encoders
+from dassl.config import CfgNode
+from dassl.engine import TRAINER_REGISTRY
+
+from .base import Classes, Features, Method, PromptTrainer, unit, words_or_random
+from .dept import DePTMixin
+from .prompts import VisionPrompts, check_depth, deep_prompts, stacked
+
+_TEMPLATES = 60  # the first of OpenAI's 80 ImageNet templates
+
+
+def extend_cfg(cfg: CfgNode) -> None:
+    cfg.TRAINER.PROMPTSRC = CfgNode()
+    cfg.TRAINER.PROMPTSRC.N_CTX_VISION = 4
+    cfg.TRAINER.PROMPTSRC.N_CTX_TEXT = 4
+    cfg.TRAINER.PROMPTSRC.CTX_INIT = "a photo of a"  # its first N_CTX_TEXT tokens start the text
+    cfg.TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION = 9
+    cfg.TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT = 9
+    cfg.TRAINER.PROMPTSRC.TEXT_LOSS_WEIGHT = 25.0
+    cfg.TRAINER.PROMPTSRC.IMAGE_LOSS_WEIGHT = 10.0
+    cfg.TRAINER.PROMPTSRC.GPA_MEAN = 15.0  # μ of the Gaussian aggregation, in epochs
+    cfg.TRAINER.PROMPTSRC.GPA_STD = 1.0  # σ
+    cfg.TRAINER.PROMPTSRC.PREC = "fp16"  # fp32, fp16, bf16, amp
+
+
+class IndependentPrompts(nn.Module):
+    """Text: ctx (M,d_t), deep (J−1 of (M,d_t)); image: `vision`."""
+
+    def __init__(self, initial: torch.Tensor, depth: int, vision: VisionPrompts) -> None:
+        super().__init__()
+        self.ctx = nn.Parameter(initial)
+        self.deep = deep_prompts(depth, *initial.shape)
+        self.vision = vision
+
+    def text(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """→ (M,d_t) and (J−1,M,d_t)."""
+        return self.ctx, stacked(self.deep)
+
+
+class PromptSRCMethod(Method):
+    """L = L_ITM + w_t·mean|ê − ẽ| + w_i·mean|f̂ − f̃| + Σ p̃ (log p̃ − log p) / (B·C).
+
+    ẽ, f̃ and p̃ are the frozen CLIP's text features, image features of the same view, predictions.
+
+    Args:
+        frozen_text: (C,D), ẽ before normalisation.
+        text_weight, image_weight: w_t, w_i.
+    """
+
+    trained_modules = ("prompts",)
+    image_tower_untouched = False
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        classes: Classes,
+        prompts: IndependentPrompts,
+        frozen_text: torch.Tensor,
+        text_weight: float = 25.0,
+        image_weight: float = 10.0,
+    ) -> None:
+        super().__init__(encoders, classes)
+        self.prompts = prompts
+        self.layout = encoders.text.layout(classes.names, len(prompts.ctx))
+        self.register_buffer("frozen_text", unit(frozen_text), persistent=False)
+        self.text_weight = text_weight
+        self.image_weight = image_weight
+
+    @classmethod
+    def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> PromptSRCMethod:
+        c = cfg.TRAINER.PROMPTSRC
+        vision_width = encoders.image.width
+        for key, depth, layers in (
+            ("PROMPT_DEPTH_VISION", c.PROMPT_DEPTH_VISION, encoders.image.layers),
+            ("PROMPT_DEPTH_TEXT", c.PROMPT_DEPTH_TEXT, encoders.text.layers),
+        ):
+            check_depth(f"TRAINER.PROMPTSRC.{key}", depth, layers)
+        initial, shown = words_or_random(encoders, c.CTX_INIT, c.N_CTX_TEXT, limit=c.N_CTX_TEXT)
+        print(f'Initial context: "{shown}"')
+        vision = VisionPrompts(c.N_CTX_VISION, c.PROMPT_DEPTH_VISION, vision_width)
+        return cls(
+            encoders,
+            classes,
+            IndependentPrompts(initial, c.PROMPT_DEPTH_TEXT, vision),
+            mean_text_features(encoders, classes, imagenet_templates()[:_TEMPLATES]),
+            c.TEXT_LOSS_WEIGHT,
+            c.IMAGE_LOSS_WEIGHT,
+        )
+
+    def encode_text(self) -> torch.Tensor:
+        return self.encoders.text(self.layout, *self.prompts.text())
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        return self.encoders.image(image, *self.prompts.vision())
+
+    def features(self, image: torch.Tensor) -> Features:
+        features = super().features(image)
+        if self.training:
+            features.frozen_image = self.encoders.image(image)
+        return features
+
+    def losses(self, features: Features, label: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.itm_logits(features)
+        frozen_image = unit(features.frozen_image)
+        frozen_logits = self.encoders.temperature * frozen_image @ self.frozen_text.t()
+        text_distance = (unit(features.text) - self.frozen_text).abs().mean()
+        image_distance = (unit(features.image) - frozen_image).abs().mean()
+        divergence = F.kl_div(
+            logits.log_softmax(dim=-1),
+            frozen_logits.log_softmax(dim=-1),
+            reduction="sum",
+            log_target=True,
+        )
+        return {
+            "itm": F.cross_entropy(logits, label),
+            "text": self.text_weight * text_distance,
+            "image": self.image_weight * image_distance,
+            "kl": divergence / logits.numel(),
+        }
+
+
+def mean_text_features(encoders: Encoders, classes: Classes, templates: list[str]) -> torch.Tensor:
+    """(C,D): the mean over templates of the un-normalised frozen text features, at least fp32."""
+    total = 0
+    for template in templates:
+        features = encoders.text.encode(classes.sentences(template))
+        total = total + features.to(torch.promote_types(features.dtype, torch.float32))
+    return total / len(templates)
+
+
+def gaussian_weights(epochs: int, mean: float, std: float) -> list[float]:
+    """w_e ∝ N(e; μ, σ²) for e = 1 … epochs, of sum 1."""
+    # Relative to the largest exponent, so that a far-off mean doesn't underflow to all zeros.
+    exponents = [-0.5 * ((e - mean) / std) ** 2 for e in range(1, epochs + 1)]
+    weights = [math.exp(x - max(exponents)) for x in exponents]
+    return [w / sum(weights) for w in weights]
+
+
+@TRAINER_REGISTRY.register()
+class PromptSRC(PromptTrainer):
+    """Self-regulating prompts; after the last epoch the model is Σ w_e θ_e over its epochs."""
+
+    method_class = PromptSRCMethod
+    config_node = "PROMPTSRC"
+    model_name = "VLPromptLearner"
+
+    def build_model(self) -> None:
+        self.aggregate: dict[str, torch.Tensor] = {}
+        super().build_model()
+
+    def after_epoch(self) -> None:
+        c = self.method_cfg(self.cfg)
+        weight = gaussian_weights(self.max_epoch, c.GPA_MEAN, c.GPA_STD)[self.epoch]
+        for name, value in self.method.trained_state().items():
+            # In fp64: a sum over many epochs shouldn't round more than one of them.
+            term = weight * value.double()
+            self.aggregate[name] = self.aggregate[name] + term if self.aggregate else term
+        if self.epoch + 1 == self.max_epoch:
+            print("Taking the Gaussian-weighted mean of all epochs")
+            self.method.load_trained(self.aggregate, self.method.classes.keys)
+        super().after_epoch()
+
+    def checkpoint_extra(self) -> dict:
+        return {**super().checkpoint_extra(), "aggregate": self.aggregate}
+
+    def load_checkpoint_extra(self, extra: dict) -> None:
+        super().load_checkpoint_extra(extra)
+        self.aggregate = {name: v.to(self.device) for name, v in extra["aggregate"].items()}
+
+
+@TRAINER_REGISTRY.register()
+class DePT_PromptSRC(DePTMixin, PromptSRC):
+    """DePT on PromptSRC."""
+
+    model_name = "VLPromptLearner"

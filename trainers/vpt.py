@@ -1,0 +1,77 @@
+"""VPT: Visual Prompt Tuning (Jia et al., ECCV 2022, arXiv 2203.12119), on CLIP.
+
+Prompts enter the image tower and are replaced at every prompted layer; the text is frozen.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from clip.prompting import Encoders
+from dassl.config import CfgNode
+from dassl.engine import TRAINER_REGISTRY
+
+from .base import Classes, Method, PromptTrainer
+from .dept import DePTMixin
+from .prompts import VisionPrompts, check_depth
+
+
+def extend_cfg(cfg: CfgNode) -> None:
+    cfg.TRAINER.VPT = CfgNode()
+    cfg.TRAINER.VPT.N_CTX_VISION = 8  # N, prompts per layer
+    cfg.TRAINER.VPT.PROMPT_DEPTH_VISION = 12  # J; 1 is VPT-shallow
+    cfg.TRAINER.VPT.CTX_INIT = "a photo of a"  # the frozen words before the class name
+    cfg.TRAINER.VPT.PREC = "fp16"  # fp32, fp16, bf16, amp
+
+
+class VPTMethod(Method):
+    """Prompted image features and frozen text features.
+
+    Args:
+        vision: the prompts to learn.
+        frozen_text: (C,D).
+    """
+
+    trained_modules = ("prompts",)
+    image_tower_untouched = False
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        classes: Classes,
+        vision: VisionPrompts,
+        frozen_text: torch.Tensor,
+    ) -> None:
+        super().__init__(encoders, classes)
+        self.prompts = nn.ModuleDict({"vision": vision})
+        self.register_buffer("frozen_text", frozen_text, persistent=False)
+
+    @classmethod
+    def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> VPTMethod:
+        c = cfg.TRAINER.VPT
+        vision_width = encoders.image.width
+        check_depth("TRAINER.VPT.PROMPT_DEPTH_VISION", c.PROMPT_DEPTH_VISION, encoders.image.layers)
+        template = f"{c.CTX_INIT.replace('_', ' ')} {{}}."
+        print(f"Prompt: {template}")
+        vision = VisionPrompts(c.N_CTX_VISION, c.PROMPT_DEPTH_VISION, vision_width)
+        return cls(encoders, classes, vision, encoders.text.encode(classes.sentences(template)))
+
+    def encode_text(self) -> torch.Tensor:
+        return self.frozen_text
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        return self.encoders.image(image, *self.prompts["vision"]())
+
+
+@TRAINER_REGISTRY.register()
+class VPT(PromptTrainer):
+    """Visual Prompt Tuning on CLIP."""
+
+    method_class = VPTMethod
+    config_node = "VPT"
+
+
+@TRAINER_REGISTRY.register()
+class DePT_VPT(DePTMixin, VPT):
+    """DePT on VPT."""
