@@ -75,14 +75,12 @@ def build_data_loader(
     """
     if not data_source:
         raise UserError(f"{cfg.DATASET.NAME}: no images to load")
-    # A negative SEED asks for a new order in every run.
-    seed = cfg.SEED if cfg.SEED >= 0 else torch.initial_seed()
     workers = cfg.DATALOADER.NUM_WORKERS
     return ImageLoader(
         (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
         on_decode_error=cfg.INPUT.ON_DECODE_ERROR,
         batch_size=batch_size,
-        sampler=build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins, seed),
+        sampler=build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins),
         num_workers=workers,
         # A pass over the test images is rare, and its workers' memory better given back.
         persistent_workers=is_train and workers > 0,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from torch.utils.data import Sampler
 
 from dassl.config import CfgNode
-from dassl.utils import Registry, UserError
+from dassl.utils import Registry, UserError, resolve_seed
 
 from .datasets import Datum
 
@@ -180,6 +180,6 @@ def build_sampler(
 ) -> EpochSampler:
     """Return the sampler called `sampler_type`; `seed` defaults to `cfg.SEED`."""
     if seed is None:
-        seed = cfg.SEED if cfg is not None else 0
+        seed = resolve_seed(cfg.SEED) if cfg is not None else 0
     sampler = SAMPLER_REGISTRY.get(sampler_type)
     return sampler(data_source, batch_size, n_domain, n_ins, seed)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from dassl.config import CfgNode
-from dassl.utils import UserError, read_image
+from dassl.utils import UserError, read_image, resolve_seed
 
 from .datasets import Datum
 
@@ -78,8 +78,7 @@ class DatasetWrapper(Dataset):
                 f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but there is no transform "
                 "(INPUT.NO_TRANSFORM)"
             )
-        # A negative SEED asks for a new draw in every run, yet for one seed in all the workers.
-        self._seed = cfg.SEED if cfg.SEED >= 0 else torch.initial_seed()
+        self._seed = resolve_seed(cfg.SEED)
         # Shared memory: workers that outlive an epoch see the change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._plain = _plain_transform(cfg) if self.return_img0 else None

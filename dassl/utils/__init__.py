@@ -26,7 +26,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "write_json",
         ],
         "images": ["read_image"],
-        "locks": ["lock_folder"],
+        "locks": ["lock_folder", "unlock_folder"],
         "logger": ["Tee", "setup_logger"],
         "meters": ["AverageMeter", "MetricMeter"],
         "modules": [
@@ -36,7 +36,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "open_specified_layers",
         ],
         "registry": ["Registry"],
-        "seeds": ["get_rng_state", "set_random_seed", "set_rng_state"],
+        "seeds": ["get_rng_state", "resolve_seed", "set_random_seed", "set_rng_state"],
         "values": ["tolist_if_not"],
     },
 )

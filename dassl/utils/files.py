@@ -41,8 +41,8 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
 
 
 def remove_partial_files(folder: str | os.PathLike) -> None:
-    """Delete what a killed process had not finished writing in `folder` and below."""
-    for partial in Path(folder).rglob(f".*{_PARTIAL}*"):
+    """Delete what a killed process had not finished writing in `folder` itself."""
+    for partial in Path(folder).glob(f".*{_PARTIAL}*"):
         partial.unlink(missing_ok=True)
 
 

@@ -4,50 +4,56 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import TracebackType
 
 from .errors import UserError
 from .files import mkdir_if_missing
 
 try:
     import fcntl
-except ImportError:  # not a POSIX system: there is no flock, and nothing to hold
+except ImportError:  # not a POSIX system: no flock, so nothing is held
     fcntl = None
 
-
-class FolderLock:
-    """Holds `<folder>/.lock` until `release`, or until the process ends, however it ends."""
-
-    def __init__(self, folder: str | os.PathLike) -> None:
-        self.folder = Path(folder)
-        mkdir_if_missing(folder)
-        self._file = open(self.folder / ".lock", "a")  # noqa: SIM115 - open as long as it is held
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise UserError(
-                f"{folder} is in use by another run; wait for it or choose another --output-dir"
-            ) from None
-
-    def release(self) -> None:
-        """Let another process have the folder."""
-        self._file.close()
-
-    def __enter__(self) -> FolderLock:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.release()
+_held: dict[Path, int] = {}  # folder -> file descriptor
 
 
-def lock_folder(folder: str | os.PathLike) -> FolderLock:
-    """Take `folder` for this process. Raises UserError if another holds it."""
-    return FolderLock(folder)
+def lock_folder(folder: str | os.PathLike) -> None:
+    """Hold `folder` until this process ends, however it ends. Holding it already is fine.
+
+    Raises UserError if another process holds it.
+    """
+    mkdir_if_missing(folder)
+    key = Path(folder).resolve()
+    if key in _held or fcntl is None:
+        return
+    try:
+        descriptor = os.open(key / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(f"cannot write to the folder {folder}: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(
+            f"the folder {folder} is in use by another run; wait for it or choose another"
+        ) from None
+    except OSError:
+        pass  # a file system without locks: go on as before there were any
+    _held[key] = descriptor
+
+
+def unlock_folder(folder: str | os.PathLike) -> None:
+    """Let another process have `folder`."""
+    descriptor = _held.pop(Path(folder).resolve(), None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def _forget() -> None:
+    """In a forked child: a worker that outlives its killed parent must not keep the folder."""
+    for descriptor in _held.values():
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import random
+import secrets
 from typing import Any
 
 
@@ -15,6 +17,16 @@ def set_random_seed(seed: int) -> None:
     np.random.seed(seed)
     torch.manual_seed(seed)
     torch.cuda.manual_seed_all(seed)
+
+
+def resolve_seed(seed: int) -> int:
+    """Return `seed` itself, or for a negative one a seed drawn once per process."""
+    return seed if seed >= 0 else _any_seed()
+
+
+@functools.cache
+def _any_seed() -> int:
+    return secrets.randbits(32)
 
 
 def get_rng_state() -> dict[str, Any]:

@@ -1,0 +1,12 @@
+"""Trainers, and what a run leaves in its folder."""
+
+from dassl._lazy import lazy_exports
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "build": ["TRAINER_REGISTRY", "build_trainer"],
+        "records": ["config_hash", "start_log"],
+        "trainer": ["SimpleTrainer", "TrainerBase", "TrainerX", "TrainerXU"],
+    },
+)

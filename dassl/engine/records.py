@@ -1,0 +1,196 @@
+"""What a run leaves in its folder, beside checkpoints.
+
+log.txt          what was printed
+config.yaml      the resolved config
+metrics.jsonl    a line per epoch
+result.json      the evaluation
+predictions.npz  its logits, on request
+resume.pth.tar   only while the run is unfinished: everything it needs to go on
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dassl.config import CfgNode
+from dassl.utils import (
+    atomic_write,
+    library_versions,
+    load_checkpoint,
+    lock_folder,
+    remove_partial_files,
+    save_plain,
+    setup_logger,
+    write_json,
+)
+
+# What may differ between machines, or sittings, without making it another run.
+MACHINE_KEYS = (
+    "OUTPUT_DIR",
+    "RESUME",
+    "USE_CUDA",
+    "VERBOSE",
+    "DATASET.ROOT",
+    "DATALOADER.NUM_WORKERS",
+    "TRAIN.PRINT_FREQ",
+)
+
+
+def _values(node: CfgNode, prefix: str = "") -> dict[str, Any]:
+    """Return the config as {dotted key: value}, without the machine's keys."""
+    values: dict[str, Any] = {}
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            values |= _values(value, f"{name}.")
+        elif name not in MACHINE_KEYS:
+            values[name] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def config_hash(cfg: CfgNode) -> str:
+    """Return a SHA-256 (hex) of everything in `cfg` but the machine's keys."""
+    text = json.dumps(_values(cfg), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def start_log(cfg: CfgNode, train: bool = True) -> None:
+    """Hold the run's folder and copy all output to its log.txt from here on.
+
+    The log starts empty, unless the run goes on from where it was interrupted or only evaluates
+    in the folder of a training.
+    """
+    lock_folder(cfg.OUTPUT_DIR)
+    records = Records(cfg)
+    append = records.unfinished() is not None if train else records.metrics_path.is_file()
+    setup_logger(cfg.OUTPUT_DIR, append=append)
+
+
+class Records:
+    """The files of one run. Each is written whole or not at all."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg = cfg
+        self.folder = Path(cfg.OUTPUT_DIR)
+        self.metrics_path = self.folder / "metrics.jsonl"
+        self.resume_path = self.folder / "resume.pth.tar"
+        self.epochs: list[dict[str, Any]] = []
+
+    def unfinished(self) -> dict[str, Any] | None:
+        """Return the state that this run goes on from; None if it starts afresh.
+
+        It is in cfg.RESUME if that is set, else in the run's own folder if a run with the same
+        config was interrupted there.
+        """
+        demanded = self.cfg.RESUME
+        path = Path(demanded) / self.resume_path.name if demanded else self.resume_path
+        if not path.is_file():
+            return None
+        state = load_checkpoint(path)
+        same = state["config_hash"] == config_hash(self.cfg)
+        return state if demanded or same else None
+
+    def changed_keys(self, state: dict[str, Any]) -> str:
+        """Return how the config of an unfinished run differs: "OPTIM.LR 0.1 -> 0.2, …"."""
+        old, new = json.loads(state["config"]), json.loads(json.dumps(_values(self.cfg)))
+        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        return ", ".join(f"{name} {old.get(name)} -> {new.get(name)}" for name in names)
+
+    def begin(self, model_names: list[str], epochs_done: int) -> None:
+        """Hold the folder, and clear it of what a killed or another run left there.
+
+        Of a run that goes on, the records of its first `epochs_done` epochs stay.
+        """
+        lock_folder(self.folder)
+        model_folders = [self.folder / name for name in model_names]
+        for folder in (self.folder, *model_folders):
+            remove_partial_files(folder)
+        old = []
+        if epochs_done:
+            self.epochs = self._read_epochs(epochs_done)
+        else:
+            old += [self.metrics_path, self.resume_path]
+            for folder in model_folders:
+                old += [*folder.glob("model.pth.tar-*"), *folder.glob("model-best.pth.tar")]
+                old += folder.glob("checkpoint")
+            shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
+        old += [self.folder / "result.json", self.folder / "predictions.npz"]
+        start = self.cfg.MODEL.INIT_WEIGHTS
+        for path in old:
+            if not start or path.resolve() != Path(start).resolve():
+                path.unlink(missing_ok=True)
+        self.write_config()
+
+    def _read_epochs(self, epochs_done: int) -> list[dict[str, Any]]:
+        folder = Path(self.cfg.RESUME) if self.cfg.RESUME else self.folder
+        path = folder / self.metrics_path.name
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return [epoch for line in lines if (epoch := json.loads(line))["epoch"] <= epochs_done]
+
+    def write_config(self) -> None:
+        """Write config.yaml."""
+        lock_folder(self.folder)
+        with atomic_write(self.folder / "config.yaml") as file:
+            file.write(self.cfg.dump())
+
+    def add_epoch(self, epoch: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        self.epochs.append(epoch)
+        with atomic_write(self.metrics_path) as file:
+            file.writelines(json.dumps(line) + "\n" for line in self.epochs)
+
+    def write_resume(self, state: dict[str, Any]) -> None:
+        """Write what the run needs to go on after this epoch."""
+        config = {"config_hash": config_hash(self.cfg), "config": json.dumps(_values(self.cfg))}
+        save_plain({**config, **state}, self.resume_path)
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write result.json."""
+        write_json(result, self.folder / "result.json")
+
+    def write_predictions(self, predictions: dict[str, np.ndarray]) -> None:
+        """Write predictions.npz."""
+        with atomic_write(self.folder / "predictions.npz", "wb") as file:
+            np.savez_compressed(file, **predictions)
+
+    def finish(self) -> None:
+        """The run is complete: nothing is left to go on from."""
+        self.resume_path.unlink(missing_ok=True)
+
+    def circumstances(self, dataset: Any = None) -> dict[str, Any]:
+        """Return what result.json says about any run: what ran, on what, with which versions."""
+        cfg = self.cfg
+        return {
+            "trainer": cfg.TRAINER.NAME,
+            "dataset": cfg.DATASET.NAME,
+            "seed": cfg.SEED,
+            "shots": cfg.DATASET.NUM_SHOTS,
+            "classes": cfg.DATASET.SUBSAMPLE_CLASSES,
+            "backbone": cfg.MODEL.BACKBONE.NAME,
+            "backbone_sha256": None,
+            "fewshot_hash": getattr(dataset, "fewshot_hash", None),
+            "split_hash": getattr(dataset, "split_hash", None),
+            "config_hash": config_hash(cfg),
+            "versions": library_versions(),
+            "peak_memory_mb": _peak_memory_mb(),
+        }
+
+
+def _peak_memory_mb() -> float:
+    """Return the most memory used so far, in MiB: of the GPU where there is one."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return 0.0
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on macOS bytes
+    return used / 2**20 if sys.platform == "darwin" else used / 2**10

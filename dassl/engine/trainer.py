@@ -1,0 +1,736 @@
+"""Trainers: the loop over epochs and batches, evaluation, checkpoints, records.
+
+A subclass says how to build its model and what one step does:
+
+    build_model()            make the model, its optimiser and schedule; `register_model` them
+    forward_backward(batch)  one step; returns {"loss": total, "loss_<name>": part, …}
+    model_inference(input)   (B, C) scores
+
+Values of a step's dict may be tensors on the GPU: they are added up there, and the loop waits for
+the GPU only where it prints.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dassl.config import CfgNode
+from dassl.data import DataManager
+from dassl.evaluation import build_evaluator
+from dassl.utils import (
+    AverageMeter,
+    MetricMeter,
+    UserError,
+    get_rng_state,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+    set_rng_state,
+    tolist_if_not,
+)
+
+from .progress import Progress
+from .records import Records
+
+Names = str | list[str] | None  # of registered models; None: all of them
+
+
+class TrainerBase:
+    """Registered models with their optimisers and schedules, and the loop over epochs."""
+
+    def __init__(self) -> None:
+        self._models: OrderedDict[str, nn.Module] = OrderedDict()
+        self._optims: OrderedDict[str, torch.optim.Optimizer | None] = OrderedDict()
+        self._scheds: OrderedDict[str, Any] = OrderedDict()
+        self._writer = None
+
+    # Models
+
+    def register_model(
+        self,
+        name: str = "model",
+        model: nn.Module | None = None,
+        optim: torch.optim.Optimizer | None = None,
+        sched: Any = None,
+    ) -> None:
+        """Have a model trained, switched between modes and saved under `name`."""
+        if "_models" not in self.__dict__:
+            raise AttributeError("call super().__init__() before register_model()")
+        if name in self._models:
+            raise ValueError(f"a model called {name!r} is registered already")
+        self._models[name] = model
+        self._optims[name] = optim
+        self._scheds[name] = sched
+
+    def get_model_names(self, names: Names = None) -> list[str]:
+        """Return `names` as a list, by default all of them. Raises KeyError for unknown ones."""
+        if names is None:
+            return list(self._models)
+        names = tolist_if_not(names)
+        for name in names:
+            if name not in self._models:
+                raise KeyError(f"no model called {name!r}; there are {list(self._models)}")
+        return names
+
+    def set_model_mode(self, mode: str = "train", names: Names = None) -> None:
+        """Switch models to "train" or to "eval" (or "test")."""
+        if mode not in ("train", "eval", "test"):
+            raise KeyError(f"mode must be 'train' or 'eval', not {mode!r}")
+        for name in self.get_model_names(names):
+            self._models[name].train(mode == "train")
+
+    # Steps
+
+    def model_zero_grad(self, names: Names = None) -> None:
+        """Clear the gradients."""
+        for name in self.get_model_names(names):
+            if self._optims[name] is not None:
+                self._optims[name].zero_grad()
+
+    def model_backward(self, loss: torch.Tensor) -> None:
+        """Compute the gradients."""
+        self.detect_anomaly(loss)
+        loss.backward()
+
+    def model_update(self, names: Names = None) -> None:
+        """Let the optimisers make their step."""
+        for name in self.get_model_names(names):
+            if self._optims[name] is not None:
+                self._optims[name].step()
+
+    def model_backward_and_update(self, loss: torch.Tensor, names: Names = None) -> None:
+        """Make one whole step."""
+        self.model_zero_grad(names)
+        self.model_backward(loss)
+        self.model_update(names)
+
+    def detect_anomaly(self, loss: torch.Tensor) -> None:
+        """Raise UserError if the loss is infinite or NaN.
+
+        On a GPU, where looking at it means waiting for it, `run_epoch` does so when it prints.
+        """
+        if loss.device.type == "cpu" and not torch.isfinite(loss).all():
+            raise UserError(_DIVERGED)
+
+    def update_lr(self, names: Names = None) -> None:
+        """Take the schedules to the next epoch; a trainer does so after its last batch."""
+        for name in self.get_model_names(names):
+            if self._scheds[name] is not None:
+                self._scheds[name].step()
+
+    def get_current_lr(self, names: Names = None) -> float:
+        """Return the learning rate of the first parameter group of the first model."""
+        name = self.get_model_names(names)[0]
+        return self._optims[name].param_groups[0]["lr"]
+
+    # Checkpoints
+
+    def model_state(self, name: str) -> dict[str, torch.Tensor]:
+        """Return what a checkpoint keeps of a model; all of it unless a trainer knows better."""
+        return self._models[name].state_dict()
+
+    def load_model_state(
+        self, name: str, state_dict: dict[str, torch.Tensor], checkpoint: dict[str, Any]
+    ) -> None:
+        """Put `model_state` back. Raises UserError where names or shapes differ.
+
+        Args:
+            name: of the model.
+            state_dict: what `model_state` returned.
+            checkpoint: the whole checkpoint, with what `checkpoint_extra` added.
+        """
+        try:
+            self._models[name].load_state_dict(state_dict)
+        except RuntimeError as error:
+            details = " ".join(str(error).split())
+            raise UserError(f"the checkpoint does not fit the model {name}: {details}") from None
+
+    def checkpoint_extra(self) -> dict[str, Any]:
+        """Return tensors and plain values to put into every checkpoint."""
+        scaler = getattr(self, "scaler", None)  # of mixed precision
+        return {} if scaler is None else {"scaler": scaler.state_dict()}
+
+    def load_checkpoint_extra(self, extra: dict[str, Any]) -> None:
+        """Take back what `checkpoint_extra` returned; called when training is resumed."""
+        if getattr(self, "scaler", None) is not None and "scaler" in extra:
+            self.scaler.load_state_dict(extra["scaler"])
+
+    def _checkpoint(self, name: str, epochs_done: int, val_result: float | None) -> dict[str, Any]:
+        optim, sched = self._optims[name], self._scheds[name]
+        return {
+            **self.checkpoint_extra(),
+            "state_dict": self.model_state(name),
+            "epoch": epochs_done,
+            "optimizer": None if optim is None else optim.state_dict(),
+            "scheduler": None if sched is None else sched.state_dict(),
+            "val_result": None if val_result is None else float(val_result),
+            "rng": get_rng_state(),
+        }
+
+    def _restore(self, checkpoints: dict[str, dict[str, Any]]) -> int:
+        """Make the trainer what it was; return the number of epochs done."""
+        if set(checkpoints) != set(self._models):
+            raise UserError(
+                f"the checkpoint holds the models {', '.join(checkpoints)}, but this trainer has "
+                f"{', '.join(self._models)}"
+            )
+        for name, checkpoint in checkpoints.items():
+            self.load_model_state(name, checkpoint["state_dict"], checkpoint)
+            if self._optims[name] is not None and checkpoint.get("optimizer"):
+                self._optims[name].load_state_dict(checkpoint["optimizer"])
+            if self._scheds[name] is not None and checkpoint.get("scheduler"):
+                self._scheds[name].load_state_dict(checkpoint["scheduler"])
+        self.load_checkpoint_extra(checkpoint)
+        if "rng" in checkpoint:
+            set_rng_state(checkpoint["rng"])
+        return checkpoint["epoch"]
+
+    def save_model(
+        self,
+        epoch: int,
+        directory: str | os.PathLike,
+        is_best: bool = False,
+        val_result: float | None = None,
+        model_name: str = "",
+    ) -> None:
+        """Write `<directory>/<model>/model.pth.tar-<epoch + 1>` for each model.
+
+        Args:
+            epoch: from 0.
+            directory: usually the run's folder.
+            is_best: also copy the file to `model-best.pth.tar`.
+            val_result: the result on the validation images, in percent.
+            model_name: another file name.
+        """
+        for name in self.get_model_names():
+            save_checkpoint(
+                self._checkpoint(name, epoch + 1, val_result),
+                Path(directory) / name,
+                is_best=is_best,
+                model_name=model_name,
+            )
+
+    def load_model(self, directory: str | os.PathLike | None, epoch: int | None = None) -> None:
+        """Load the models of the run in `directory`.
+
+        Args:
+            directory: the run's folder; nothing happens if it is empty.
+            epoch: epochs done, from 1; by default the best model, else the last one.
+
+        Raises:
+            UserError: if there is none, or it does not fit.
+        """
+        if not directory:
+            print("No model directory was given: the models stay as they are")
+            return
+        for name in self.get_model_names():
+            path = find_checkpoint(directory, name, epoch)
+            checkpoint = load_checkpoint(path)
+            state_dict = checkpoint.get("state_dict", checkpoint)
+            self.load_model_state(name, state_dict, checkpoint)
+            self.loaded_epoch = checkpoint.get("epoch")
+            result = checkpoint.get("val_result")
+            result = "" if result is None else f", val_result={result:.1f}"
+            print(f"Loaded {path} into {name} (epoch={self.loaded_epoch}{result})")
+
+    def resume_model_if_exist(self, directory: str | os.PathLike) -> int:
+        """Go on from the newest checkpoints in `directory`; return the number of epochs done."""
+        folders = {name: Path(directory) / name for name in self.get_model_names()}
+        if not all(folder.is_dir() for folder in folders.values()):
+            print("No checkpoint found, train from scratch")
+            return 0
+        checkpoints = {n: load_checkpoint(newest_checkpoint(f)) for n, f in folders.items()}
+        done = self._restore(checkpoints)
+        print(f"Found checkpoints in {directory}: resuming at epoch {done + 1}")
+        return done
+
+    # TensorBoard
+
+    def init_writer(self, log_dir: str | os.PathLike) -> None:
+        """Start writing TensorBoard events."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(log_dir=str(log_dir))
+
+    def close_writer(self) -> None:
+        """Stop writing them."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
+        """Write one value, if a writer was started."""
+        if self._writer is not None:
+            self._writer.add_scalar(tag, scalar_value, global_step)
+
+    # The loop, and what subclasses put into it
+
+    def train(self, start_epoch: int, max_epoch: int) -> None:
+        """Train from `start_epoch` (from 0) to `max_epoch`."""
+        self.start_epoch = start_epoch
+        self.max_epoch = max_epoch
+        self.before_train()
+        self.epoch = max(self.start_epoch - 1, 0)  # where there is nothing left to train
+        for self.epoch in range(self.start_epoch, self.max_epoch):
+            self._begin_epoch()
+            self.before_epoch()
+            self.run_epoch()
+            self.after_epoch()
+            self._end_epoch()
+        self.after_train()
+
+    def _begin_epoch(self) -> None: ...
+
+    def _end_epoch(self) -> None: ...
+
+    def before_train(self) -> None:
+        """Called once, before the first epoch."""
+
+    def after_train(self) -> None:
+        """Called once, after the last epoch."""
+
+    def before_epoch(self) -> None:
+        """Called before each epoch."""
+
+    def after_epoch(self) -> None:
+        """Called after each epoch."""
+
+    def run_epoch(self) -> None:
+        """Go once through the training data."""
+        raise NotImplementedError
+
+    def test(self, split: str | None = None) -> float:
+        """Evaluate."""
+        raise NotImplementedError
+
+    def parse_batch_train(self, batch: dict[str, Any]) -> Any:
+        """Return the parts of a training batch on the device."""
+        raise NotImplementedError
+
+    def parse_batch_test(self, batch: dict[str, Any]) -> Any:
+        """Return the parts of a test batch on the device."""
+        raise NotImplementedError
+
+    def forward_backward(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Make one step and return its losses by name."""
+        raise NotImplementedError
+
+    def model_inference(self, input: torch.Tensor) -> torch.Tensor:
+        """Return the scores (B, C) of images (B, 3, H, W)."""
+        raise NotImplementedError
+
+
+_DIVERGED = "the loss became infinite or NaN: try a lower OPTIM.LR or a wider precision"
+
+
+def find_checkpoint(directory: str | os.PathLike, name: str, epoch: int | None = None) -> Path:
+    """Return the checkpoint file of model `name` in the run's folder `directory`.
+
+    If there is no folder `name` but a single other one with checkpoints, that is meant: other code
+    gives its models other names.
+
+    Raises:
+        UserError: if there is none; the message names those there are.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"no such model directory: {directory}")
+    folder = directory / name
+    if not folder.is_dir():
+        others = sorted({p.parent for p in directory.glob("*/model*.pth.tar*")})
+        if len(others) != 1:
+            found = ", ".join(other.name for other in others) or "no model"
+            raise UserError(f"{directory} holds no model {name!r} (found: {found})")
+        folder = others[0]
+    files = [p for p in folder.glob("model.pth.tar-*") if p.name.rpartition("-")[2].isdigit()]
+    by_epoch = {int(path.name.rpartition("-")[2]): path for path in files}
+    if epoch is not None:
+        if epoch not in by_epoch:
+            known = ", ".join(map(str, sorted(by_epoch))) or "none"
+            raise UserError(f"{folder} has no checkpoint of epoch {epoch} (there are: {known})")
+        return by_epoch[epoch]
+    best = folder / "model-best.pth.tar"
+    if best.is_file():
+        return best
+    if not by_epoch:
+        raise UserError(f"no checkpoint in {folder}")
+    return by_epoch[max(by_epoch)]
+
+
+class SimpleTrainer(TrainerBase):
+    """A trainer made from a config: data, evaluation, checkpoints and records.
+
+    Attributes that subclasses use: cfg, device, dm, num_classes, lab2cname, train_loader_x,
+    val_loader, test_loader, evaluator, output_dir, epoch and max_epoch (from 0), batch_idx,
+    num_batches, best_result.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        self.check_cfg(cfg)
+        self.cfg = cfg
+        use_cuda = torch.cuda.is_available() and cfg.USE_CUDA
+        self.device = torch.device("cuda" if use_cuda else "cpu")
+        self.start_epoch = self.epoch = 0
+        self.max_epoch = cfg.OPTIM.MAX_EPOCH
+        self.output_dir = cfg.OUTPUT_DIR
+        self.best_result = -math.inf
+        self.loaded_epoch: int | None = None  # of the weights that are evaluated
+        self._model_dir = ""  # where they come from, if not from this run
+        self._in_training = False
+        self._started = time.perf_counter()
+        self._earlier_seconds = 0.0  # before the run was interrupted
+        self._records = Records(cfg)
+        self.build_data_loader()
+        self.build_model()
+        self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Raise UserError if the config does not suit this trainer."""
+
+    def build_data_loader(self) -> None:
+        """Make the data manager and take over its loaders and class names."""
+        self.dm = DataManager(self.cfg)
+        self.train_loader_x = self.dm.train_loader_x
+        self.train_loader_u = self.dm.train_loader_u
+        self.val_loader = self.dm.val_loader
+        self.test_loader = self.dm.test_loader
+        self.num_classes = self.dm.num_classes
+        self.num_source_domains = self.dm.num_source_domains
+        self.lab2cname = self.dm.lab2cname
+
+    def build_model(self) -> None:
+        """Make the model, its optimiser and its schedule, and `register_model` them."""
+        raise NotImplementedError
+
+    def result_extra(self) -> dict[str, Any]:
+        """Return entries to add to result.json."""
+        return {}
+
+    # Training
+
+    def train(self) -> None:
+        """Train, evaluate and write the records."""
+        super().train(self.start_epoch, self.max_epoch)
+
+    def before_train(self) -> None:
+        """Go on from an interrupted run if there is one, and open the records."""
+        self._in_training = True
+        directory = self.cfg.RESUME or self.cfg.OUTPUT_DIR
+        self.start_epoch = self.resume_model_if_exist(directory)
+        self._records.begin(self.get_model_names(), self.start_epoch)
+        self.init_writer(Path(self.output_dir) / "tensorboard")
+        self.time_start = time.time()
+
+    def resume_model_if_exist(self, directory: str | os.PathLike) -> int:
+        """Return the number of epochs that are done, after restoring their outcome.
+
+        A run interrupted in the run's own folder is taken up if its config is the same. What
+        cfg.RESUME names is taken up in any case, and must be there.
+
+        Raises:
+            UserError: if cfg.RESUME holds nothing to go on from.
+        """
+        state = self._records.unfinished()
+        if state is None:
+            if not self.cfg.RESUME:
+                print("No unfinished run of this config found, train from scratch")
+                return 0
+            done = super().resume_model_if_exist(directory)
+            if not done:
+                raise UserError(f"{directory} holds no run to resume")
+            return done
+        done = self._restore(state["models"])
+        self.best_result = state["best_result"]
+        self._earlier_seconds = state["seconds"]
+        print(f"Found an unfinished run in {directory}: resuming at epoch {done + 1}")
+        if changed := self._records.changed_keys(state):
+            print(f"Its config was another one: {changed}")
+        return done
+
+    def _begin_epoch(self) -> None:
+        self._epoch_started = time.perf_counter()
+        self._epoch_lr = [
+            float(group["lr"])
+            for optim in self._optims.values()
+            if optim is not None
+            for group in optim.param_groups
+        ]
+        self._epoch_losses: dict[str, float] = {}
+        self.dm.set_epoch(self.epoch)
+
+    def _end_epoch(self) -> None:
+        losses = self._epoch_losses
+        self._records.add_epoch(
+            {
+                "epoch": self.epoch + 1,
+                "loss": losses.get("loss"),
+                "losses": {
+                    name.removeprefix("loss_"): value
+                    for name, value in losses.items()
+                    if name.startswith("loss_")
+                },
+                "lr": self._epoch_lr,
+                "seconds": time.perf_counter() - self._epoch_started,
+            }
+        )
+        names = self.get_model_names()
+        self._records.write_resume(
+            {
+                "models": {name: self._checkpoint(name, self.epoch + 1, None) for name in names},
+                "best_result": self.best_result,
+                "seconds": self._seconds(),
+            }
+        )
+
+    def _seconds(self) -> float:
+        """Seconds spent on the run, before an interruption too."""
+        return self._earlier_seconds + time.perf_counter() - self._started
+
+    def after_epoch(self) -> None:
+        """Choose the best model if asked to, and save the model where it is due."""
+        if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST:
+            result = self.test(split="val")
+            if result > self.best_result:
+                self.best_result = result
+                self.save_model(
+                    self.epoch, self.output_dir, val_result=result, model_name="model-best.pth.tar"
+                )
+        every = self.cfg.TRAIN.CHECKPOINT_FREQ
+        last = self.epoch + 1 == self.max_epoch
+        if last or (every > 0 and (self.epoch + 1) % every == 0):
+            self.save_model(self.epoch, self.output_dir)
+
+    def after_train(self) -> None:
+        """Evaluate, write the result, and close the records."""
+        print("Finished training")
+        self._in_training = False
+        self.loaded_epoch = self.max_epoch
+        if not self.cfg.TEST.NO_TEST:
+            if self.cfg.TEST.FINAL_MODEL == "best_val":
+                print("Deploy the model with the best result on the validation images")
+                self.load_model(self.output_dir)
+            else:
+                print("Deploy the last-epoch model")
+            self.test()
+        self._records.finish()
+        print(f"Elapsed: {datetime.timedelta(seconds=round(time.time() - self.time_start))}")
+        self.close_writer()
+
+    def _run_batches(self, batches: Iterable[tuple], num_batches: int) -> None:
+        """Call `forward_backward(*batch)` for each batch; print and record what it returns."""
+        self.set_model_mode("train")
+        self.num_batches = num_batches
+        losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
+        title = f"epoch {self.epoch + 1}/{self.max_epoch}"
+        progress = Progress(_with_last(batches), num_batches, title)
+        self.batch_idx = -1
+        end = time.perf_counter()
+        for self.batch_idx, (batch, is_last) in enumerate(progress):
+            if is_last:  # fewer than expected if images were skipped
+                self.num_batches = self.batch_idx + 1
+            data_time.update(time.perf_counter() - end)
+            losses.update(self.forward_backward(*batch))
+            batch_time.update(time.perf_counter() - end)
+            every = self.cfg.TRAIN.PRINT_FREQ
+            if is_last or (every > 0 and (self.batch_idx + 1) % every == 0):
+                self._report(losses, batch_time, data_time, progress)
+            end = time.perf_counter()
+        if self.batch_idx < 0:
+            raise UserError("none of the training images could be read")
+        self._epoch_losses = {name: meter.avg for name, meter in losses.meters.items()}
+
+    def _report(
+        self,
+        losses: MetricMeter,
+        batch_time: AverageMeter,
+        data_time: AverageMeter,
+        progress: Progress,
+    ) -> None:
+        """Print a line about the epoch so far. Raises UserError if training diverged."""
+        for name, meter in losses.meters.items():
+            if name.startswith("loss") and not math.isfinite(meter.avg):
+                raise UserError(f"{_DIVERGED} (epoch {self.epoch + 1})")
+        left = (self.max_epoch - self.epoch) * self.num_batches - self.batch_idx - 1
+        eta = datetime.timedelta(seconds=int(batch_time.avg * left))
+        progress.print(
+            f"epoch [{self.epoch + 1}/{self.max_epoch}] "
+            f"batch [{self.batch_idx + 1}/{self.num_batches}] "
+            f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) "
+            f"data {data_time.val:.3f} ({data_time.avg:.3f}) "
+            f"{losses} lr {self.get_current_lr():.4e} eta {eta}"
+        )
+        step = self.epoch * self.num_batches + self.batch_idx
+        for name, meter in losses.meters.items():
+            self.write_scalar(f"train/{name}", meter.avg, step)
+        self.write_scalar("train/lr", self.get_current_lr(), step)
+
+    # Evaluation
+
+    @torch.no_grad()
+    def test(self, split: str | None = None) -> float:
+        """Evaluate on "test" or "val" images; return the first result, usually the accuracy.
+
+        Outside of the training loop this also writes result.json, and predictions.npz on request.
+
+        Args:
+            split: by default cfg.TEST.SPLIT; "val" means "test" where there are no such images.
+        """
+        split = split or self.cfg.TEST.SPLIT
+        if split not in ("test", "val"):
+            raise UserError(f"TEST.SPLIT is {split!r}; choose test or val")
+        loader = self.val_loader if split == "val" else self.test_loader
+        if split == "val" and loader is None:
+            split, loader = "test", self.test_loader
+        if loader is None:
+            raise UserError(f"{self.cfg.DATASET.NAME} has no {split} images")
+        print(f"Evaluate on the *{split}* set")
+        self.set_model_mode("eval")
+        self.evaluator.reset()
+        keep = self.cfg.TEST.SAVE_PREDICTIONS and not self._in_training
+        kept: list[tuple[torch.Tensor, torch.Tensor, list[str]]] = []
+        for batch in Progress(loader, len(loader), split):
+            input, label = self.parse_batch_test(batch)
+            output = self.model_inference(input)
+            self.evaluator.process(output, label)
+            if keep:
+                kept.append((output.float().cpu(), label.cpu(), list(batch["impath"])))
+        results = self.evaluator.evaluate()
+        for name, value in results.items():
+            self.write_scalar(f"{split}/{name}", value, self.epoch)
+        if keep:
+            self._write_predictions(kept)
+        if not self._in_training:
+            self._write_result(split, results)
+        return next(iter(results.values()))
+
+    def _write_predictions(self, kept: list[tuple[torch.Tensor, torch.Tensor, list[str]]]) -> None:
+        logits, labels, paths = zip(*kept, strict=True)
+        root = Path(self.cfg.DATASET.ROOT).resolve()
+        self._records.write_predictions(
+            {
+                "logits": torch.cat(logits).numpy(),
+                "labels": torch.cat(labels).numpy(),
+                "classnames": np.array(self.dm.classnames),
+                "paths": np.array([_relative(p, root) for batch in paths for p in batch]),
+            }
+        )
+
+    def _write_result(self, split: str, results: dict[str, float]) -> None:
+        result = {
+            **self._records.circumstances(self.dm.dataset),
+            **results,
+            "num_test": self.evaluator.total,
+            "split": split,
+            "epoch": self.loaded_epoch,
+            "seconds": self._seconds(),
+            "skipped_images": self.dm.skipped_images,
+            **self.result_extra(),
+        }
+        if self.cfg.TEST.PER_CLASS_RESULT:
+            result["per_class"] = self.evaluator.per_class
+        if self._model_dir:
+            result["model_dir"] = self._model_dir
+        self._records.write_config()
+        self._records.write_result(result)
+
+    def load_model(self, directory: str | os.PathLike | None, epoch: int | None = None) -> None:
+        """As `TrainerBase.load_model`; remembers where the weights come from."""
+        super().load_model(directory, epoch)
+        if directory and Path(directory).resolve() != Path(self.output_dir).resolve():
+            self._model_dir = str(directory)
+
+    def parse_batch_test(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return images and labels on the device."""
+        return self._to_device(batch["img"]), self._to_device(batch["label"])
+
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+    def model_inference(self, input: torch.Tensor) -> torch.Tensor:
+        """Return the scores (B, C) of images (B, 3, H, W)."""
+        return self.model(input)
+
+
+class TrainerX(SimpleTrainer):
+    """Trains on labelled images."""
+
+    def run_epoch(self) -> None:
+        """Go once through the labelled images."""
+        if self.train_loader_x is None:
+            raise UserError(f"{self.cfg.DATASET.NAME} has no training images")
+        self._run_batches(((batch,) for batch in self.train_loader_x), len(self.train_loader_x))
+
+    def parse_batch_train(
+        self, batch: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return images, labels and domains on the device."""
+        return tuple(self._to_device(batch[key]) for key in ("img", "label", "domain"))
+
+
+class TrainerXU(SimpleTrainer):
+    """Trains on pairs of a labelled and an unlabelled batch: `forward_backward(batch_x, batch_u)`.
+
+    The shorter loader starts anew until the one that TRAIN.COUNT_ITER names is through.
+    """
+
+    def run_epoch(self) -> None:
+        """Go once through the images that are counted."""
+        x, u = self.train_loader_x, self.train_loader_u
+        if x is None or u is None:
+            raise UserError(f"{self.cfg.DATASET.NAME} lacks labelled or unlabelled training images")
+        lengths = {"train_x": len(x), "train_u": len(u), "smaller_one": min(len(x), len(u))}
+        counted = self.cfg.TRAIN.COUNT_ITER
+        if counted not in lengths:
+            raise UserError(f"TRAIN.COUNT_ITER is {counted!r}; choose one of {', '.join(lengths)}")
+        number = lengths[counted]
+        pairs = zip(range(number), _endless(x), _endless(u), strict=False)
+        self._run_batches(((batch_x, batch_u) for _, batch_x, batch_u in pairs), number)
+
+    def parse_batch_train(
+        self, batch_x: dict[str, Any], batch_u: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return labelled images, their labels and unlabelled images on the device."""
+        return (
+            self._to_device(batch_x["img"]),
+            self._to_device(batch_x["label"]),
+            self._to_device(batch_u["img"]),
+        )
+
+
+def _endless(loader: Iterable) -> Iterator:
+    while True:
+        empty = True
+        for batch in loader:
+            empty = False
+            yield batch
+        if empty:
+            return
+
+
+def _with_last(items: Iterable) -> Iterator[tuple[Any, bool]]:
+    """Yield (item, whether it is the last)."""
+    iterator = iter(items)
+    for item in iterator:
+        for following in iterator:
+            yield item, False
+            item = following
+        yield item, True
+
+
+def _relative(path: str, root: Path) -> str:
+    """Return `path` as seen from `root`, if it lies below."""
+    absolute = Path(path).resolve()
+    return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else path
