@@ -1,19 +1,8 @@
-"""What the Python entry points share: one-line errors and lists of seeds."""
+"""What the Python entry points share on their command lines."""
 
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
-
-from dassl.utils import UserError
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose mistakes are `UserError`s: one line, no usage block."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise UserError."""
-        raise UserError(f"{message}; {self.prog} --help lists the options")
 
 
 def seed_list(text: str) -> list[int]:

@@ -81,5 +81,16 @@ choose_python() {
     PYTHON=$PWD/.venv/bin/python
 }
 
+# protocol NAME TRAINER DATASET SEED [CONFIG] [KEY VALUE ...]: one model's runs, shown as they go.
+protocol() {
+    [[ $# -ge 4 ]] || die "usage: scripts/$1.sh TRAINER DATASET SEED [CONFIG] [KEY VALUE ...]"
+    local name=$1 trainer=$2 dataset=$3 seed=$4
+    shift 4
+    exec "$PYTHON" scripts/run_protocol.py "$name" --show --jobs 1 \
+        --trainers "$trainer" --datasets "$dataset" --seeds "$seed" \
+        --root "${DATA:-data}" --output "${OUTPUT:-output}" --source "${SOURCE:-imagenet}" \
+        ${SHOTS:+--shots $SHOTS} --opts "$@"
+}
+
 choose_python
 export PYTHON

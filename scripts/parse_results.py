@@ -19,11 +19,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.utils import UserError, atomic_write, user_errors
-from scripts.cli import Parser, seed_list
+from scripts.cli import seed_list
 from scripts.results.runs import load_scores
 from scripts.results.summary import Summary, summarise
 from scripts.results.sweeps import add_sweeps
 from scripts.results.tables import FORMATS
+from train import Parser
 
 
 def parse_args() -> object:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parents[1] / "published"
 SHOTS = 16  # of every table but few_shot
+BACKBONE = "ViT-B/16"
 SWEPT = "CoOp"  # what the λ and ablation tables wrap
 
 
@@ -49,3 +50,9 @@ def lookup(table: str, **keys: str | int | float) -> dict[str, float]:
 
 def _same(text: str, value: str | int | float) -> bool:
     return text == value if isinstance(value, str) else float(text) == float(value)
+
+
+def comparable(shots: int, backbone: str) -> bool:
+    """Whether a run has the paper's shots and backbone (named, or a checkpoint file's path)."""
+    plain = "".join(filter(str.isalnum, backbone)).lower()
+    return shots == SHOTS and "".join(filter(str.isalnum, BACKBONE)).lower() in plain

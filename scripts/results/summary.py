@@ -61,6 +61,12 @@ class Row:
         return changed_settings(self.config)
 
     @property
+    def comparable(self) -> bool:
+        """Whether the paper's numbers may stand beside this row's."""
+        backbone = self.settings.get("MODEL.BACKBONE.NAME") or published.BACKBONE
+        return published.comparable(self.shots, backbone)
+
+    @property
     def datasets(self) -> list[str]:
         """The row's data sets in the paper's order, the source left out."""
         table = self.protocol if self.protocol in TRANSFERS else "base_to_new"
@@ -71,7 +77,7 @@ class Row:
     def record(self, dataset: str, metrics: dict[str, Stat], table: str = "") -> Record:
         """Return a line of this row, with the paper's numbers if it has the paper's shots."""
         paper = {}
-        if table and self.shots == published.SHOTS and not self.changes:
+        if table and self.comparable and not self.changes:
             paper = published.lookup(table, trainer=self.trainer, dataset=dataset)
         return Record(
             self.protocol,

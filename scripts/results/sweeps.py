@@ -73,7 +73,7 @@ def _line(
     comparable = (
         set(names) == set(published.datasets("base_to_new"))
         and row.trainer.removeprefix(PREFIX) == published.SWEPT
-        and row.shots == published.SHOTS
+        and row.comparable
     )
     paper = published.lookup(table, **keys) if comparable else {}
     metrics = row_base_new_h(row, names)
