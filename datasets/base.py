@@ -51,7 +51,7 @@ class ImageDataset(DatasetBase):
         train, val, test = self.subsample_classes(
             *self.roles(train, val, test), subsample=cfg.DATASET.SUBSAMPLE_CLASSES
         )
-        if not self.listed_from_disk:
+        if not self.listed_from_disk and cfg.INPUT.ON_DECODE_ERROR == "fail":
             self.require_images([*train, *val, *test])
         super().__init__(train_x=train or None, val=val or None, test=test)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -71,6 +72,7 @@ def read_mat(path: str, variable: str) -> np.ndarray:
     Raises UserError if the file is missing, damaged or without that variable.
     """
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     try:
         return np.atleast_1d(loadmat(path, squeeze_me=True)[variable])
@@ -78,7 +80,8 @@ def read_mat(path: str, variable: str) -> np.ndarray:
         raise UserError(f"no such file: {path}; see docs/datasets.md for the layout") from None
     except KeyError:
         raise UserError(f"{path} has no variable '{variable}'") from None
-    except (ValueError, TypeError, NotImplementedError, OSError) as error:
+    # A damaged file makes the reader raise nearly anything.
+    except (MatReadError, ValueError, TypeError, NotImplementedError, OSError, zlib.error) as error:
         raise UserError(f"{path} is not a readable MATLAB file: {error}") from None
 
 

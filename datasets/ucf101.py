@@ -27,6 +27,10 @@ class UCF101(ImageDataset):
         labels = {}
         for line in self._lines("classInd.txt"):
             number, _, action = line.partition(" ")
+            if not number.isdecimal() or not action:
+                raise UserError(
+                    f"classInd.txt in {self.dataset_dir}: '{line}' is not 'number class'"
+                )
             labels[action.strip()] = int(number) - 1
         trainval = self._read("trainlist01.txt", labels)
         return *self.split_trainval(trainval), self._read("testlist01.txt", labels)
