@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "build": ["TRAINER_REGISTRY", "build_trainer"],
         "records": ["config_hash", "start_log"],
-        "trainer": ["SimpleTrainer", "TrainerBase", "TrainerX", "TrainerXU"],
+        "base": ["TrainerBase"],
+        "trainer": ["SimpleTrainer", "TrainerX", "TrainerXU"],
     },
 )

@@ -22,6 +22,7 @@ import torch
 
 from dassl.config import CfgNode
 from dassl.utils import (
+    atomic_copy,
     atomic_write,
     library_versions,
     load_checkpoint,
@@ -70,7 +71,10 @@ def start_log(cfg: CfgNode, train: bool = True) -> None:
     """
     lock_folder(cfg.OUTPUT_DIR)
     records = Records(cfg)
-    append = records.unfinished() is not None if train else records.metrics_path.is_file()
+    if train:
+        append = records.goes_on_here and records.unfinished() is not None
+    else:
+        append = records.metrics_path.is_file()
     setup_logger(cfg.OUTPUT_DIR, append=append)
 
 
@@ -104,36 +108,51 @@ class Records:
         names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         return ", ".join(f"{name} {old.get(name)} -> {new.get(name)}" for name in names)
 
+    @property
+    def goes_on_here(self) -> bool:
+        """Whether what the run would go on from lies in its own folder."""
+        return not self.cfg.RESUME or Path(self.cfg.RESUME).resolve() == self.folder.resolve()
+
     def begin(self, model_names: list[str], epochs_done: int) -> None:
         """Hold the folder, and clear it of what a killed or another run left there.
 
         Of a run that goes on, the records of its first `epochs_done` epochs stay.
         """
         lock_folder(self.folder)
-        model_folders = [self.folder / name for name in model_names]
-        for folder in (self.folder, *model_folders):
+        for folder in (self.folder, *(self.folder / name for name in model_names)):
             remove_partial_files(folder)
-        old = []
+        if not (epochs_done and self.goes_on_here):
+            self._clear(model_names)
+        (self.folder / "result.json").unlink(missing_ok=True)
+        (self.folder / "predictions.npz").unlink(missing_ok=True)
         if epochs_done:
-            self.epochs = self._read_epochs(epochs_done)
-        else:
-            old += [self.metrics_path, self.resume_path]
-            for folder in model_folders:
-                old += [*folder.glob("model.pth.tar-*"), *folder.glob("model-best.pth.tar")]
-                old += folder.glob("checkpoint")
-            shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
-        old += [self.folder / "result.json", self.folder / "predictions.npz"]
+            self._take_over(model_names, epochs_done)
+        self.write_config()
+
+    def _clear(self, model_names: list[str]) -> None:
+        old = [self.metrics_path, self.resume_path]
+        for name in model_names:
+            for pattern in ("model.pth.tar-*", "model-best.pth.tar", "checkpoint"):
+                old += (self.folder / name).glob(pattern)
         start = self.cfg.MODEL.INIT_WEIGHTS
         for path in old:
             if not start or path.resolve() != Path(start).resolve():
                 path.unlink(missing_ok=True)
-        self.write_config()
+        shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
 
-    def _read_epochs(self, epochs_done: int) -> list[dict[str, Any]]:
-        folder = Path(self.cfg.RESUME) if self.cfg.RESUME else self.folder
-        path = folder / self.metrics_path.name
+    def _take_over(self, model_names: list[str], epochs_done: int) -> None:
+        """Take the records of the epochs done, and the best models, from where the run goes on."""
+        source = Path(self.cfg.RESUME or self.folder)
+        path = source / self.metrics_path.name
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        return [epoch for line in lines if (epoch := json.loads(line))["epoch"] <= epochs_done]
+        epochs = [json.loads(line) for line in lines]
+        self.epochs = [epoch for epoch in epochs if epoch["epoch"] <= epochs_done]
+        self._write_epochs()
+        if not self.goes_on_here:
+            for name in model_names:
+                best = Path(name) / "model-best.pth.tar"
+                if (source / best).is_file():
+                    atomic_copy(source / best, self.folder / best)
 
     def write_config(self) -> None:
         """Write config.yaml."""
@@ -144,6 +163,9 @@ class Records:
     def add_epoch(self, epoch: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
         self.epochs.append(epoch)
+        self._write_epochs()
+
+    def _write_epochs(self) -> None:
         with atomic_write(self.metrics_path) as file:
             file.writelines(json.dumps(line) + "\n" for line in self.epochs)
 

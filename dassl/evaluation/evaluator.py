@@ -15,10 +15,15 @@ from .build import EVALUATOR_REGISTRY
 
 
 class EvaluatorBase:
-    """`reset`, then `process` for each batch, then `evaluate`."""
+    """`reset`, then `process` for each batch, then `evaluate`.
+
+    After `evaluate`, `total` is the number of images, and `per_class` may hold a dict per class.
+    """
 
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg = cfg
+        self.total = 0
+        self.per_class: list[dict[str, Any]] = []
 
     def reset(self) -> None:
         """Forget all batches."""
@@ -54,7 +59,7 @@ class Classification(EvaluatorBase):
         self._true: list[torch.Tensor] = []
         self._pred: list[torch.Tensor] = []
         self.total = 0
-        self.per_class: list[dict[str, Any]] = []
+        self.per_class = []
 
     def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
         self._pred.append(mo.argmax(dim=1))

@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "checkpoints": [
+            "find_checkpoint",
             "load_checkpoint",
             "load_pretrained_weights",
             "newest_checkpoint",
@@ -16,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "environment": ["collect_env_info", "library_versions"],
         "errors": ["UserError", "suggest", "user_errors"],
         "files": [
+            "atomic_copy",
             "atomic_write",
             "check_isfile",
             "file_sha256",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from .errors import UserError
-from .files import atomic_write
+from .files import atomic_copy, atomic_write
 
 POINTER = "checkpoint"  # the file that names the newest checkpoint of its folder
 BEST = "model-best.pth.tar"
@@ -136,8 +135,7 @@ def save_checkpoint(
         file.write(f"{path.name}\n")
     print(f"Checkpoint saved to {path}")
     if is_best:
-        with open(path, "rb") as source, atomic_write(save_dir / BEST, "wb") as copy:
-            shutil.copyfileobj(source, copy)
+        atomic_copy(path, save_dir / BEST)
 
 
 def newest_checkpoint(folder: str | os.PathLike) -> Path:
@@ -147,6 +145,40 @@ def newest_checkpoint(folder: str | os.PathLike) -> Path:
     except OSError:
         raise UserError(f"no checkpoint in {folder}") from None
     return Path(folder) / name
+
+
+def find_checkpoint(directory: str | os.PathLike, name: str, epoch: int | None = None) -> Path:
+    """Return the checkpoint file of model `name` in the run's folder `directory`.
+
+    If there is no folder `name` but a single other one with checkpoints, that is meant: other code
+    gives its models other names.
+
+    Raises:
+        UserError: if there is none; the message names those there are.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"no such model directory: {directory}")
+    folder = directory / name
+    if not folder.is_dir():
+        others = sorted({p.parent for p in directory.glob("*/model*.pth.tar*")})
+        if len(others) != 1:
+            found = ", ".join(other.name for other in others) or "no model"
+            raise UserError(f"{directory} holds no model {name!r} (found: {found})")
+        folder = others[0]
+    files = [p for p in folder.glob("model.pth.tar-*") if p.name.rpartition("-")[2].isdigit()]
+    by_epoch = {int(path.name.rpartition("-")[2]): path for path in files}
+    if epoch is not None:
+        if epoch not in by_epoch:
+            known = ", ".join(map(str, sorted(by_epoch))) or "none"
+            raise UserError(f"{folder} has no checkpoint of epoch {epoch} (there are: {known})")
+        return by_epoch[epoch]
+    best = folder / BEST
+    if best.is_file():
+        return best
+    if not by_epoch:
+        raise UserError(f"no checkpoint in {folder}")
+    return by_epoch[max(by_epoch)]
 
 
 def resume_from_checkpoint(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,12 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def atomic_copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Copy a file's content, whole or not at all."""
+    with open(source, "rb") as content, atomic_write(target, "wb") as file:
+        shutil.copyfileobj(content, file)
 
 
 def remove_partial_files(folder: str | os.PathLike) -> None:
