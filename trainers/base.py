@@ -259,8 +259,9 @@ class PromptTrainer(TrainerX):
     def method_cfg(cls, cfg: CfgNode) -> CfgNode:
         return cfg.TRAINER[cls.config_node]
 
-    def build_method(self, encoders: Encoders, classes: Classes) -> Method:
-        return self.method_class.from_cfg(self.cfg, encoders, classes)
+    @classmethod
+    def build_method(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> Method:
+        return cls.method_class.from_cfg(cfg, encoders, classes)
 
     def build_model(self) -> None:
         cfg = self.cfg
@@ -277,7 +278,7 @@ class PromptTrainer(TrainerX):
         encoders = Encoders(clip_model.to(self.device), fast=cfg.MODEL.FAST)
         dm = self.dm
         classes = Classes(list(dm.classnames), list(dm.class_keys), dm.template)
-        self.method = self.build_method(encoders, classes).to(self.device).freeze()
+        self.method = self.build_method(cfg, encoders, classes).to(self.device).freeze()
         if cfg.MODEL.INIT_WEIGHTS:
             self.initialise_from(cfg.MODEL.INIT_WEIGHTS)
 

@@ -249,5 +249,6 @@ class DePTMixin:
 
     model_name = "PromptLearner"
 
-    def build_method(self, encoders: Encoders, classes: Classes) -> Method:
-        return DePT.around(self.cfg, super().build_method(encoders, classes))
+    @classmethod
+    def build_method(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> Method:
+        return DePT.around(cfg, super().build_method(cfg, encoders, classes))

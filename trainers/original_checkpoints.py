@@ -1,7 +1,6 @@
 """Checkpoints of the original CoOp, CoCoOp, KgCoOp, MaPLe, VPT, PromptSRC and DePT code.
 
-They are recognised by their content: the names in their `state_dict`. They are pickles that also
-hold scheduler objects; the safe loader reads them with every such object replaced by an inert one.
+They are recognised by their content: the names in their `state_dict`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dassl.utils import UserError
+from dassl.utils import UserError, load_checkpoint
 
 if TYPE_CHECKING:
     from .base import Method
@@ -49,40 +48,19 @@ _ORIGINAL = re.compile(
 )
 
 
-class _Inert:
-    """Stands in a loaded checkpoint for any object that isn't a tensor or a plain value."""
-
-    def __init__(self, *args, **kwargs) -> None:
-        pass
-
-    def __setstate__(self, state) -> None:
-        pass
-
-
 def read(path: str | os.PathLike) -> dict:
-    """Read a checkpoint file, ours or an original one, executing nothing of it.
+    """Read a checkpoint file, ours, an original one, or bare parameters.
 
     Raises:
         UserError: the file is missing, unreadable or holds no parameters.
     """
-    if not os.path.isfile(path):
-        raise UserError(f"checkpoint file {os.fspath(path)!r} doesn't exist")
-    try:
-        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        inert = [(type(name, (_Inert,), {}), name) for name in unknown]
-        with torch.serialization.safe_globals(inert):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cannot read checkpoint {os.fspath(path)!r}: {reason}") from None
-    if not isinstance(checkpoint, dict):
-        raise UserError(f"{os.fspath(path)!r} holds no state_dict: it isn't a checkpoint of a run")
-    if "state_dict" not in checkpoint:  # the bare parameters
+    checkpoint = load_checkpoint(path)
+    if "state_dict" not in checkpoint:
         checkpoint = {"state_dict": checkpoint}
     state = checkpoint["state_dict"]
     state = {k.removeprefix("module."): v for k, v in state.items() if torch.is_tensor(v)}
     if not state:
-        raise UserError(f"{os.fspath(path)!r} holds no parameters")
+        raise UserError(f"{os.fspath(path)} holds no parameters")
     return {**checkpoint, "state_dict": state}
 
 

@@ -168,8 +168,7 @@ class PromptSRC(PromptTrainer):
         weight = gaussian_weights(self.max_epoch, c.GPA_MEAN, c.GPA_STD)[self.epoch]
         for name, value in self.method.trained_state().items():
             # In fp64: a sum over many epochs shouldn't round more than one of them.
-            term = weight * value.double()
-            self.aggregate[name] = self.aggregate[name] + term if self.aggregate else term
+            self.aggregate[name] = self.aggregate.get(name, 0) + weight * value.double()
         if self.epoch + 1 == self.max_epoch:
             print("Taking the Gaussian-weighted mean of all epochs")
             self.method.load_trained(self.aggregate, self.method.classes.keys)
