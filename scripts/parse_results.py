@@ -4,6 +4,7 @@
     python scripts/parse_results.py [output]                      text tables
     python scripts/parse_results.py output --format csv           or markdown, latex, json
     python scripts/parse_results.py output --plot base_new.png    and a picture (png, pdf, svg)
+    python scripts/parse_results.py output --html report.html     and a page to look at
 
 Reads this code's result.json and the original Dassl-based code's log.txt. Standard deviations are
 over seeds (n - 1). Missing runs are named on stderr; a row whose runs differ in their configuration
@@ -37,6 +38,7 @@ def parse_args() -> object:
     parser.add_argument("--datasets", nargs="+", default=[], help="those wanted (all that exist)")
     parser.add_argument("--trainers", nargs="+", default=[], help="those shown (all)")
     parser.add_argument("--plot", metavar="FILE", help="base against new, methods joined by arrows")
+    parser.add_argument("--plots", metavar="FOLDER", help="every plot there is, as PNG and PDF")
     parser.add_argument("--html", metavar="FILE", help="a report: one self-contained page")
     return parser.parse_args()
 
@@ -70,6 +72,10 @@ def main() -> int:
         from scripts.results.plots import base_new_arrows, save
 
         save(base_new_arrows(summary), args.plot)
+    if args.plots:
+        from scripts.results.plots import save_all
+
+        print("plots:", *save_all(summary, args.plots), sep="\n  ", file=sys.stderr)
     if args.html:
         from scripts.results.report import write_report
 

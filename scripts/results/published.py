@@ -25,6 +25,12 @@ def datasets(protocol: str) -> tuple[str, ...]:
     return tuple(name for name in names if name != "average")
 
 
+@cache
+def methods() -> tuple[str, ...]:
+    """Return the methods in the paper's order."""
+    return tuple(dict.fromkeys(row["trainer"] for row in _table("base_to_new")))
+
+
 def harmonic_mean(base: float, new: float) -> float:
     """Return H = 2BN / (B + N); 0 if both are 0."""
     return 2 * base * new / (base + new) if base + new else 0.0

@@ -107,8 +107,9 @@ class Record:
 
 @dataclass
 class Summary:
-    """The rows and their records, the runs that are missing, and the rows that are refused."""
+    """The scores, their rows and records, the runs that are missing, the rows that are refused."""
 
+    scores: list[Score] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -137,7 +138,7 @@ def summarise(
             continue
         groups[score.protocol, score.source, score.trainer, score.config, score.shots].append(score)
 
-    summary = Summary()
+    summary = Summary([score for group in groups.values() for score in group])
     for key, group in sorted(groups.items()):
         row = Row(*key)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scripts.results import published
+from scripts.results.layout import changed_settings
 from scripts.results.summary import AVERAGE, Record, Row, Summary, row_base_new_h, whole_datasets
 
 LAMBDA = "TRAINER.DEPT.WEIGHT"
@@ -28,56 +29,75 @@ ABLATION = (
     Setting("image features only in the CAT head", {"TRAINER.DEPT.ROWS": "image"}),
     Setting("ITM + CAT + test-time fusion (DePT)", {}),
 )
+ABLATED = {key for setting in ABLATION for key in setting.changes}
 PREFIX = "DePT_"  # how a method's name says that it is wrapped
 
 
 def add_sweeps(summary: Summary) -> None:
     """Append the records of the protocols `lambda` and `ablation`; `dataset` is the setting."""
     rows = [row for row in summary.rows if row.protocol == "base_to_new"]
-    swept = {_family(row) for row in rows if set(row.changes) == {LAMBDA}}
-    values = [
-        (float(row.changes.get(LAMBDA, row.settings.get(LAMBDA, "nan"))), row)
-        for row in rows
-        if _family(row) in swept and set(row.changes) <= {LAMBDA}
-    ]
-    for value, row in sorted(values, key=lambda pair: (_family(pair[1]), pair[0])):
-        if value == value:  # a row that doesn't record its λ can't be placed
-            summary.records += _line(row, "lambda", f"{value:g}", "lambda_coop", {"lambda": value})
+    for family in sorted({_family(row) for row in rows}):
+        mine = [row for row in rows if _family(row) == family]
+        swept = [row for row in mine if set(row.changes) <= {LAMBDA}]
+        if any(row.changes for row in swept):
+            values = {_lambda(row): row for row in swept}
+            lines = [(f"{v:g}", values[v], {"lambda": v}) for v in sorted(values) if v == v]
+            summary.records += _lines("lambda", lines, "lambda_coop")
+        if any(set(row.changes) & ABLATED for row in mine):
+            lines = [
+                (setting.label, row, {"setting": setting.label})
+                for setting in ABLATION
+                for row in rows
+                if _family(row) == _family_of(setting, family) and row.changes == setting.changes
+            ]
+            summary.records += _lines("ablation", lines, "ablation_coop")
 
-    varied = {_family(row) for row in rows if _settings_of(row) - {LAMBDA}}
-    for family in sorted(varied):
-        for setting in ABLATION:
-            trainer = family[0].removeprefix(PREFIX) if setting.bare else family[0]
-            for row in rows:
-                if _family(row) == (trainer, *family[1:]) and row.changes == setting.changes:
-                    keys = {"setting": setting.label}
-                    summary.records += _line(row, "ablation", setting.label, "ablation_coop", keys)
+
+def _lambda(row: Row) -> float:
+    return float(row.changes.get(LAMBDA, row.settings.get(LAMBDA, "nan")))
+
+
+def is_swept(config: str) -> bool:
+    """Whether a row differs in the settings of the sweeps alone, and so stands in their tables."""
+    changes = set(changed_settings(config))
+    return bool(changes) and changes <= ABLATED | {LAMBDA}
 
 
 def _family(row: Row) -> tuple[str, str, int]:
     return row.trainer, row.config.partition("@")[0], row.shots
 
 
-def _settings_of(row: Row) -> set[str]:
-    known = {key for setting in ABLATION for key in setting.changes}
-    return set(row.changes) & known
+def _family_of(setting: Setting, family: tuple[str, str, int]) -> tuple[str, str, int]:
+    trainer, *rest = family
+    return (trainer.removeprefix(PREFIX) if setting.bare else trainer, *rest)
 
 
-def _line(
-    row: Row, protocol: str, label: str, table: str, keys: dict[str, str | float]
+def _lines(
+    protocol: str, lines: list[tuple[str, Row, dict[str, str | float]]], table: str
 ) -> list[Record]:
-    names = whole_datasets(row)
-    if not names:
-        return []
-    # The paper swept CoOp + DePT over its eleven data sets.
-    comparable = (
-        set(names) == set(published.datasets("base_to_new"))
-        and row.trainer.removeprefix(PREFIX) == published.SWEPT
-        and row.comparable
-    )
-    paper = published.lookup(table, **keys) if comparable else {}
-    metrics = row_base_new_h(row, names)
-    source = AVERAGE if len(names) > 1 else names[0]
-    return [
-        Record(protocol, row.trainer, row.config, row.shots, label, metrics, paper, source=source)
-    ]
+    """Return a record per (label, row, keys of the paper's line), over the data sets all have."""
+    common = set.intersection(*(set(whole_datasets(row)) for _, row, _ in lines))
+    records = []
+    for label, row, keys in lines:
+        names = [name for name in whole_datasets(row) if name in common]
+        if not names:
+            continue
+        # The paper swept one method, over its eleven data sets.
+        comparable = (
+            common == set(published.datasets("base_to_new"))
+            and row.trainer.removeprefix(PREFIX) == published.SWEPT
+            and row.comparable
+        )
+        records.append(
+            Record(
+                protocol,
+                row.trainer,
+                row.config,
+                row.shots,
+                label,
+                row_base_new_h(row, names),
+                published.lookup(table, **keys) if comparable else {},
+                source=AVERAGE if len(names) > 1 else names[0],
+            )
+        )
+    return records

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 
 from scripts.results import published
+from scripts.results.runs import Score
 from scripts.results.summary import AVERAGE, TRANSFERS, Record, Stat, Summary
+from scripts.results.sweeps import PREFIX, is_swept
 
 TITLES = {
     "base_to_new": "Base to new",
@@ -40,6 +42,7 @@ class Table:
     heads: list[str]
     columns: list[str]
     lines: list[Line]
+    grouped: bool = False  # lines with the same first key stand together
 
     def has_published(self) -> bool:
         """Whether the paper has a number for any cell."""
@@ -49,8 +52,9 @@ class Table:
 def make_tables(summary: Summary) -> list[Table]:
     """Return the tables of all protocols that have records."""
     tables = []
-    for shots in sorted({r.shots for r in summary.of("base_to_new")}):
-        of_shots = [r for r in summary.of("base_to_new") if r.shots == shots]
+    base_to_new = [r for r in summary.of("base_to_new") if not is_swept(r.config)]
+    for shots in sorted({r.shots for r in base_to_new}, reverse=True):
+        of_shots = [r for r in base_to_new if r.shots == shots]
         tables.append(_by_dataset(f"{TITLES['base_to_new']}, {_shots(shots)}", of_shots))
     for protocol in TRANSFERS:
         records = summary.of(protocol)
@@ -59,7 +63,7 @@ def make_tables(summary: Summary) -> list[Table]:
             title = f"{TITLES[protocol]} from {source}, {_shots(shots)}"
             tables.append(_one_line_per_method(title, chosen))
     all_classes = summary.of("all_classes")
-    for shots in sorted({r.shots for r in all_classes}):
+    for shots in sorted({r.shots for r in all_classes}, reverse=True):
         of_shots = [r for r in all_classes if r.shots == shots]
         tables.append(_one_line_per_method(f"{TITLES['all_classes']}, {_shots(shots)}", of_shots))
     tables += _few_shot(summary)
@@ -80,25 +84,29 @@ def _shots(shots: int) -> str:
     return "all images" if shots < 1 else f"{shots} shot{'s' * (shots > 1)}"
 
 
+def _names(records: Iterable[Record]) -> list[str]:
+    return list(dict.fromkeys(record.dataset for record in records))
+
+
 def _by_dataset(title: str, records: list[Record]) -> Table:
     """Return base, new and H with the average first, methods beneath each other per data set."""
-    names = sorted(dict.fromkeys(r.dataset for r in records), key=lambda name: name != AVERAGE)
+    names = sorted(_names(records), key=lambda name: name != AVERAGE)
     method = _method_names(records)
     lines = [
         Line([name, method(r)], r.metrics, r.published)
         for name in names
-        for r in records
+        for r in sorted(records, key=method_order)
         if r.dataset == name
     ]
-    return Table(title, ["Data set", "Method"], ["base", "new", "h"], lines)
+    return Table(title, ["Data set", "Method"], ["base", "new", "h"], lines, grouped=True)
 
 
 def _one_line_per_method(title: str, records: list[Record]) -> Table:
     """Return a column per data set, a line per method."""
-    columns = sorted(dict.fromkeys(r.dataset for r in records), key=lambda name: name == AVERAGE)
+    columns = sorted(_names(records), key=lambda name: name == AVERAGE)
     method = _method_names(records)
     lines: dict[str, Line] = {}
-    for record in records:
+    for record in sorted(records, key=method_order):
         line = lines.setdefault(method(record), Line([method(record)], {}))
         line.cells[record.dataset] = record.metrics["accuracy"]
         if record.published:
@@ -110,20 +118,20 @@ def _few_shot(summary: Summary) -> list[Table]:
     """Return how the accuracies grow with the shots, if there is more than one number of shots."""
     tables = []
     for protocol, columns in (("base_to_new", ["base", "new", "h"]), ("all_classes", ["accuracy"])):
-        records = summary.of(protocol)
-        names = {r.dataset for r in records}
-        wanted = {AVERAGE} & names or names
-        chosen = [r for r in records if r.dataset in wanted]
-        if len({r.shots for r in chosen}) < 2:
+        records = [r for r in summary.of(protocol) if not is_swept(r.config)]
+        shots = {name: {r.shots for r in records if r.dataset == name} for name in _names(records)}
+        several = {name for name in shots if len(shots[name]) > 1}
+        chosen = [r for r in records if r.dataset in ({AVERAGE} & several or several)]
+        if not chosen:
             continue
         method = _method_names(chosen)
-        chosen.sort(key=lambda r: (r.dataset, method(r), r.shots))
+        chosen.sort(key=lambda r: (r.dataset, method_order(r), r.shots))
         lines = [
             Line([r.dataset, method(r), str(r.shots)], r.metrics, _few_shot_paper(r))
             for r in chosen
         ]
         title = f"{TITLES['few_shot']}, {TITLES[protocol].lower()}"
-        tables.append(Table(title, ["Data set", "Method", "Shots"], columns, lines))
+        tables.append(Table(title, ["Data set", "Method", "Shots"], columns, lines, grouped=True))
     return tables
 
 
@@ -140,6 +148,14 @@ def _method_names(records: Iterable[Record]) -> Callable[[Record], str]:
     for record in records:
         configs.setdefault(record.trainer, set()).add(record.config)
     return lambda r: r.trainer if len(configs[r.trainer]) == 1 else f"{r.trainer} {r.config}"
+
+
+def method_order(record: Record | Score) -> tuple:
+    """Return what sorts methods: the paper's order, others before, a method before its DePT_."""
+    bare = record.trainer.removeprefix(PREFIX)
+    known = published.methods()
+    place = known.index(bare) if bare in known else -1
+    return place, bare, record.trainer != bare, record.config
 
 
 def _head(column: str) -> str:
@@ -194,7 +210,7 @@ def as_text(tables: list[Table]) -> str:
         block = [table.title, rule]
         previous = ""
         for place, row in enumerate(rows):
-            if place > 1 and len(table.heads) > 1 and row[0] and row[0] != previous:
+            if place > 1 and table.grouped and row[0] and row[0] != previous:
                 block.append("")
             shown = "" if place > 1 and row[0] == previous and len(table.heads) > 1 else row[0]
             previous = row[0] or previous
