@@ -162,13 +162,14 @@ def load_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 
 
 def _load_torch_file(path: str):
-    try:
-        with warnings.catch_warnings():
-            # torch.jit is deprecated, but it is the format of OpenAI's released files.
-            warnings.simplefilter("ignore")
+    with warnings.catch_warnings():
+        # torch.jit is deprecated, but it is the format of OpenAI's released files; and sparse
+        # tensors are checked at loading, as they should be.
+        warnings.simplefilter("ignore")
+        try:
             return dict(torch.jit.load(path, map_location="cpu").state_dict())
-    except RuntimeError:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        except RuntimeError:
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_model(name: str, download_root: str | os.PathLike | None = None) -> tuple[CLIP, str]:
