@@ -103,10 +103,9 @@ class Plan:
         label = config_label(config, changes)
         folder = self.output / Place(name, dataset, shots, trainer, label, seed, group).folder
         arguments += ["--output-dir", str(folder)]
-        cfg, config_hash = resolve((*arguments, *fixed, *self.opts, *opts))
+        config_hash = resolve((*arguments, *fixed, *self.opts, *opts))
         if model:
             arguments += ["--eval-only", "--model-dir", str(model.folder)]
-            arguments += ["--load-epoch", str(cfg.OPTIM.MAX_EPOCH)]
         arguments += [*fixed, *self.opts, *opts]
         return Job(folder, tuple(arguments), config_hash, model.folder if model else None)
 
@@ -242,19 +241,18 @@ def _unknown(kind: str, name: str, known: Sequence[str]) -> UserError:
 
 def _that_matter(arguments: tuple[str, ...], opts: tuple[str, ...]) -> list[str]:
     """Return the changes that alter a result: not the machine's, not a default repeated."""
-    plain = resolve(arguments)[1]
+    plain = resolve(arguments)
     kept = []
     for key, value in zip(opts[::2], opts[1::2], strict=True):
-        if resolve((*arguments, key, value))[1] != plain:
+        if resolve((*arguments, key, value)) != plain:
             kept += [key, value]
     return kept
 
 
 @cache
-def resolve(arguments: tuple[str, ...]) -> tuple:
-    """Return (config, its hash) as train.py resolves these arguments; UserError if it can't."""
+def resolve(arguments: tuple[str, ...]) -> str:
+    """Return the hash of the config that train.py makes of these arguments; UserError if none."""
     import train
     from dassl.engine import config_hash
 
-    cfg = train.setup_cfg(train.parse_args(list(arguments)))
-    return cfg, config_hash(cfg)
+    return config_hash(train.setup_cfg(train.parse_args(list(arguments))))

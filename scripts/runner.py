@@ -139,25 +139,29 @@ class Runs:
 def run_job(job: Job, settings: Settings, environment: dict[str, str], runs: Runs) -> Outcome:
     """Bring one run to its result, unless it is there."""
     started = time.monotonic()
+    status = 0
     try:
         if is_complete(job):
-            return Outcome(job, "skipped", accuracy=read_result(job).get("accuracy"))
+            return _done(job, "skipped")
         with hold(job.folder) as lock:
+            if is_complete(job):  # by whoever had the lock before
+                return _done(job, "skipped")
             for attempt in range(settings.attempts):
-                if is_complete(job):  # by whoever had the lock before
-                    break
                 status = runs.run(job, settings, environment, lock)
-                if status in (0, USER_ERROR) or runs.stopped:
+                if status == 0 and read_result(job).get("config_hash") == job.config_hash:
+                    return _done(job, "done", time.monotonic() - started)
+                if status == USER_ERROR or runs.stopped:
                     break
                 if attempt + 1 < settings.attempts:
                     print(f"failed ({last_words(job, status)}), trying again: {job.folder}")
-            seconds = time.monotonic() - started
-            if is_complete(job):
-                return Outcome(job, "done", seconds, accuracy=read_result(job).get("accuracy"))
-            reason = "interrupted" if runs.stopped else last_words(job, status)
-            return Outcome(job, "failed", seconds, reason, status=status)
+        reason = "interrupted" if runs.stopped else last_words(job, status)
     except (UserError, OSError) as error:
-        return Outcome(job, "failed", time.monotonic() - started, str(error), status=USER_ERROR)
+        status, reason = USER_ERROR, str(error)
+    return Outcome(job, "failed", time.monotonic() - started, reason, status=status)
+
+
+def _done(job: Job, state: str, seconds: float = 0.0) -> Outcome:
+    return Outcome(job, state, seconds, accuracy=read_result(job).get("accuracy"))
 
 
 def last_words(job: Job, status: int) -> str:
@@ -273,7 +277,7 @@ def _slurm_outcomes(job: object, chain: Chain) -> list[Outcome]:
         return job.result()
     reason = f"Slurm job {job.job_id} ({job.state}): {str(error).strip().splitlines()[-1]}"
     return [
-        Outcome(each, "done", accuracy=read_result(each).get("accuracy"))
+        _done(each, "done")
         if is_complete(each)
         else Outcome(each, "failed", reason=reason, status=1)
         for each in chain.jobs

@@ -74,7 +74,7 @@ def _table(table: Table) -> str:
     """Return a table; where lines are grouped, the first key is a heading across it."""
     head, *rows = grid(table)
     first = 1 if table.grouped else 0
-    keys = len(table.heads) + 1 - first
+    keys = len(table.heads) - first
     body, group = [], ""
     for row in rows:
         if table.grouped and row[0] and row[0] != group:

@@ -183,19 +183,19 @@ def number(stat: Stat | None) -> str:
 
 def grid(table: Table, number: Callable[[Stat | None], str] = number) -> list[list[str]]:
     """Return the table as text cells, the head first; the paper's numbers and gaps beneath ours."""
-    rows = [[*table.heads, "Seeds", *(_head(column) for column in table.columns)]]
+    rows = [[*table.heads, *(_head(column) for column in table.columns), "Seeds"]]
     blank = [""] * (len(table.heads) - 1)
     for line in table.lines:
         stats = [line.cells.get(column) for column in table.columns]
-        rows.append([*line.keys, _seeds(line), *map(number, stats)])
+        rows.append([*line.keys, *map(number, stats), _seeds(line)])
         if line.published:
             paper = [line.published.get(column) for column in table.columns]
-            rows.append([*blank, "  paper", "", *("" if p is None else f"{p:.2f}" for p in paper)])
+            rows.append([*blank, "  paper", *("" if p is None else f"{p:.2f}" for p in paper), ""])
             gaps = [
                 "" if p is None or s is None else f"{s.mean - p:+.2f}"
                 for p, s in zip(paper, stats, strict=True)
             ]
-            rows.append([*blank, "  gap", "", *gaps])
+            rows.append([*blank, "  gap", *gaps, ""])
     return rows
 
 
@@ -205,7 +205,7 @@ def as_text(tables: list[Table]) -> str:
     for table in tables:
         rows = grid(table)
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        keys = len(table.heads) + 1
+        keys = len(table.heads)
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
         block = [table.title, rule]
         previous = ""
@@ -232,7 +232,7 @@ def as_markdown(tables: list[Table]) -> str:
     blocks = []
     for table in tables:
         rows = grid(table)
-        keys = len(table.heads) + 1
+        keys = len(table.heads)
         rule = ["---"] * keys + ["---:"] * (len(rows[0]) - keys)
         lines = ["| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]]]
         blocks.append(f"**{table.title}**\n\n" + "\n".join(lines))
@@ -255,7 +255,7 @@ def as_latex(tables: list[Table]) -> str:
     blocks = []
     for table in tables:
         rows = grid(table, _latex_number)
-        keys = len(table.heads) + 1
+        keys = len(table.heads)
         rows[0] = [text.translate(_LATEX) for text in rows[0]]
         for row in rows[1:]:
             row[:keys] = [text.translate(_LATEX) for text in row[:keys]]
