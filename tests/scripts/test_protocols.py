@@ -1,0 +1,123 @@
+"""Plans: which runs a protocol needs, where they lie, and the commands that people see."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dassl.utils import UserError
+from scripts.protocols import PROTOCOLS, Plan
+from scripts.results.layout import read_place
+from scripts.results.sweeps import ABLATION, LAMBDA, LAMBDAS
+from scripts.run_protocol import duration, make_plan, parse_args
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def in_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def chains(*arguments: str):
+    return make_plan(parse_args(list(arguments)))
+
+
+def test_base_to_new_trains_on_base_and_tests_on_new():
+    command = "base_to_new --trainers CoOp DePT_CoOp --datasets oxford_pets --seeds 1-3"
+    plan = chains(*command.split())
+    assert len(plan) == 6 and all(len(chain.jobs) == 2 for chain in plan)
+    train, test = plan[0].jobs
+    end = "oxford_pets/shots_16/CoOp/vit_b16_ep10/seed1"
+    assert train.folder == Path("output/base2new/train_base", end)
+    assert test.folder == Path("output/base2new/test_new", end) and test.model == train.folder
+    assert "DATASET.SUBSAMPLE_CLASSES base" in train.command
+    assert f"--eval-only --model-dir {train.folder}" in test.command
+    assert train.config_hash != test.config_hash
+
+
+def test_every_protocol_plans_the_papers_runs(monkeypatch):
+    monkeypatch.setattr("scripts.protocols.resolve", lambda arguments: "")  # thousands of configs
+    sizes = {name: sum(len(c.jobs) for c in chains(name)) for name in PROTOCOLS}
+    eleven, seeds, methods = 11, 3, 2
+    assert sizes == {
+        "base_to_new": eleven * seeds * methods * 2,
+        "cross_dataset": seeds * methods * 11,
+        "domain_generalization": seeds * methods * 5,
+        "few_shot": eleven * seeds * methods * 5 * 3,
+        "zero_shot": eleven * 3,
+        "lambda": len(LAMBDAS) * eleven * seeds * 2,
+        "ablation": len(ABLATION) * eleven * seeds * 2,
+    }
+
+
+def test_transfers_share_the_model_that_was_trained_on_all_classes():
+    options = ["--trainers", "CoOp", "--seeds", "1", "--source", "mini_shapes", "--datasets"]
+    (cross,) = chains("cross_dataset", *options, "mini_shapes", "mini_fabrics", "mini_scenes")
+    (shifted,) = chains("domain_generalization", *options, "mini_shapes_sketch")
+    assert cross.jobs[0] == shifted.jobs[0]
+    assert [read_place(job.folder).dataset for job in cross.jobs] == [
+        "mini_shapes",
+        "mini_fabrics",
+        "mini_scenes",
+    ]
+    assert all(job.model == cross.jobs[0].folder for job in (*cross.jobs[1:], shifted.jobs[1]))
+
+
+def test_no_two_configurations_share_a_folder_and_no_default_is_repeated():
+    options = ["--trainers", "DePT_CoOp", "--datasets", "mini_shapes", "--seeds", "1"]
+    plain = chains("base_to_new", *options)
+    swept = chains("lambda", *options)
+    folders = {chain.jobs[0].folder for chain in swept}
+    assert len(folders) == len(LAMBDAS) and plain[0].jobs[0].folder in folders
+    assert len({chain.jobs[0].config_hash for chain in swept}) == len(LAMBDAS)
+    changed = chains("base_to_new", *options, "--opts", "OPTIM.LR", "0.1", LAMBDA, "0.7")
+    assert changed[0].jobs[0].folder.parent.name == "mini@OPTIM.LR=0.1"
+    machine = chains("base_to_new", *options, "--opts", "DATALOADER.NUM_WORKERS", "3")
+    assert machine[0].jobs[0].folder == plain[0].jobs[0].folder
+
+
+def test_an_odd_setting_in_front_is_the_config():
+    args = parse_args(["base_to_new", "--opts", "vit_b32_ep10", "OPTIM.LR", "0.1"])
+    assert (args.config, args.opts) == ("vit_b32_ep10", ["OPTIM.LR", "0.1"])
+
+
+def test_configs_by_the_data_sets_family():
+    plan = Plan(Path("data"), Path("output"))
+    assert plan.config_of("CoOp", "mini_shapes") == "mini"
+    assert plan.config_of("CoOp", "dtd") == "vit_b16_ep10"
+    assert plan.config_of("ZeroshotCLIP", "dtd") == "vit_b16"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("base_to_new --trainers CoOpp", "did you mean 'CoOp'"),
+        ("base_to_new --datasets oxford_pet", "did you mean 'oxford_pets'"),
+        ("base_to_new --config vit_b61_ep10", "did you mean 'vit_b16_ep10'"),
+        ("base_to_new --opts OPTIM.LRR 1", "OPTIM.LR"),
+        ("base_to_new --seeds one", "no seed"),
+        ("base_to_old", "base_to_new"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message):
+    with pytest.raises(UserError, match=message) as error:
+        chains(*arguments.split())
+    assert "\n" not in str(error.value)
+
+
+def test_shell_scripts_say_how_they_are_used(tmp_path):
+    for name in ("base_to_new", "cross_dataset", "domain_generalization", "few_shot", "zero_shot"):
+        environment = {**os.environ, "PYTHON": sys.executable}
+        command = ["bash", f"scripts/{name}.sh", "CoOp"]
+        answer = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert answer.returncode == 2 and f"usage: scripts/{name}.sh TRAINER" in answer.stderr
+
+
+def test_durations():
+    shown = [duration(s) for s in (45.4, 720, 12_000)]
+    assert shown == ["45 s", "12 min", "3 h 20 min"]
