@@ -77,10 +77,13 @@ class RandomSampler(EpochSampler):
 class _DomainSampler(EpochSampler):
     """Batches with equally many items of each of `n_domain` domains."""
 
+    all_domains = False  # whatever n_domain says
+
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.groups = _indices_by(self.data_source, "domain")
-        self.n_domain = self.n_domain if self.n_domain > 0 else len(self.groups)
+        if self.all_domains or self.n_domain <= 0:
+            self.n_domain = len(self.groups)
         name = type(self).__name__
         if self.n_domain > len(self.groups) or self.batch_size % self.n_domain:
             raise UserError(
@@ -122,8 +125,7 @@ class RandomDomainSampler(_DomainSampler):
 class SeqDomainSampler(_DomainSampler):
     """Batches of equal parts of all domains, in the order of their numbers."""
 
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **{**kwargs, "n_domain": 0})
+    all_domains = True
 
     def domains(self, rng: random.Random) -> list[int]:
         return sorted(self.groups)

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from dassl.data import DataManager, DatasetWrapper
+from dassl.utils import UserError
+
+
+def views(dm: DataManager, epoch: int) -> dict[str, torch.Tensor]:
+    """The training views of an epoch by path."""
+    dm.set_epoch(epoch)
+    found = {}
+    for batch in dm.train_loader_x:
+        assert batch["img"].shape[1:] == (3, 8, 8)
+        found |= dict(zip(batch["impath"], batch["img"], strict=True))
+    return found
+
+
+def same(one: dict, two: dict) -> bool:
+    return list(one) == list(two) and all(torch.equal(one[path], two[path]) for path in one)
+
+
+def test_views_do_not_depend_on_the_number_of_workers(make_cfg):
+    plain = DataManager(make_cfg())
+    expected = {epoch: views(plain, epoch) for epoch in (0, 1)}
+    assert not same(expected[0], expected[1])
+    shared = [path for path in expected[0] if path in expected[1]]
+    assert not any(torch.equal(expected[0][path], expected[1][path]) for path in shared)
+    torch.manual_seed(99)
+    random.seed(99)
+    workers = DataManager(make_cfg("DATALOADER.NUM_WORKERS", 2))
+    for epoch in (1, 0, 1):  # the workers live through all of them
+        assert same(views(workers, epoch), expected[epoch])
+
+
+def test_views_depend_on_the_seed(make_cfg):
+    one, two = (views(DataManager(make_cfg("SEED", seed)), 0) for seed in (1, 2))
+    assert any(not torch.equal(one[path], two[path]) for path in one if path in two)
+
+
+def test_global_generators_stay_as_they_were(make_cfg):
+    dm = DataManager(make_cfg())
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    views(dm, 0)
+    assert states == (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.get_rng_state().tolist(),
+    )
+
+
+def test_transforms_may_use_any_generator(make_cfg):
+    def noise(image):
+        return torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()])
+
+    def draw(workers):
+        dm = DataManager(make_cfg("DATALOADER.NUM_WORKERS", workers), custom_tfm_train=noise)
+        return torch.cat([batch["img"] for batch in dm.train_loader_x])
+
+    assert torch.equal(draw(0), draw(2))
+    assert len(draw(0).unique()) == draw(0).numel()
+
+
+def test_items(make_cfg):
+    cfg = make_cfg("DATALOADER.RETURN_IMG0", True, "DATALOADER.K_TRANSFORMS", 2)
+    dm = DataManager(cfg)
+    transform = dm.train_loader_x.dataset.transform
+    item = DatasetWrapper(cfg, dm.dataset.train_x, transform, is_train=True)[3]
+    assert item["index"] == 3 and item["label"] == 0 and item["domain"] == 1
+    assert item["impath"] == dm.dataset.train_x[3].impath
+    assert len(item["img"]) == 2 and not torch.equal(*item["img"])
+    assert item["img0"].shape == (3, 8, 8)
+    pair = DatasetWrapper(cfg, dm.dataset.train_x, [transform, transform])[3]
+    assert pair["img"].shape == pair["img2"].shape == (3, 8, 8)
+    assert "img" not in DatasetWrapper(cfg, dm.dataset.train_x)[3]
+    with pytest.raises(UserError, match="K_TRANSFORMS"):
+        DatasetWrapper(cfg, dm.dataset.train_x, None, is_train=True)
+
+
+def test_manager(make_cfg, capsys):
+    dm = DataManager(make_cfg("VERBOSE", True))
+    assert dm.num_classes == 3 and dm.classnames == ["red", "green", "blue"]
+    assert dm.class_keys == ["key-red", "key-green", "key-blue"]
+    assert dm.lab2cname[1] == "green" and dm.template == "a patch of {}."
+    assert dm.num_source_domains == 0
+    lengths = [
+        len(x) for x in (dm.train_loader_x, dm.train_loader_u, dm.val_loader, dm.test_loader)
+    ]
+    assert lengths == [4, 3, 2, 3]  # 18 // 4, 12 // 4, ceil(6 / 5), ceil(12 / 5)
+    assert "# train_x  18" in capsys.readouterr().out
+    order = [index for batch in dm.test_loader for index in batch["index"].tolist()]
+    assert order == list(range(12))
+
+
+def test_a_single_small_batch_is_kept(make_cfg):
+    dm = DataManager(make_cfg("DATALOADER.TRAIN_X.BATCH_SIZE", 32))
+    assert [len(batch["label"]) for batch in dm.train_loader_x] == [18]
+
+
+def test_template_from_the_config(make_cfg):
+    assert DataManager(make_cfg("DATASET.TEMPLATE", "my {}.")).template == "my {}."
+    with pytest.raises(UserError, match="must hold {} once"):
+        DataManager(make_cfg("DATASET.TEMPLATE", "my photo."))
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A folder with toy images of which two training images and one test image are broken."""
+    from toy_engine import draw_images
+
+    draw_images(tmp_path)
+    for name in ("train/red/0", "train/blue/5", "test/green/1"):
+        (tmp_path / "toy" / f"{name}.png").write_bytes(b"no image")
+    return tmp_path
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_image_fails(make_cfg, damaged, workers):
+    dm = DataManager(make_cfg("DATASET.ROOT", str(damaged), "DATALOADER.NUM_WORKERS", workers))
+    with pytest.raises(UserError, match=r"^cannot decode the image .*/test/green/1\.png"):
+        list(dm.test_loader)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_image_is_skipped_and_counted(make_cfg, damaged, workers, capsys):
+    dm = DataManager(
+        make_cfg(
+            *("DATASET.ROOT", str(damaged), "INPUT.ON_DECODE_ERROR", "skip"),
+            *("DATALOADER.NUM_WORKERS", workers, "DATALOADER.TRAIN_X.BATCH_SIZE", 1),
+        )
+    )
+    for _ in range(2):
+        assert len(list(dm.train_loader_x)) == 16
+        assert [len(batch["label"]) for batch in dm.test_loader] == [5, 4, 2]
+    assert dm.skipped_images == 3
+    assert capsys.readouterr().out.count("Skipped: cannot decode") == 3
+
+
+def test_missing_files_are_named_before_any_work(make_cfg, damaged):
+    cfg = make_cfg("DATASET.ROOT", str(damaged))
+    import toy_engine
+
+    class Gone(toy_engine.ToyImages):
+        def __init__(self, cfg):
+            super().__init__(cfg)
+            for name in ("train/red/0", "train/red/1"):
+                (damaged / "toy" / f"{name}.png").unlink()
+
+    from dassl.data.datasets import DATASET_REGISTRY
+
+    DATASET_REGISTRY.register(Gone, force=True)
+    cfg.DATASET.NAME = "Gone"
+    with pytest.raises(UserError, match=r"red/0\.png and 1 more of the train_x images are missing"):
+        DataManager(cfg)
+
+
+def test_unknown_ways_with_broken_images(make_cfg):
+    with pytest.raises(UserError, match="choose fail or skip"):
+        DataManager(make_cfg("INPUT.ON_DECODE_ERROR", "ignore"))

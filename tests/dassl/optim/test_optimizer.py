@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dassl.config import get_cfg_default
+from dassl.optim import build_optimizer
+from dassl.utils import UserError
+
+
+def node(**options):
+    node = get_cfg_default().OPTIM
+    for name, value in options.items():
+        node[name] = value
+    return node
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "defaults"),
+    [
+        ("sgd", torch.optim.SGD, {"momentum": 0.5, "dampening": 0.0, "nesterov": True}),
+        ("adam", torch.optim.Adam, {"betas": (0.8, 0.999), "amsgrad": False}),
+        ("amsgrad", torch.optim.Adam, {"betas": (0.8, 0.999), "amsgrad": True}),
+        ("adamw", torch.optim.AdamW, {"betas": (0.8, 0.999)}),
+        ("radam", torch.optim.RAdam, {"betas": (0.8, 0.999)}),
+        ("rmsprop", torch.optim.RMSprop, {"momentum": 0.5, "alpha": 0.9}),
+    ],
+)
+def test_options_arrive(name, kind, defaults):
+    options = node(
+        NAME=name, LR=0.3, WEIGHT_DECAY=0.1, MOMENTUM=0.5, SGD_NESTEROV=True, ADAM_BETA1=0.8,
+        RMSPROP_ALPHA=0.9,
+    )  # fmt: skip
+    model = nn.Linear(2, 2)
+    for source in (model, model.parameters()):
+        optimizer = build_optimizer(source, options)
+        assert type(optimizer) is kind
+        expected = {"lr": 0.3, "weight_decay": 0.1, **defaults}
+        assert {key: optimizer.defaults[key] for key in expected} == expected
+        before = model.weight.detach().clone()
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        assert not torch.equal(before, model.weight)
+
+
+def test_groups_keep_their_own_rate():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    groups = [{"params": model[0].parameters()}, {"params": model[1].parameters(), "lr": 0.7}]
+    optimizer = build_optimizer(None, node(LR=0.1), groups)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.7]
+    with pytest.warns(UserWarning, match="STAGED_LR has no effect"):
+        build_optimizer(None, node(STAGED_LR=True), [{"params": [torch.zeros(1)]}])
+
+
+def test_staged_rates():
+    model = nn.ModuleDict({"old": nn.Linear(2, 2), "new": nn.Linear(2, 3)})
+    staged = node(LR=0.1, STAGED_LR=True, NEW_LAYERS=("new",), BASE_LR_MULT=0.5)
+    optimizer = build_optimizer(model, staged)
+    rate = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    assert [rate[id(p)] for p in model.parameters()] == [0.05, 0.05, 0.1, 0.1]
+    with pytest.raises(UserError, match=r"no layer 'neu' \(did you mean 'new'"):
+        build_optimizer(model, node(STAGED_LR=True, NEW_LAYERS=("neu",)))
+
+
+def test_unknown_name():
+    with pytest.raises(UserError, match=r"unknown OPTIM.NAME 'adm' \(did you mean 'adam'"):
+        build_optimizer(nn.Linear(1, 1), node(NAME="adm"))
