@@ -143,7 +143,7 @@ class TrainerBase:
 
     def load_checkpoint_extra(self, extra: dict[str, Any]) -> None:
         """Take back what `checkpoint_extra` returned; called when training is resumed."""
-        if getattr(self, "scaler", None) is not None and "scaler" in extra:
+        if getattr(self, "scaler", None) is not None and extra.get("scaler"):
             self.scaler.load_state_dict(extra["scaler"])
 
     def _checkpoint(self, name: str, epochs_done: int, val_result: float | None) -> dict[str, Any]:

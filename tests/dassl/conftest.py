@@ -15,6 +15,21 @@ settings.load_profile("steady")
 sys.path.insert(0, str(Path(__file__).parent))  # for toy_engine
 
 
+@pytest.fixture(scope="module", autouse=True)
+def register_toys():
+    """Only here: other tests go through all that is registered."""
+    import toy_engine
+
+    from dassl.data.datasets import DATASET_REGISTRY
+    from dassl.engine import TRAINER_REGISTRY
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DATASET_REGISTRY._objects, "ToyImages", toy_engine.ToyImages)
+        for trainer in (toy_engine.ToyTrainer, toy_engine.ToyPairTrainer):
+            patch.setitem(TRAINER_REGISTRY._objects, trainer.__name__, trainer)
+        yield
+
+
 @pytest.fixture(scope="session")
 def toy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the toy images."""

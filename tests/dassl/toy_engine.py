@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from dassl.config import CfgNode, get_cfg_default
-from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
-from dassl.engine import TRAINER_REGISTRY, TrainerX, TrainerXU
+from dassl.data.datasets import DatasetBase, Datum
+from dassl.engine import TrainerX, TrainerXU
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import set_random_seed
@@ -32,7 +32,6 @@ def draw_images(root: Path, train: int = 6, test: int = 4) -> None:
                 Image.fromarray(pixels).save(folder / f"{i}.png")
 
 
-@DATASET_REGISTRY.register()
 class ToyImages(DatasetBase):
     template = "a patch of {}."
     fewshot_hash = "abc"
@@ -82,7 +81,6 @@ class _Toy:
         return {"loss": loss, **parts, "acc": accuracy}
 
 
-@TRAINER_REGISTRY.register()
 class ToyTrainer(_Toy, TrainerX):
     def forward_backward(self, batch: dict) -> dict:
         image, label, _ = self.parse_batch_train(batch)
@@ -95,7 +93,6 @@ class ToyTrainer(_Toy, TrainerX):
         return {"backbone_sha256": "f00"}
 
 
-@TRAINER_REGISTRY.register()
 class ToyPairTrainer(_Toy, TrainerXU):
     def forward_backward(self, batch_x: dict, batch_u: dict) -> dict:
         image, label, unlabelled = self.parse_batch_train(batch_x, batch_u)

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from toy_engine import ToyImages, draw_images
 
 from dassl.data import DataManager, DatasetWrapper
 from dassl.utils import UserError
@@ -110,8 +111,6 @@ def test_template_from_the_config(make_cfg):
 @pytest.fixture
 def damaged(tmp_path):
     """A folder with toy images of which two training images and one test image are broken."""
-    from toy_engine import draw_images
-
     draw_images(tmp_path)
     for name in ("train/red/0", "train/blue/5", "test/green/1"):
         (tmp_path / "toy" / f"{name}.png").write_bytes(b"no image")
@@ -140,22 +139,17 @@ def test_broken_image_is_skipped_and_counted(make_cfg, damaged, workers, capsys)
     assert capsys.readouterr().out.count("Skipped: cannot decode") == 3
 
 
-def test_missing_files_are_named_before_any_work(make_cfg, damaged):
-    cfg = make_cfg("DATASET.ROOT", str(damaged))
-    import toy_engine
+def test_missing_files_are_named_before_any_work(make_cfg, damaged, monkeypatch):
+    read = ToyImages.__init__
 
-    class Gone(toy_engine.ToyImages):
-        def __init__(self, cfg):
-            super().__init__(cfg)
-            for name in ("train/red/0", "train/red/1"):
-                (damaged / "toy" / f"{name}.png").unlink()
+    def read_and_remove(self, cfg):
+        read(self, cfg)
+        for name in ("train/red/0", "train/red/1"):
+            (damaged / "toy" / f"{name}.png").unlink()
 
-    from dassl.data.datasets import DATASET_REGISTRY
-
-    DATASET_REGISTRY.register(Gone, force=True)
-    cfg.DATASET.NAME = "Gone"
+    monkeypatch.setattr(ToyImages, "__init__", read_and_remove)
     with pytest.raises(UserError, match=r"red/0\.png and 1 more of the train_x images are missing"):
-        DataManager(cfg)
+        DataManager(make_cfg("DATASET.ROOT", str(damaged)))
 
 
 def test_unknown_ways_with_broken_images(make_cfg):

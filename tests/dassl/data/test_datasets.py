@@ -80,8 +80,6 @@ def test_domains():
 
 
 def test_unknown_name():
-    import toy_engine  # noqa: F401  (registers ToyImages)
-
     cfg = get_cfg_default()
     cfg.DATASET.NAME = "ToyImage"
     with pytest.raises(UserError, match=r"unknown dataset 'ToyImage' \(did you mean 'ToyImages'"):

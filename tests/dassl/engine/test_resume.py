@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_engine import ToyTrainer, toy_cfg
 
-from dassl.engine import TRAINER_REGISTRY, build_trainer, start_log
+from dassl.engine import start_log
 from dassl.utils import UserError, load_checkpoint, read_json
 
 
@@ -22,7 +22,6 @@ class Stop(Exception):
     pass
 
 
-@TRAINER_REGISTRY.register()
 class StoppingTrainer(ToyTrainer):
     """Stops once, at a batch of an epoch, or between the end of training and the evaluation."""
 
@@ -72,13 +71,13 @@ def assert_same(one: object, two: object) -> None:
         assert one == two
 
 
-OPTIONS = ("TRAINER.NAME", "StoppingTrainer", "TEST.FINAL_MODEL", "best_val")
+OPTIONS = ("TEST.FINAL_MODEL", "best_val")
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(toy_root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    build_trainer(toy_cfg(toy_root, folder, *OPTIONS)).train()
+    StoppingTrainer(toy_cfg(toy_root, folder, *OPTIONS)).train()
     return outcome(folder)
 
 
@@ -95,9 +94,9 @@ def test_interrupted_runs_end_as_uninterrupted_ones(
         StoppingTrainer.stop = stop
         torch.manual_seed(len(stops))  # what a new process happens to start from
         with pytest.raises(Stop):
-            build_trainer(toy_cfg(toy_root, folder, *OPTIONS)).train()
+            StoppingTrainer(toy_cfg(toy_root, folder, *OPTIONS)).train()
         assert not (folder / "result.json").exists()
-    build_trainer(toy_cfg(toy_root, folder, *OPTIONS)).train()
+    StoppingTrainer(toy_cfg(toy_root, folder, *OPTIONS)).train()
     assert_same(outcome(folder), uninterrupted)
     assert not (folder / "resume.pth.tar").exists()
 
@@ -106,9 +105,9 @@ def test_interrupted_runs_end_as_uninterrupted_ones(
 def test_resumed_with_other_workers(toy_root, tmp_path, uninterrupted, workers):
     StoppingTrainer.stop = (1, 2)
     with pytest.raises(Stop):
-        build_trainer(toy_cfg(toy_root, tmp_path, *OPTIONS)).train()
+        StoppingTrainer(toy_cfg(toy_root, tmp_path, *OPTIONS)).train()
     machine = ("DATALOADER.NUM_WORKERS", workers, "TRAIN.PRINT_FREQ", 1)
-    build_trainer(toy_cfg(toy_root, tmp_path, *OPTIONS, *machine)).train()
+    StoppingTrainer(toy_cfg(toy_root, tmp_path, *OPTIONS, *machine)).train()
     assert_same(outcome(tmp_path), uninterrupted)
 
 
@@ -116,7 +115,7 @@ def _train(root: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     cfg = toy_cfg(root, folder, *OPTIONS)
     start_log(cfg)
-    build_trainer(cfg).train()
+    StoppingTrainer(cfg).train()
 
 
 def assert_only_whole_files(folder: Path) -> None:
@@ -158,15 +157,15 @@ def test_killed_runs_leave_whole_files_and_go_on(toy_root, tmp_path, uninterrupt
 def interrupt(cfg, at=(2, 0)) -> None:
     StoppingTrainer.stop = at
     with pytest.raises(Stop):
-        build_trainer(cfg).train()
+        StoppingTrainer(cfg).train()
 
 
 def test_another_config_starts_afresh(toy_root, tmp_path):
     interrupt(toy_cfg(toy_root, tmp_path / "a", *OPTIONS))
     other = (*OPTIONS, "OPTIM.LR", 0.01)
     start_log(toy_cfg(toy_root, tmp_path / "a", *other))
-    build_trainer(toy_cfg(toy_root, tmp_path / "a", *other)).train()
-    build_trainer(toy_cfg(toy_root, tmp_path / "b", *other)).train()
+    StoppingTrainer(toy_cfg(toy_root, tmp_path / "a", *other)).train()
+    StoppingTrainer(toy_cfg(toy_root, tmp_path / "b", *other)).train()
     assert_same(outcome(tmp_path / "a"), outcome(tmp_path / "b"))
     log = (tmp_path / "a" / "log.txt").read_text()
     assert "train from scratch" in log and "resuming" not in log
@@ -177,7 +176,7 @@ def test_log_goes_on(toy_root, tmp_path):
     start_log(cfg)
     interrupt(cfg)
     start_log(cfg)
-    build_trainer(cfg).train()
+    StoppingTrainer(cfg).train()
     log = (tmp_path / "log.txt").read_text()
     assert "resuming at epoch 3" in log
     assert log.count("epoch [1/3] batch [4/4]") == log.count("epoch [3/3] batch [4/4]") == 1
@@ -186,26 +185,26 @@ def test_log_goes_on(toy_root, tmp_path):
 def test_resume_from_another_folder(toy_root, tmp_path, uninterrupted):
     interrupt(toy_cfg(toy_root, tmp_path / "a", *OPTIONS))
     demand = ("RESUME", str(tmp_path / "a"))
-    build_trainer(toy_cfg(toy_root, tmp_path / "b", *OPTIONS, *demand)).train()
+    StoppingTrainer(toy_cfg(toy_root, tmp_path / "b", *OPTIONS, *demand)).train()
     assert_same(outcome(tmp_path / "b")["metrics"], uninterrupted["metrics"])
     assert_same(outcome(tmp_path / "b")["result"], uninterrupted["result"])
 
 
 def test_a_finished_run_can_be_extended(toy_root, tmp_path, capsys):
-    plain = ("TRAINER.NAME", "ToyTrainer", "OPTIM.LR_SCHEDULER", "single_step")
-    build_trainer(toy_cfg(toy_root, tmp_path / "a", *plain, "OPTIM.MAX_EPOCH", 2)).train()
+    plain = ("OPTIM.LR_SCHEDULER", "single_step")
+    StoppingTrainer(toy_cfg(toy_root, tmp_path / "a", *plain, "OPTIM.MAX_EPOCH", 2)).train()
     longer = (*plain, "OPTIM.STEPSIZE", (9,), "OPTIM.MAX_EPOCH", 4)
     more = ("RESUME", str(tmp_path / "a"))
-    build_trainer(toy_cfg(toy_root, tmp_path / "b", *longer, *more)).train()
+    StoppingTrainer(toy_cfg(toy_root, tmp_path / "b", *longer, *more)).train()
     assert "resuming at epoch 3" in capsys.readouterr().out
-    build_trainer(toy_cfg(toy_root, tmp_path / "c", *longer)).train()
+    StoppingTrainer(toy_cfg(toy_root, tmp_path / "c", *longer)).train()
     assert_same(outcome(tmp_path / "b")["metrics"], outcome(tmp_path / "c")["metrics"])
 
 
 def test_demanded_resume_with_another_config_says_so(toy_root, tmp_path, capsys):
     interrupt(toy_cfg(toy_root, tmp_path, *OPTIONS))
     cfg = toy_cfg(toy_root, tmp_path, *OPTIONS, "RESUME", str(tmp_path), "OPTIM.MAX_EPOCH", 4)
-    build_trainer(cfg).train()
+    StoppingTrainer(cfg).train()
     assert "OPTIM.MAX_EPOCH 3 -> 4" in capsys.readouterr().out
     assert [line["epoch"] for line in outcome(tmp_path)["metrics"]] == [1, 2, 3, 4]
 
@@ -213,12 +212,12 @@ def test_demanded_resume_with_another_config_says_so(toy_root, tmp_path, capsys)
 def test_demanded_resume_of_nothing(toy_root, tmp_path):
     cfg = toy_cfg(toy_root, tmp_path / "a", *OPTIONS, "RESUME", str(tmp_path / "none"))
     with pytest.raises(UserError, match="none holds no run to resume"):
-        build_trainer(cfg).train()
+        StoppingTrainer(cfg).train()
 
 
 def _wait_in_training(root: Path, folder: Path) -> None:
     ToyTrainer.forward_backward = lambda self, batch: time.sleep(30)
-    build_trainer(toy_cfg(root, folder)).train()
+    StoppingTrainer(toy_cfg(root, folder)).train()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -234,7 +233,7 @@ def test_second_run_in_the_folder_is_refused(toy_root, tmp_path):
         with pytest.raises(UserError, match="in use by another run"):
             start_log(toy_cfg(toy_root, tmp_path / "run"))
         with pytest.raises(UserError, match="in use by another run"):
-            build_trainer(toy_cfg(toy_root, tmp_path / "run")).train()
+            StoppingTrainer(toy_cfg(toy_root, tmp_path / "run")).train()
     finally:
         process.kill()
         process.join()

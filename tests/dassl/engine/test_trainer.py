@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from toy_engine import ToyTrainer
+from toy_engine import ToyTrainer, draw_images
 
 from dassl.config import get_cfg_default
-from dassl.engine import TRAINER_REGISTRY, TrainerBase, build_trainer, config_hash, start_log
+from dassl.engine import TrainerBase, build_trainer, config_hash, start_log
 from dassl.utils import UserError, load_checkpoint, read_json, setup_logger
 
 
@@ -215,8 +215,6 @@ def test_pairs_of_labelled_and_unlabelled_batches(make_cfg):
 
 
 def test_skipped_images_shorten_the_epoch_and_are_counted(make_cfg, tmp_path):
-    from toy_engine import draw_images
-
     draw_images(tmp_path)
     for name in ("train/red/0", "train/blue/5", "test/green/1"):
         (tmp_path / "toy" / f"{name}.png").write_bytes(b"no image")
@@ -305,10 +303,10 @@ def test_a_trainer_as_written_for_dassl(make_cfg):
                 checkpoint = load_checkpoint(os.path.join(directory, name, model_file))
                 self._models[name].load_state_dict(checkpoint["state_dict"], strict=False)
 
-    TRAINER_REGISTRY.register(Foreign, force=True)
-    trainer = run(make_cfg("TRAINER.NAME", "Foreign"))
+    trainer = Foreign(make_cfg())
+    trainer.train()
     assert lines(trainer.output_dir)[0]["losses"] == {}
-    other = build_trainer(make_cfg("TRAINER.NAME", "Foreign", output="other"))
+    other = Foreign(make_cfg(output="other"))
     other.load_model(trainer.output_dir, epoch=3)
     assert other.test() == trainer.test()
 
