@@ -118,24 +118,28 @@ class ImageDataset(DatasetBase):
         return bool(self.split_file) and os.path.isfile(self.split_path)
 
     def load_lists(self) -> Lists:
-        """Return the whole split, all classes, from the split file or the official lists.
+        """Return the whole split, all classes; one that had to be drawn is saved.
 
-        A split that had to be drawn is saved as the split file. Sets `split_hash`.
+        Sets `split_hash`.
         """
-        if self.has_split_file():
-            lists = self.read_split(self.split_path, self.image_dir)
-        else:
-            with seeded(SPLIT_SEED):
-                lists = self.read_official()
-            if self.split_file:
-                path = self.split_path
-                print(f"No {path}: drew a split with seed {SPLIT_SEED}, not the published one")
-                self._save(lambda: self.save_split(*lists, path, self.image_dir), path)
-        self._require_clear_classes(*lists)
+        given = self.has_split_file()
+        lists = self.read_lists()
+        if self.split_file and not given:
+            path = self.split_path
+            print(f"No {path}: drew a split with seed {SPLIT_SEED}, not the published one")
+            self._save(lambda: self.save_split(*lists, path, self.image_dir), path)
+        self.require_clear_classes(*lists)
         self.split_hash = rows_hash(dict(zip(PARTS, map(self.rows, lists), strict=True)))
         return lists
 
-    def _require_clear_classes(self, train: Items, val: Items, test: Items) -> None:
+    def read_lists(self) -> Lists:
+        """Return train, val and test from the split file or else the official lists."""
+        if self.has_split_file():
+            return self.read_split(self.split_path, self.image_dir)
+        with seeded(SPLIT_SEED):
+            return self.read_official()
+
+    def require_clear_classes(self, train: Items, val: Items, test: Items) -> None:
         """Raise UserError if a label has two names, or is evaluated and not trained."""
         lists = self.split_path
         names: dict[int, str] = {}

@@ -1,0 +1,1 @@
+"""Getting, laying out and checking the data sets (`scripts/prepare_data.py`)."""
