@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = setup_cfg(args)
 
-    from dassl.engine import TRAINER_REGISTRY, build_trainer
+    from dassl.engine import TRAINER_REGISTRY, build_trainer, start_log
     from dassl.utils import set_random_seed
 
     if cfg.TRAINER.NAME:
@@ -98,6 +98,8 @@ def main(argv: list[str] | None = None) -> None:
     check_cfg(cfg)
     import datasets  # noqa: F401  (its modules register the data sets)
 
+    if not args.no_train:
+        start_log(cfg, train=not args.eval_only)
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)

@@ -13,8 +13,10 @@ Letters in shape comments: B images, C classes, D embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +33,8 @@ from dassl.utils import UserError, count_num_param, file_sha256
 from . import original_checkpoints
 
 PRECISIONS = ("fp32", "fp16", "bf16", "amp")
+# Views encoded in one pass of the image tower, on a CPU and on a GPU.
+_VIEWS_AT_ONCE = (32, 512)
 
 
 def extend_cfg(cfg: CfgNode) -> None:
@@ -312,6 +316,30 @@ class PromptTrainer(TrainerX):
             return
         super().train()
 
+    def training_batches(self) -> Iterable[dict]:
+        """The epoch's batches; where no trained input enters the image tower, already encoded."""
+        batches = super().training_batches()
+        if self.cfg.MODEL.FAST and self.method.image_tower_untouched:
+            return self.encoded_ahead(batches)
+        return batches
+
+    @torch.no_grad()
+    def encode_views(self, image: torch.Tensor) -> torch.Tensor:
+        """(B,3,H,H) → (B,D) features of views whose features no training step changes."""
+        with self.autocast():
+            return self.method.encoders.image(image.to(self.device, non_blocking=True))
+
+    def encoded_ahead(self, batches: Iterable[dict]) -> Iterator[dict]:
+        """The same batches with features in place of images, encoded many views at a time."""
+        batches = iter(batches)
+        per_batch = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        at_once = max(1, _VIEWS_AT_ONCE[self.device.type == "cuda"] // per_batch)
+        while ahead := list(islice(batches, at_once)):
+            features = self.encode_views(torch.cat([batch["img"] for batch in ahead]))
+            parts = features.split([len(batch["img"]) for batch in ahead])
+            for batch, part in zip(ahead, parts, strict=True):
+                yield {**batch, "img": part}
+
     def forward_backward(self, batch: dict) -> dict:
         image, label = self.parse_batch_train(batch)
         with self.autocast():
@@ -352,6 +380,7 @@ class PromptTrainer(TrainerX):
         return {
             "trainer": type(self).__name__,
             "class_keys": list(self.method.classes.keys),
+            "classnames": list(self.method.classes.names),
             "backbone_sha256": self.backbone_sha256,
             "scaler": self.scaler.state_dict(),
         }
@@ -361,6 +390,11 @@ class PromptTrainer(TrainerX):
 
     def result_extra(self) -> dict:
         return {"backbone_sha256": self.backbone_sha256}
+
+    def load_model(self, directory: str | os.PathLike | None, epoch: int | None = None) -> None:
+        """As Dassl's; a method that trains nothing has nothing to load."""
+        if self.method.trained():
+            super().load_model(directory, epoch)
 
     def load_model_state(self, name: str, state_dict: dict, checkpoint: dict) -> None:
         self._load(state_dict, checkpoint, partial=False)
@@ -386,6 +420,9 @@ class PromptTrainer(TrainerX):
             kind = original_checkpoints.kind(state)
             print(f"{source}: a checkpoint of the original code ({kind})")
             keys = original_checkpoints.class_keys(state, self.method)
+            if keys is None and self.cfg.DATASET.SUBSAMPLE_CLASSES == "new" and not partial:
+                print("It doesn't tell its classes; taken for others than these new ones")
+                keys = []
             state, left = original_checkpoints.translate(state, self.method.trained())
         taken = self.method.load_trained(state, keys, partial)
         left += [name for name in state if name not in taken]

@@ -72,7 +72,8 @@ def start_log(cfg: CfgNode, train: bool = True) -> None:
     lock_folder(cfg.OUTPUT_DIR)
     records = Records(cfg)
     if train:
-        append = records.goes_on_here and records.unfinished() is not None
+        state = records.unfinished() if records.goes_on_here else None
+        append = state is not None and (bool(cfg.RESUME) or not records.changed_keys(state))
     else:
         append = records.metrics_path.is_file()
     setup_logger(cfg.OUTPUT_DIR, append=append)
@@ -89,21 +90,12 @@ class Records:
         self.epochs: list[dict[str, Any]] = []
 
     def unfinished(self) -> dict[str, Any] | None:
-        """Return the state that this run goes on from; None if it starts afresh.
-
-        It is in cfg.RESUME if that is set, else in the run's own folder if a run with the same
-        config was interrupted there.
-        """
-        demanded = self.cfg.RESUME
-        path = Path(demanded) / self.resume_path.name if demanded else self.resume_path
-        if not path.is_file():
-            return None
-        state = load_checkpoint(path)
-        same = state["config_hash"] == config_hash(self.cfg)
-        return state if demanded or same else None
+        """Return the state of an interrupted run in cfg.RESUME, or else in the run's folder."""
+        path = Path(self.cfg.RESUME or self.folder) / self.resume_path.name
+        return load_checkpoint(path) if path.is_file() else None
 
     def changed_keys(self, state: dict[str, Any]) -> str:
-        """Return how the config of an unfinished run differs: "OPTIM.LR 0.1 -> 0.2, …"."""
+        """Return how this config differs from an unfinished run's: "OPTIM.LR 0.1 -> 0.2, …"."""
         old, new = json.loads(state["config"]), json.loads(json.dumps(_values(self.cfg)))
         names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         return ", ".join(f"{name} {old.get(name)} -> {new.get(name)}" for name in names)
@@ -171,8 +163,7 @@ class Records:
 
     def write_resume(self, state: dict[str, Any]) -> None:
         """Write what the run needs to go on after this epoch."""
-        config = {"config_hash": config_hash(self.cfg), "config": json.dumps(_values(self.cfg))}
-        save_plain({**config, **state}, self.resume_path)
+        save_plain({"config": json.dumps(_values(self.cfg)), **state}, self.resume_path)
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json."""

@@ -26,7 +26,7 @@ import torch
 from dassl.config import CfgNode
 from dassl.data import DataManager
 from dassl.evaluation import build_evaluator
-from dassl.utils import AverageMeter, MetricMeter, UserError
+from dassl.utils import AverageMeter, MetricMeter, UserError, check_choice
 
 from .base import DIVERGED, TrainerBase
 from .progress import Progress
@@ -45,6 +45,7 @@ class SimpleTrainer(TrainerBase):
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
+        check_choice("TEST.FINAL_MODEL", cfg.TEST.FINAL_MODEL, ("last_step", "best_val"))
         self.check_cfg(cfg)
         self.cfg = cfg
         use_cuda = torch.cuda.is_available() and cfg.USE_CUDA
@@ -109,20 +110,21 @@ class SimpleTrainer(TrainerBase):
             UserError: if cfg.RESUME holds nothing to go on from.
         """
         state = self._records.unfinished()
-        if state is None:
-            if not self.cfg.RESUME:
-                print("No unfinished run of this config found, train from scratch")
-                return 0
-            done = super().resume_model_if_exist(directory)
-            if not done:
-                raise UserError(f"{directory} holds no run to resume")
+        changed = self._records.changed_keys(state) if state else ""
+        if changed:
+            print(f"The unfinished run in {directory} had another config: {changed}")
+        if state and (self.cfg.RESUME or not changed):
+            done = self._restore(state["models"])
+            self.best_result = state["best_result"]
+            self._earlier_seconds = state["seconds"]
+            print(f"Found an unfinished run in {directory}: resuming at epoch {done + 1}")
             return done
-        done = self._restore(state["models"])
-        self.best_result = state["best_result"]
-        self._earlier_seconds = state["seconds"]
-        print(f"Found an unfinished run in {directory}: resuming at epoch {done + 1}")
-        if changed := self._records.changed_keys(state):
-            print(f"Its config was another one: {changed}")
+        if not self.cfg.RESUME:
+            print("No unfinished run of this config found, train from scratch")
+            return 0
+        done = super().resume_model_if_exist(directory)
+        if not done:
+            raise UserError(f"{directory} holds no run to resume")
         return done
 
     def _begin_epoch(self) -> None:
@@ -254,8 +256,7 @@ class SimpleTrainer(TrainerBase):
             split: by default cfg.TEST.SPLIT; "val" means "test" where there are no such images.
         """
         split = split or self.cfg.TEST.SPLIT
-        if split not in ("test", "val"):
-            raise UserError(f"TEST.SPLIT is {split!r}; choose test or val")
+        check_choice("TEST.SPLIT", split, ("test", "val"))
         loader = self.val_loader if split == "val" else self.test_loader
         if split == "val" and loader is None:
             split, loader = "test", self.test_loader
@@ -336,7 +337,12 @@ class TrainerX(SimpleTrainer):
         """Go once through the labelled images."""
         if self.train_loader_x is None:
             raise UserError(f"{self.cfg.DATASET.NAME} has no training images")
-        self._run_batches(((batch,) for batch in self.train_loader_x), len(self.train_loader_x))
+        batches = ((batch,) for batch in self.training_batches())
+        self._run_batches(batches, len(self.train_loader_x))
+
+    def training_batches(self) -> Iterable[dict[str, Any]]:
+        """The batches of this epoch; a trainer may prepare them further."""
+        return self.train_loader_x
 
     def parse_batch_train(
         self, batch: dict[str, Any]
@@ -358,8 +364,7 @@ class TrainerXU(SimpleTrainer):
             raise UserError(f"{self.cfg.DATASET.NAME} lacks labelled or unlabelled training images")
         lengths = {"train_x": len(x), "train_u": len(u), "smaller_one": min(len(x), len(u))}
         counted = self.cfg.TRAIN.COUNT_ITER
-        if counted not in lengths:
-            raise UserError(f"TRAIN.COUNT_ITER is {counted!r}; choose one of {', '.join(lengths)}")
+        check_choice("TRAIN.COUNT_ITER", counted, lengths)
         number = lengths[counted]
         pairs = zip(range(number), _endless(x), _endless(u), strict=False)
         self._run_batches(((batch_x, batch_u) for _, batch_x, batch_u in pairs), number)
