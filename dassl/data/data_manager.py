@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dassl.config import CfgNode
-from dassl.utils import UserError
+from dassl.utils import UserError, check_choice
 
 from .datasets import Datum, build_dataset
 from .samplers import build_sampler
@@ -28,8 +28,7 @@ class ImageLoader(DataLoader):
     """
 
     def __init__(self, dataset: Dataset, on_decode_error: str = "fail", **kwargs: Any) -> None:
-        if on_decode_error not in ("fail", "skip"):
-            raise UserError(f"INPUT.ON_DECODE_ERROR is {on_decode_error!r}; choose fail or skip")
+        check_choice("INPUT.ON_DECODE_ERROR", on_decode_error, ("fail", "skip"))
         super().__init__(dataset, collate_fn=_collate, **kwargs)
         self._fail = on_decode_error == "fail"
         self.skipped: set[str] = set()
@@ -76,6 +75,10 @@ def build_data_loader(
     if not data_source:
         raise UserError(f"{cfg.DATASET.NAME}: no images to load")
     workers = cfg.DATALOADER.NUM_WORKERS
+    if batch_size < 1 or workers < 0:
+        raise UserError(
+            f"DATALOADER: batches of {batch_size} images by {workers} workers make no sense"
+        )
     return ImageLoader(
         (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
         on_decode_error=cfg.INPUT.ON_DECODE_ERROR,

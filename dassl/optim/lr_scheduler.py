@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dassl.config import CfgNode
-from dassl.utils import UserError, suggest
+from dassl.utils import UserError, check_choice
 
 Rate = Callable[[float, int], float]  # (base rate, epoch) -> rate
 
@@ -74,12 +74,9 @@ def _decay(optim_cfg: CfgNode) -> Callable[[int], float]:
     name, gamma, max_epoch = optim_cfg.LR_SCHEDULER, optim_cfg.GAMMA, optim_cfg.MAX_EPOCH
     steps = optim_cfg.STEPSIZE
     steps = list(steps) if isinstance(steps, (list, tuple)) else [steps]
-    known = ("single_step", "multi_step", "cosine")
-    if name not in known:
-        raise UserError(
-            f"unknown OPTIM.LR_SCHEDULER {name!r}{suggest(name, known)}; "
-            f"choose one of {', '.join(known)}"
-        )
+    check_choice("OPTIM.LR_SCHEDULER", name, ("single_step", "multi_step", "cosine"))
+    if max_epoch < 1:
+        raise UserError(f"OPTIM.MAX_EPOCH is {max_epoch}; there must be an epoch")
     if name == "cosine":
         return lambda epoch: (1 + math.cos(math.pi * epoch / max_epoch)) / 2
     if not steps or not all(isinstance(step, int) for step in steps):
@@ -92,8 +89,7 @@ def _decay(optim_cfg: CfgNode) -> Callable[[int], float]:
 
 def _warmup(optim_cfg: CfgNode) -> Rate:
     kind, warmup = optim_cfg.WARMUP_TYPE, optim_cfg.WARMUP_EPOCH
+    check_choice("OPTIM.WARMUP_TYPE", kind, ("constant", "linear"))
     if kind == "constant":
         return lambda base, epoch: optim_cfg.WARMUP_CONS_LR
-    if kind == "linear":
-        return lambda base, epoch: base * epoch / warmup if epoch else optim_cfg.WARMUP_MIN_LR
-    raise UserError(f"unknown OPTIM.WARMUP_TYPE {kind!r}; choose constant or linear")
+    return lambda base, epoch: base * epoch / warmup if epoch else optim_cfg.WARMUP_MIN_LR

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn, optim
 
 from dassl.config import CfgNode
-from dassl.utils import UserError, suggest
+from dassl.utils import UserError, check_choice
 
 # name -> (class, its arguments from the OPTIM node)
 _OPTIMIZERS: dict[str, tuple[type[optim.Optimizer], Callable[[CfgNode], dict[str, Any]]]] = {
@@ -41,10 +41,7 @@ def build_optimizer(
         optim_cfg: the OPTIM node.
         param_groups: optimise these instead; a group may carry its own "lr".
     """
-    if optim_cfg.NAME not in _OPTIMIZERS:
-        near = suggest(optim_cfg.NAME, _OPTIMIZERS)
-        known = ", ".join(_OPTIMIZERS)
-        raise UserError(f"unknown OPTIM.NAME {optim_cfg.NAME!r}{near}; choose one of {known}")
+    check_choice("OPTIM.NAME", optim_cfg.NAME, _OPTIMIZERS)
     if param_groups is not None:
         if optim_cfg.STAGED_LR:
             warnings.warn("OPTIM.STAGED_LR has no effect on given param_groups", stacklevel=2)
@@ -54,12 +51,15 @@ def build_optimizer(
     else:
         parameters = model.parameters() if isinstance(model, nn.Module) else model
     make, arguments = _OPTIMIZERS[optim_cfg.NAME]
-    return make(
-        parameters,
-        lr=optim_cfg.LR,
-        weight_decay=optim_cfg.WEIGHT_DECAY,
-        **arguments(optim_cfg),
-    )
+    try:
+        return make(
+            parameters,
+            lr=optim_cfg.LR,
+            weight_decay=optim_cfg.WEIGHT_DECAY,
+            **arguments(optim_cfg),
+        )
+    except ValueError as error:  # such as a negative rate
+        raise UserError(f"OPTIM: {error}") from None
 
 
 def _staged(model: nn.Module, optim_cfg: CfgNode) -> list[dict[str, Any]]:
@@ -71,9 +71,7 @@ def _staged(model: nn.Module, optim_cfg: CfgNode) -> list[dict[str, Any]]:
     new = [new] if isinstance(new, str) else list(new)
     children = dict(model.named_children())
     for name in new:
-        if name not in children:
-            near = suggest(name, children)
-            raise UserError(f"OPTIM.NEW_LAYERS: the model has no layer {name!r}{near}")
+        check_choice("an entry of OPTIM.NEW_LAYERS", name, children)
     groups = [
         {"params": [], "lr": optim_cfg.LR * optim_cfg.BASE_LR_MULT},
         {"params": [], "lr": optim_cfg.LR},

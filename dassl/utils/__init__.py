@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "save_checkpoint",
         ],
         "environment": ["collect_env_info", "library_versions"],
-        "errors": ["UserError", "suggest", "user_errors"],
+        "errors": ["UserError", "check_choice", "suggest", "user_errors"],
         "files": [
             "atomic_copy",
             "atomic_write",

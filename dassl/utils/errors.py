@@ -22,6 +22,14 @@ def user_errors() -> Iterator[None]:
         raise SystemExit(2) from None
 
 
+def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
+    """Raise UserError unless `value`, of the config's `key`, is one of `choices`."""
+    choices = list(choices)
+    if value not in choices:
+        near = suggest(value, choices)
+        raise UserError(f"{key} is {value!r}{near}; choose one of {', '.join(choices)}")
+
+
 def suggest(name: str, choices: Iterable[str], limit: int = 3) -> str:
     """Return " (did you mean 'x' or 'y'?)" for the names nearest to `name`, or ""."""
     by_lower = {str(choice).lower(): str(choice) for choice in choices}

@@ -40,8 +40,8 @@ def setup_logger(output: str | os.PathLike | None = None, append: bool = False) 
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, Tee):
-            stream.flush()
             setattr(sys, name, stream.stream)
+            stream.log.close()
     if output is None:
         return
     path = Path(output)

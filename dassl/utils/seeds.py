@@ -7,12 +7,16 @@ import random
 import secrets
 from typing import Any
 
+from .errors import UserError
+
 
 def set_random_seed(seed: int) -> None:
-    """Seed python, numpy and torch (all devices)."""
+    """Seed python, numpy and torch (all devices). Raises UserError for a seed numpy won't take."""
     import numpy as np
     import torch
 
+    if not 0 <= seed < 2**32:
+        raise UserError(f"the seed is {seed}; it must be from 0 to {2**32 - 1}")
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

@@ -15,7 +15,7 @@ from torchvision.transforms import functional as F
 from torchvision.transforms.functional import InterpolationMode
 
 from dassl.config import CfgNode
-from dassl.utils import UserError, suggest
+from dassl.utils import check_choice
 
 INTERPOLATION_MODES = {
     "bilinear": InterpolationMode.BILINEAR,
@@ -104,11 +104,8 @@ class InstanceNormalization:
 
 
 def _interpolation(node: CfgNode) -> InterpolationMode:
-    name = node.INTERPOLATION
-    if name not in INTERPOLATION_MODES:
-        known = ", ".join(INTERPOLATION_MODES)
-        raise UserError(f"INPUT.INTERPOLATION is {name!r}; choose one of {known}")
-    return INTERPOLATION_MODES[name]
+    check_choice("INPUT.INTERPOLATION", node.INTERPOLATION, INTERPOLATION_MODES)
+    return INTERPOLATION_MODES[node.INTERPOLATION]
 
 
 def _auto_augment(policy: str) -> Callable[[CfgNode], Any]:
@@ -164,9 +161,7 @@ def build_transform(
         return None
     choices = node.TRANSFORMS if choices is None else choices
     for name in choices:
-        if name not in CHOICES:
-            near = suggest(name, CHOICES)
-            raise UserError(f"unknown transform {name!r}{near}; known: {', '.join(CHOICES)}")
+        check_choice("an entry of INPUT.TRANSFORMS", name, CHOICES)
     if is_train:
         crops = {"random_crop", "random_resized_crop"} & set(choices)
         steps = [] if crops else [T.Resize(node.SIZE, _interpolation(node))]

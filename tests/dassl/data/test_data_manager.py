@@ -152,6 +152,11 @@ def test_missing_files_are_named_before_any_work(make_cfg, damaged, monkeypatch)
         DataManager(make_cfg("DATASET.ROOT", str(damaged)))
 
 
+def test_impossible_batches(make_cfg):
+    with pytest.raises(UserError, match="batches of 0 images by 0 workers"):
+        DataManager(make_cfg("DATALOADER.TRAIN_X.BATCH_SIZE", 0))
+
+
 def test_unknown_ways_with_broken_images(make_cfg):
-    with pytest.raises(UserError, match="choose fail or skip"):
+    with pytest.raises(UserError, match="ON_DECODE_ERROR is 'ignore'; choose one of fail, skip"):
         DataManager(make_cfg("INPUT.ON_DECODE_ERROR", "ignore"))

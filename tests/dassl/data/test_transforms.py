@@ -73,7 +73,7 @@ def test_choices_instead_of_the_configs():
 
 
 def test_mistakes():
-    with pytest.raises(UserError, match=r"unknown transform 'random_flp' .did you mean"):
+    with pytest.raises(UserError, match=r"INPUT.TRANSFORMS is 'random_flp' .did you mean"):
         build_transform(cfg("random_flp"))
     with pytest.raises(UserError, match="INPUT.INTERPOLATION is 'cubic'"):
         build_transform(cfg(INTERPOLATION="cubic"))

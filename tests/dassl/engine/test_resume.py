@@ -168,6 +168,7 @@ def test_another_config_starts_afresh(toy_root, tmp_path):
     StoppingTrainer(toy_cfg(toy_root, tmp_path / "b", *other)).train()
     assert_same(outcome(tmp_path / "a"), outcome(tmp_path / "b"))
     log = (tmp_path / "a" / "log.txt").read_text()
+    assert "had another config: OPTIM.LR 0.005 -> 0.01" in log
     assert "train from scratch" in log and "resuming" not in log
 
 

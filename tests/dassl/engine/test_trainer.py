@@ -311,7 +311,9 @@ def test_a_trainer_as_written_for_dassl(make_cfg):
     assert other.test() == trainer.test()
 
 
-def test_unknown_trainer(make_cfg):
+def test_unknown_choices(make_cfg):
+    with pytest.raises(UserError, match="FINAL_MODEL is 'best'"):
+        build_trainer(make_cfg("TEST.FINAL_MODEL", "best"))
     with pytest.raises(UserError, match=r"unknown trainer 'ToyTrainr' \(did you mean 'ToyTrainer'"):
         build_trainer(make_cfg("TRAINER.NAME", "ToyTrainr"))
 

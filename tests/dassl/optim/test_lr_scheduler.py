@@ -150,9 +150,10 @@ def test_state_is_plain_and_goes_on():
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"LR_SCHEDULER": "cosin"}, r"LR_SCHEDULER 'cosin' \(did you mean 'cosine'"),
+        ({"LR_SCHEDULER": "cosin"}, r"LR_SCHEDULER is 'cosin' \(did you mean 'cosine'"),
         ({"STEPSIZE": ("a",)}, "STEPSIZE must hold whole numbers"),
-        ({"WARMUP_EPOCH": 1, "WARMUP_TYPE": "slow"}, "WARMUP_TYPE 'slow'"),
+        ({"WARMUP_EPOCH": 1, "WARMUP_TYPE": "slow"}, "WARMUP_TYPE is 'slow'"),
+        ({"MAX_EPOCH": 0}, "MAX_EPOCH is 0"),
     ],
 )
 def test_mistakes(options, complaint):

@@ -59,10 +59,12 @@ def test_staged_rates():
     optimizer = build_optimizer(model, staged)
     rate = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
     assert [rate[id(p)] for p in model.parameters()] == [0.05, 0.05, 0.1, 0.1]
-    with pytest.raises(UserError, match=r"no layer 'neu' \(did you mean 'new'"):
+    with pytest.raises(UserError, match=r"OPTIM.NEW_LAYERS is 'neu' \(did you mean 'new'"):
         build_optimizer(model, node(STAGED_LR=True, NEW_LAYERS=("neu",)))
 
 
-def test_unknown_name():
-    with pytest.raises(UserError, match=r"unknown OPTIM.NAME 'adm' \(did you mean 'adam'"):
+def test_mistakes():
+    with pytest.raises(UserError, match=r"OPTIM.NAME is 'adm' \(did you mean 'adam'"):
         build_optimizer(nn.Linear(1, 1), node(NAME="adm"))
+    with pytest.raises(UserError, match="OPTIM: Invalid learning rate: -1"):
+        build_optimizer(nn.Linear(1, 1), node(LR=-1.0))

@@ -274,6 +274,8 @@ def test_generators_can_be_taken_back():
 def test_negative_seed_means_one_draw_per_process():
     assert resolve_seed(5) == 5
     assert resolve_seed(-1) == resolve_seed(-2) >= 0
+    with pytest.raises(UserError, match="the seed is 4294967296"):
+        set_random_seed(2**32)
 
 
 def test_small_ones():
