@@ -71,7 +71,10 @@ def main() -> int:
     if args.plot:
         from scripts.results.plots import base_new_arrows, save
 
-        save(base_new_arrows(summary), args.plot)
+        figure = base_new_arrows(summary)
+        if figure is None:
+            raise UserError("nothing to plot: no data set has both a base and a new accuracy")
+        save(figure, args.plot)
     if args.plots:
         from scripts.results.plots import save_all
 

@@ -40,16 +40,15 @@ plt.rcParams.update(
 )
 
 
-def save(figure: Figure | None, path: str | os.PathLike) -> None:
-    """Write a figure in the format of the path's ending. Raises UserError if that is none."""
-    if figure is None:
-        raise UserError(f"nothing to draw into {path}: no data set has both base and new accuracy")
-    kind = Path(path).suffix.lstrip(".") or "png"
+def save(figure: Figure, *paths: str | os.PathLike) -> None:
+    """Write a figure in the format of each path's ending. Raises UserError if that is none."""
     known = figure.canvas.get_supported_filetypes()
-    if kind not in known:
-        raise UserError(f"{path}: no such picture format; one of: png, pdf, svg")
-    with atomic_write(path, "wb") as file:
-        figure.savefig(file, format=kind, dpi=200)
+    for path in paths:
+        kind = Path(path).suffix.lstrip(".")
+        if kind not in known:
+            raise UserError(f"{path}: no such picture format; one of: .png, .pdf, .svg")
+        with atomic_write(path, "wb") as file:
+            figure.savefig(file, format=kind, dpi=200)
     plt.close(figure)
 
 
@@ -309,8 +308,8 @@ def save_all(summary: Summary, folder: str | os.PathLike) -> list[Path]:
     """Write every plot that can be drawn as PNG and PDF; return the files."""
     files = []
     for name, (_, draw) in PLOTS.items():
-        for kind in ("png", "pdf"):
-            if (figure := draw(summary, COLUMNS)) is not None:
-                files.append(Path(folder) / f"{name}.{kind}")
-                save(figure, files[-1])
+        if (figure := draw(summary, COLUMNS)) is not None:
+            paths = [Path(folder) / f"{name}.{kind}" for kind in ("png", "pdf")]
+            save(figure, *paths)
+            files += paths
     return files
