@@ -126,7 +126,8 @@ class ImageDataset(DatasetBase):
         lists = self.read_lists()
         if self.split_file and not given:
             path = self.split_path
-            print(f"No {path}: drew a split with seed {SPLIT_SEED}, not the published one")
+            unlike = ", not the published one" if self.sizes else ""
+            print(f"No {path}: drew a split with seed {SPLIT_SEED}{unlike}")
             self._save(lambda: self.save_split(*lists, path, self.image_dir), path)
         self.require_clear_classes(*lists)
         self.split_hash = rows_hash(dict(zip(PARTS, map(self.rows, lists), strict=True)))

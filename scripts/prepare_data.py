@@ -23,6 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import datasets  # noqa: F401 - registers the readers
+from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import UserError, lock_folder, suggest, unlock_folder, user_errors
 from datasets.base import ImageDataset
@@ -32,6 +33,8 @@ from scripts.data.fewshot_pickle import convert
 from scripts.data.prepare import Preparation
 from scripts.data.sources import SOURCES
 from train import Parser
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "datasets"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -44,20 +47,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--decode", action="store_true", help="read every image when checking")
     add("--convert-fewshot", action="store_true", help="few-shot pickles to JSON")
     add("--downloads", metavar="DIR", help="where archives go (ROOT/downloads)")
-    add("--keep", action="store_true", help="keep archives that have been unpacked")
+    add("--keep", action="store_true", help="keep downloads that are in their place")
     add("--timeout", type=float, default=30.0, help="seconds a server may stay silent (30)")
     add("--retries", type=int, default=3, help="how often a server is asked again (3)")
     return parser.parse_args(argv)
 
 
 def readers_of(names: list[str]) -> list[type[ImageDataset]]:
-    """Return the readers of the names, which may be a reader's or its module's, in any case."""
+    """Return the readers of the names, which may be readers' or config files'."""
     known = {}
     for name in DATASET_REGISTRY.registered_names():
         reader = DATASET_REGISTRY.get(name)
         if issubclass(reader, ImageDataset):
             known[name.lower()] = reader
-            known.setdefault(reader.__module__.rpartition(".")[2], reader)
+    for path in CONFIGS.glob("*.yaml"):
+        cfg = get_cfg_default()
+        cfg.merge_from_file(str(path))
+        if cfg.DATASET.NAME.lower() in known:
+            known[path.stem] = known[cfg.DATASET.NAME.lower()]
     found = []
     for name in names:
         if name == "all":
@@ -72,6 +79,9 @@ def readers_of(names: list[str]) -> list[type[ImageDataset]]:
 
 def prepare(readers: list[type[ImageDataset]], args: argparse.Namespace) -> list[str]:
     """Get what is missing; return what could not be had."""
+    own = [reader.__name__ for reader in readers if reader.__name__ not in SOURCES]
+    if own:
+        raise UserError(f"{own[0]} is not to be downloaded; see docs/datasets.md")
     root = Path(args.root).expanduser().resolve()
     root.mkdir(parents=True, exist_ok=True)
     downloads = Path(args.downloads).expanduser() if args.downloads else root / "downloads"
@@ -81,10 +91,8 @@ def prepare(readers: list[type[ImageDataset]], args: argparse.Namespace) -> list
     lock_folder(root)
     try:
         for reader in readers:
-            name = reader.__name__
-            if name not in SOURCES:
-                raise UserError(f"{name} is not downloaded; its folder is yours to fill")
             if not check(reader, str(root)).complete:
+                name = reader.__name__
                 failures += preparation.prepare(name, SOURCES[name])
     finally:
         unlock_folder(root)

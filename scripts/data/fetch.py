@@ -297,20 +297,27 @@ def digest(path: Path, kind: str = "sha256") -> str:
 
 def _record(downloads: Path, target: Path, mirror: Mirror) -> None:
     """Note the size and hash of what came, and say so if they were others last time."""
-    path = downloads / RECORD
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = {}
+    record = _read_record(downloads)
     kind, _, known = mirror.digest.partition(":")
     sha256 = known if kind == "sha256" else digest(target)
-    entry = {"file": target.name, "size": _size(target), "sha256": sha256}
-    before = record.get(mirror.url)
-    if before and before["sha256"] != entry["sha256"]:
-        print(f"note: {mirror.url} gave another file than before (see {path})", file=sys.stderr)
-    record[mirror.url] = entry
-    with atomic_write(path) as file:
+    before = record.get(mirror.url, {}).get("sha256", sha256)
+    if before != sha256:
+        print(f"note: {mirror.url} gave another file than before, {before}", file=sys.stderr)
+    record[mirror.url] = {"file": target.name, "size": _size(target), "sha256": sha256}
+    with atomic_write(downloads / RECORD) as file:
         json.dump(record, file, indent=2)
+
+
+def _read_record(downloads: Path) -> dict[str, dict]:
+    try:
+        return json.loads((downloads / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def was_fetched(file: Path) -> bool:
+    """Return whether a file in the downloads folder came by `fetch`, not by a person's hand."""
+    return any(entry["file"] == file.name for entry in _read_record(file.parent).values())
 
 
 def _short_hash(text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dassl.utils import UserError
 
-from .fetch import FetchError, Options, fetch, is_archive_name
+from .fetch import FetchError, Options, fetch, is_archive_name, was_fetched
 from .sources import Mirror, Part, Source
 from .unpack import UnpackError, place, unpack
 
@@ -23,7 +23,7 @@ class Preparation:
         self.root = root
         self.downloads = downloads
         self.options = options
-        self.keep = keep  # archives that have been unpacked
+        self.keep = keep  # downloads that are in their place
 
     def prepare(self, name: str, source: Source) -> list[str]:
         """Get what is missing of a data set; return what could not be had, for a person to read.
@@ -89,7 +89,8 @@ class Preparation:
     def _install(self, file: Path, folder: Path, contents: tuple[str, ...]) -> None:
         if not is_archive_name(file.name):
             folder.mkdir(parents=True, exist_ok=True)
-            os.replace(file, folder / contents[0])
+            shutil.copyfile(file, folder / contents[0])
+            self._tidy(file)
             return
         unpacking = self.root / UNPACKING
         shutil.rmtree(unpacking, ignore_errors=True)
@@ -107,7 +108,11 @@ class Preparation:
             raise UserError(f"the disk of {self.root} is full; make room and run again") from None
         finally:
             shutil.rmtree(unpacking, ignore_errors=True)
-        if not self.keep:
+        self._tidy(file)
+
+    def _tidy(self, file: Path) -> None:
+        """Delete a download that is in its place now; what a person put there stays."""
+        if not self.keep and was_fetched(file):
             file.unlink()
 
     def _explain(self, name: str, part: Part, reasons: list[str], source: Source) -> str:

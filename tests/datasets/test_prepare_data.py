@@ -553,7 +553,16 @@ def test_a_malicious_or_wrong_archive_is_put_aside(pets, tmp_path):
 
 def test_archives_are_kept_on_request(pets):
     assert pets.run("--keep") == 0
-    assert pets.downloads() == {"images.tar.gz", "annotations.tar.gz"}
+    assert pets.downloads() == {"split.json", "images.tar.gz", "annotations.tar.gz"}
+
+
+def test_what_a_person_put_there_is_not_deleted(pets):
+    (pets.root / "downloads").mkdir(parents=True)
+    for name in ("split.json", "images.tar.gz"):
+        (pets.root / "downloads" / name).write_bytes(pets.files[name])
+    assert pets.run() == 0
+    assert pets.downloads() == {"split.json", "images.tar.gz"}
+    assert not pets.server.requests["/images.tar.gz"]
 
 
 def test_what_is_not_needed_is_only_mentioned(pets, capsys):
@@ -579,7 +588,7 @@ def test_two_commands_at_once(pets):
         (["oxfordpet"], "did you mean 'oxfordpets'"),
         ([], "name a data set"),
         (["--chek"], "--chek"),
-        (["ImageFolder"], "not downloaded"),
+        (["ImageFolder"], "not to be downloaded"),
     ],
 )
 def test_mistakes_in_the_command_are_one_line(arguments, message, tmp_path, capsys):
