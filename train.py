@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer = build_trainer(cfg)
     if args.eval_only:
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
-        trainer.test()
+        trainer.final_test()
     elif not args.no_train:
         trainer.train()
 

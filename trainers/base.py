@@ -312,7 +312,7 @@ class PromptTrainer(TrainerX):
     def train(self) -> None:
         if not self.method.trained():
             print(f"{type(self).__name__} has nothing to train")
-            self.test()
+            self.final_test()
             return
         super().train()
 

@@ -191,7 +191,7 @@ class SimpleTrainer(TrainerBase):
                 self.load_model(self.output_dir)
             else:
                 print("Deploy the last-epoch model")
-            self.test()
+            self.final_test()
         self._records.finish()
         print(f"Elapsed: {datetime.timedelta(seconds=round(time.time() - self.time_start))}")
         self.close_writer()
@@ -245,6 +245,14 @@ class SimpleTrainer(TrainerBase):
         self.write_scalar("train/lr", self.get_current_lr(), step)
 
     # Evaluation
+
+    def final_test(self) -> float:
+        """`test` outside of training; also records the result of a trainer with a `test` of its own."""
+        self._result_written = False
+        value = self.test()
+        if not self._result_written and getattr(self.evaluator, "results", None):
+            self._write_result(self.cfg.TEST.SPLIT, self.evaluator.results)
+        return value
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
@@ -311,6 +319,7 @@ class SimpleTrainer(TrainerBase):
             result["model_dir"] = self._model_dir
         self._records.write_config()
         self._records.write_result(result)
+        self._result_written = True
 
     def load_model(self, directory: str | os.PathLike | None, epoch: int | None = None) -> None:
         """As `TrainerBase.load_model`; remembers where the weights come from."""

@@ -17,12 +17,14 @@ from .build import EVALUATOR_REGISTRY
 class EvaluatorBase:
     """`reset`, then `process` for each batch, then `evaluate`.
 
-    After `evaluate`, `total` is the number of images, and `per_class` may hold a dict per class.
+    After `evaluate`, `total` is the number of images, `results` what it returned, and `per_class`
+    may hold a dict per class.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg = cfg
         self.total = 0
+        self.results: OrderedDict[str, float] = OrderedDict()
         self.per_class: list[dict[str, Any]] = []
 
     def reset(self) -> None:
@@ -59,6 +61,7 @@ class Classification(EvaluatorBase):
         self._true: list[torch.Tensor] = []
         self._pred: list[torch.Tensor] = []
         self.total = 0
+        self.results = OrderedDict()
         self.per_class = []
 
     def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
@@ -97,6 +100,7 @@ class Classification(EvaluatorBase):
             with atomic_write(path, "wb") as file:
                 torch.save(counts / counts.sum(dim=1, keepdim=True).clamp(min=1), file)
             print(f"Confusion matrix saved to {path}")
+        self.results = results
         return results
 
     def _evaluate_classes(self, counts: torch.Tensor) -> float:
