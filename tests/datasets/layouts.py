@@ -51,6 +51,30 @@ def image(path: Path) -> None:
     path.write_bytes(JPEG)
 
 
+def awkward(folder: Path) -> None:
+    """Write pictures that decode, if only just."""
+    folder.mkdir(parents=True)
+    rng = random.Random(1)
+    rgb = Image.frombytes("RGB", (8, 6), rng.randbytes(144))
+    rgb.convert("CMYK").save(folder / "cmyk.jpg")
+    rgb.quantize(4).save(folder / "palette.png", transparency=1)
+    Image.frombytes("I;16", (8, 6), rng.randbytes(96)).save(folder / "deep.png")
+    rgb.convert("LA").save(folder / "alpha.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90°
+    rgb.save(folder / "turned.jpg", exif=exif)
+
+
+def broken(folder: Path) -> None:
+    """Write pictures that don't decode."""
+    folder.mkdir(parents=True, exist_ok=True)
+    buffer = BytesIO()
+    Image.frombytes("RGB", (64, 64), random.Random(2).randbytes(12288)).save(buffer, "JPEG")
+    (folder / "truncated.jpg").write_bytes(buffer.getvalue()[:-2000])
+    (folder / "zero.jpg").write_bytes(b"")
+    (folder / "text.png").write_text("not a picture")
+
+
 def lines(path: Path, rows: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{row}\n" for row in rows))

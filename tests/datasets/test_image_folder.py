@@ -4,11 +4,15 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
-from layouts import image, lines
+import torch
+from layouts import awkward, broken, image, lines
+from PIL import Image
 
 import datasets  # noqa: F401 - registers the readers
 from dassl.config import get_cfg_default
+from dassl.data import DataManager
 from dassl.data.datasets import build_dataset
 from dassl.utils import UserError
 
@@ -175,3 +179,51 @@ def test_nothing_there(tmp_path):
         load(tmp_path)
     with pytest.raises(UserError, match="no such data folder"):
         load(tmp_path / "photos.csv")
+
+
+# ------------------------------------------------------------ images that are hard to decode
+
+
+def manager(root: Path, policy: str) -> DataManager:
+    cfg = get_cfg_default()
+    cfg.DATASET.NAME, cfg.DATASET.ROOT = "ImageFolder", str(root)
+    cfg.INPUT.ON_DECODE_ERROR, cfg.INPUT.SIZE = policy, (6, 8)
+    cfg.DATALOADER.NUM_WORKERS, cfg.SEED, cfg.VERBOSE = 0, 1, False
+    return DataManager(cfg, custom_tfm_test=to_tensor)
+
+
+def to_tensor(picture: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def test_awkward_pictures_are_read_as_pillow_reads_them(tmp_path):
+    awkward(tmp_path / "test" / "a")
+    folders(tmp_path / "train", ("a",), 2)
+    (batch,) = manager(tmp_path, "fail").test_loader
+    assert len(batch["impath"]) == 5
+    for path, pixels in zip(batch["impath"], batch["img"], strict=True):
+        with Image.open(path) as picture:
+            assert torch.equal(pixels, to_tensor(picture.convert("RGB"))), path
+        assert pixels.shape == (3, 6, 8)  # the turned one too: as it is stored
+
+
+@pytest.mark.parametrize("name", ["truncated.jpg", "zero.jpg", "text.png"])
+def test_a_broken_picture_is_named(name, tmp_path):
+    folders(tmp_path / "train", ("a",), 2)
+    awkward(tmp_path / "test" / "a")
+    broken(tmp_path / "all")
+    (tmp_path / "all" / name).rename(tmp_path / "test" / "a" / name)
+    with pytest.raises(UserError, match=f"test/a/{name}"):
+        list(manager(tmp_path, "fail").test_loader)
+
+
+def test_broken_pictures_are_left_out_and_counted_on_request(tmp_path):
+    folders(tmp_path / "train", ("a",), 2)
+    awkward(tmp_path / "test" / "a")
+    broken(tmp_path / "test" / "a")
+    data = manager(tmp_path, "skip")
+    (batch,) = data.test_loader
+    assert {Path(path).name for path in batch["impath"]} == {
+        "cmyk.jpg", "palette.png", "deep.png", "alpha.png", "turned.jpg",
+    }  # fmt: skip
+    assert data.skipped_images == 3

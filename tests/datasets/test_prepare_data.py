@@ -12,8 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from layouts import BUILDERS, JPEG, build, image, write_split
-from PIL import Image
+from layouts import BUILDERS, JPEG, awkward, broken, build, image, write_split
 from server import Server
 
 import datasets  # noqa: F401 - registers the readers
@@ -685,28 +684,9 @@ def test_check_of_one_s_own_folder(tmp_path, capsys):
     assert "ImageFolder  yes    2" in capsys.readouterr().out
 
 
-def awkward(folder: Path) -> None:
-    """Pictures that decode, if only just."""
-    rng = random.Random(1)
-    rgb = Image.frombytes("RGB", (8, 6), rng.randbytes(144))
-    rgb.convert("CMYK").save(folder / "cmyk.jpg")
-    rgb.quantize(4).save(folder / "palette.png", transparency=1)
-    Image.frombytes("I;16", (8, 6), rng.randbytes(96)).save(folder / "deep.png")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90°
-    rgb.save(folder / "turned.jpg", exif=exif)
-    rgb.convert("LA").save(folder / "alpha.png")
-
-
 def test_check_names_every_image_that_cannot_be_decoded(tmp_path, capsys):
-    folder = tmp_path / "cat"
-    folder.mkdir()
-    awkward(folder)
-    buffer = io.BytesIO()
-    Image.frombytes("RGB", (64, 64), random.Random(2).randbytes(12288)).save(buffer, "JPEG")
-    (folder / "truncated.jpg").write_bytes(buffer.getvalue()[:-2000])
-    (folder / "zero.jpg").write_bytes(b"")
-    (folder / "text.png").write_text("not a picture")
+    awkward(tmp_path / "cat")
+    broken(tmp_path / "cat")
     for i in range(4):
         image(tmp_path / "dog" / f"{i}.jpg")
     DATASET_REGISTRY.get("ImageFolder").open(str(tmp_path)).load_lists()
