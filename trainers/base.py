@@ -34,7 +34,7 @@ from . import original_checkpoints
 
 PRECISIONS = ("fp32", "fp16", "bf16", "amp")
 # Views encoded in one pass of the image tower, on a CPU and on a GPU.
-_VIEWS_AT_ONCE = (32, 512)
+VIEWS_AT_ONCE = (32, 512)
 
 
 def extend_cfg(cfg: CfgNode) -> None:
@@ -333,7 +333,7 @@ class PromptTrainer(TrainerX):
         """The same batches with features in place of images, encoded many views at a time."""
         batches = iter(batches)
         per_batch = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
-        at_once = max(1, _VIEWS_AT_ONCE[self.device.type == "cuda"] // per_batch)
+        at_once = max(1, VIEWS_AT_ONCE[self.device.type == "cuda"] // per_batch)
         while ahead := list(islice(batches, at_once)):
             features = self.encode_views(torch.cat([batch["img"] for batch in ahead]))
             parts = features.split([len(batch["img"]) for batch in ahead])
