@@ -93,6 +93,7 @@ class Predictor:
         if backbone:
             cfg.MODEL.BACKBONE.NAME = backbone
         cfg.OUTPUT_DIR = ""  # nothing is written
+        cfg.VERBOSE = False
         cfg.freeze()
         names, keys = (list(classes), list(classes)) if classes else trained_classes(folder, epoch)
         if len(set(keys)) < len(keys):

@@ -161,7 +161,7 @@ def nearest_words(args: argparse.Namespace) -> None:
     decoder = SimpleTokenizer()
     rows = []
     for name, ctx in contexts.items():
-        for token, vector in enumerate(ctx.float().reshape(-1, ctx.shape[-1])):
+        for token, vector in enumerate(ctx.detach().float().reshape(-1, ctx.shape[-1])):
             distance = torch.cdist(vector[None], embedding[known])[0]
             near = distance.topk(min(args.top, len(known)), largest=False)
             words = [decoder.decode([int(known[i])]).strip() for i in near.indices]

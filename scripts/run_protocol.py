@@ -124,7 +124,7 @@ class Progress:
             print(f"{outcome.state}: {outcome.job.folder}: {outcome.reason}", file=sys.stderr)
         if not failures:
             return 0
-        mistakes = all(o.status == USER_ERROR for o in failures if o.state == "failed")
+        mistakes = all(o.status == USER_ERROR for o in self.outcomes if o.state != "left out")
         return USER_ERROR if mistakes else 1
 
 

@@ -1,0 +1,83 @@
+"""A protocol from one command, with one broken data set in the list, then its tables and report."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def script(name: str, *arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / "scripts" / name, *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("output")
+
+
+@pytest.fixture(scope="module")
+def command(picture_root, backbone, output) -> list[object]:
+    settings = {
+        "MODEL.BACKBONE.NAME": backbone,
+        "INPUT.SIZE": "(32, 32)",
+        "OPTIM.MAX_EPOCH": 2,
+        "TRAINER.COOP.N_CTX": 3,
+    }
+    return [
+        *("base_to_new", "--trainers", "DePT_CoOp", "--datasets", "image_folder", "oxford_pets"),
+        *("--seeds", 1, "--shots", 2, "--root", picture_root, "--output", output),
+        *("--config", "mini", "--jobs", 2, "--opts", *(w for p in settings.items() for w in p)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def first(command) -> subprocess.CompletedProcess:
+    return script("run_protocol.py", *command)
+
+
+def test_a_broken_data_set_is_named_and_the_others_go_on(first, output):
+    assert first.returncode == 1
+    assert "2 done, 1 failed, 1 left out" in first.stdout
+    failed = [line for line in first.stderr.splitlines() if line.startswith("failed: ")]
+    assert len(failed) == 1 and "train_base/oxford_pets" in failed[0]
+    accuracies = re.search(r"\] DePT_CoOp image_folder .*: ([\d.]+), ([\d.]+) \(", first.stdout)
+    results = [json.loads(path.read_text()) for path in output.rglob("result.json")]
+    found = {result["classes"]: f"{result['accuracy']:.2f}" for result in results}
+    assert found == dict(zip(("base", "new"), accuracies.groups(), strict=True))
+
+
+def test_the_same_command_again_repeats_nothing_that_is_complete(first, command, output):
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("result.json")}
+    again = script("run_protocol.py", *command)
+    assert "was complete" in again.stdout and "2 skipped, 1 failed" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("result.json")} == before
+
+
+def test_dry_run_prints_the_commands(first, command):
+    commands = script("run_protocol.py", *command, "--dry-run").stdout.splitlines()
+    assert [line.startswith("# complete: python train.py") for line in commands].count(True) == 2
+    assert len(commands) == 4 and all("--trainer DePT_CoOp" in line for line in commands)
+
+
+def test_tables_and_report(first, output, tmp_path):
+    page, plots = tmp_path / "report.html", tmp_path / "plots"
+    answer = script("parse_results.py", output, "--html", page, "--plots", plots)
+    assert answer.returncode == 0 and "image_folder" in answer.stdout
+    text = page.read_text()
+    assert text.count("<img") == 3  # base against new, data sets, learning curves
+    addresses = set(re.findall(r'(?:src|srcset|href)="([^"]{0,20})', text))
+    assert all(address.startswith("data:image/svg+xml") for address in addresses)
+    assert "<script" not in text and "oxford_pets" in text  # what failed is told there too
+    assert {path.name for path in plots.iterdir()} == {
+        f"{name}.{kind}" for name in ("base_new", "datasets", "curves") for kind in ("png", "pdf")
+    }
