@@ -7,26 +7,17 @@ Dassl-based readers of the CoOp family draw, so that samples of equal seeds are 
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import random
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dassl.data.datasets import DatasetBase, Datum
-from dassl.utils import UserError, atomic_write, read_json, suggest
+from dassl.utils import UserError, read_json, suggest
 
-from .files import Row, class_folders, image_files, missing_files, rows_hash, seeded
-
-Items = list[Datum]
-Lists = tuple[Items, Items, Items]  # train, val, test
-
-SPLIT_SEED = 1  # of a split that is drawn here: the same whichever run comes first
-PARTS = ("train", "val", "test")
-SUBSAMPLES = ("all", "base", "new")
+from . import splits
+from .files import Row, missing_files, rows_hash, seeded
+from .splits import PARTS, SPLIT_SEED, Items, Lists, rows_of, write_compact
 
 
 class ImageDataset(DatasetBase):
@@ -43,6 +34,13 @@ class ImageDataset(DatasetBase):
     sizes: tuple[int, int, int, int] | None = None  # published: classes, train, val, test
     listed_from_disk = False  # its lists come from listing folders: no image can be missing
     how_to_get = "get it with: python scripts/prepare_data.py {name} --root {root}"
+
+    # Readers of the CoOp family call these on one another.
+    read_split = staticmethod(splits.read_split)
+    save_split = staticmethod(splits.save_split)
+    split_trainval = staticmethod(splits.split_trainval)
+    read_and_split_data = staticmethod(splits.read_and_split_data)
+    subsample_classes = staticmethod(splits.subsample_classes)
 
     def __init__(self, cfg: Any) -> None:
         self.locate(cfg.DATASET.ROOT)
@@ -163,7 +161,7 @@ class ImageDataset(DatasetBase):
 
     def rows(self, items: Iterable[Datum]) -> list[Row]:
         """Return `items` as a split file has them, paths relative to the image folder."""
-        return _rows(items, self.image_dir)
+        return rows_of(items, self.image_dir)
 
     def require_images(self, items: Sequence[Datum]) -> None:
         """Raise UserError naming the first listed image that isn't there, and how many aren't."""
@@ -174,88 +172,6 @@ class ImageDataset(DatasetBase):
                 f"{type(self).__name__}: {len(missing)} of {len(items)} listed images are missing, "
                 f"first {missing[0]}; {help_}"
             )
-
-    @staticmethod
-    def read_split(filepath: str, path_prefix: str) -> Lists:
-        """Return train, val and test of a split file, paths below `path_prefix`.
-
-        The file holds `{"train"|"val"|"test": [[path, label, class name], …]}`; "val" may be
-        absent. Raises UserError naming the entry that is otherwise.
-        """
-        split = read_json(filepath)
-        if not isinstance(split, Mapping) or not {"train", "test"} <= split.keys():
-            raise UserError(f"{filepath} has no lists named 'train' and 'test'")
-        return tuple(
-            [
-                _datum(entry, path_prefix, f"{filepath}, '{name}'[{i}]")
-                for i, entry in enumerate(part)
-            ]
-            for name, part in ((name, split.get(name, [])) for name in PARTS)
-        )
-
-    @staticmethod
-    def save_split(train: Items, val: Items, test: Items, filepath: str, path_prefix: str) -> None:
-        """Write a split drawn here in the format of `read_split`, marked as drawn."""
-        rows = (_rows(items, path_prefix) for items in (train, val, test))
-        split = dict(zip(PARTS, rows, strict=True))
-        _write_json({**split, "drawn_with_seed": SPLIT_SEED}, filepath)
-
-    @staticmethod
-    def split_trainval(trainval: Items, p_val: float = 0.2) -> tuple[Items, Items]:
-        """Return train and val: of each class, shuffled, the first `round(p_val n)` become val.
-
-        Classes come in order of first appearance; draws from `random`.
-        """
-        places = defaultdict(list)
-        for place, item in enumerate(trainval):
-            places[item.label].append(place)
-        train, val = [], []
-        for of_class in places.values():
-            random.shuffle(of_class)
-            n_val = round(len(of_class) * p_val)
-            val.extend(trainval[place] for place in of_class[:n_val])
-            train.extend(trainval[place] for place in of_class[n_val:])
-        return train, val
-
-    @staticmethod
-    def read_and_split_data(
-        image_dir: str,
-        p_trn: float = 0.5,
-        p_val: float = 0.2,
-        ignored: Collection[str] = (),
-        new_cnames: Mapping[str, str] | None = None,
-    ) -> Lists:
-        """Return train, val and test drawn from a folder of class folders, by `split_class`."""
-        lists: Lists = ([], [], [])
-        for label, folder in enumerate(class_folders(image_dir, ignored)):
-            class_dir = os.path.join(image_dir, folder)
-            classname = (new_cnames or {}).get(folder, folder)
-            paths = [os.path.join(class_dir, name) for name in image_files(class_dir)]
-            parts = ImageDataset.split_class(paths, class_dir, p_trn, p_val)
-            for items, part in zip(lists, parts, strict=True):
-                items.extend(Datum(impath=p, label=label, classname=classname) for p in part)
-        return lists
-
-    @staticmethod
-    def split_class(
-        images: Sequence[Any], where: str, p_trn: float = 0.5, p_val: float = 0.2
-    ) -> tuple[list, list, list]:
-        """Return one class shuffled and cut into `round(p_trn n)`, `round(p_val n)` and the rest.
-
-        Two or three images leave a part empty that way: they go to train and test first, then to
-        val. Raises UserError for a single image; `where` says whose.
-        """
-        if len(images) < 2:
-            raise UserError(
-                f"one image only in {where}: a class needs one to train and one to test"
-            )
-        images = list(images)
-        random.shuffle(images)
-        n_train, n_val = round(len(images) * p_trn), round(len(images) * p_val)
-        if len(images) <= 3:
-            n_train, n_val = 1, len(images) - 2
-        end = n_train + n_val
-        return images[:n_train], images[n_train:end], images[end:]
 
     # ------------------------------------------------------------ few shots
 
@@ -289,7 +205,7 @@ class ImageDataset(DatasetBase):
     def write_sample(self, train: Items, val: Items, path: str) -> None:
         """Write a sample; whole or not at all, so two runs may write the same one at once."""
         rows = {"train": self.rows(train), "val": self.rows(val)}
-        _write_json({**rows, "split": self.split_hash, "hash": rows_hash(rows)}, path)
+        write_compact({**rows, "split": self.split_hash, "hash": rows_hash(rows)}, path)
 
     def _read_sample(
         self, path: str, train: Items, val: Items, shots: int
@@ -334,54 +250,3 @@ class ImageDataset(DatasetBase):
             write()
         except OSError as error:
             print(f"Cannot save {path} ({error.strerror}); it is drawn again, the same, each time")
-
-    # ------------------------------------------------------------ base and new classes
-
-    @staticmethod
-    def subsample_classes(*lists: Items, subsample: str = "all") -> tuple[Items, ...]:
-        """Return the lists with the chosen classes only, labels numbered from 0 without a gap.
-
-        "base" is the first ⌈n/2⌉ of the sorted labels in the first list that isn't empty, "new"
-        the rest of them, "all" both. Raises UserError for another word.
-        """
-        if subsample not in SUBSAMPLES:
-            raise UserError(
-                f"DATASET.SUBSAMPLE_CLASSES is '{subsample}'{suggest(subsample, SUBSAMPLES)}; "
-                f"it is one of {', '.join(SUBSAMPLES)}"
-            )
-        labels = sorted({item.label for item in next(filter(None, lists), [])})
-        half = math.ceil(len(labels) / 2)
-        chosen = {"all": labels, "base": labels[:half], "new": labels[half:]}[subsample]
-        if chosen == list(range(len(labels))):
-            return lists
-        number = {label: new for new, label in enumerate(chosen)}
-        return tuple(
-            [replace(item, label=number[item.label]) for item in items if item.label in number]
-            for items in lists
-        )
-
-
-def _datum(entry: Any, folder: str, where: str) -> Datum:
-    """Return the item of a split file's entry; labels may be written as strings."""
-    try:
-        path, label, classname = entry
-        number = int(label)
-        fine = isinstance(path, str) and isinstance(classname, str) and number == float(label) >= 0
-    except (TypeError, ValueError):
-        fine = False
-    if not fine:
-        raise UserError(f"{where} is {entry!r}; expected [path, label from 0, class name]")
-    return Datum(impath=os.path.join(folder, path), label=number, classname=classname)
-
-
-def _rows(items: Iterable[Datum], folder: str) -> list[Row]:
-    inside = os.path.join(folder, "")
-    return [
-        (item.impath.removeprefix(inside).replace(os.sep, "/"), item.label, item.classname)
-        for item in items
-    ]
-
-
-def _write_json(content: Mapping[str, Any], path: str) -> None:
-    with atomic_write(path) as file:
-        json.dump(content, file, ensure_ascii=False)

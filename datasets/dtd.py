@@ -2,7 +2,8 @@
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from .base import ImageDataset, Lists
+from .base import ImageDataset
+from .splits import Lists
 
 
 @DATASET_REGISTRY.register()

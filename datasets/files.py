@@ -8,6 +8,7 @@ import random
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import IO
 
 import numpy as np
 
@@ -52,37 +53,36 @@ def read_lines(path: str) -> list[str]:
         raise UserError(f"{path} is not UTF-8 text: {error}") from None
 
 
-def find_file(folder: str, inside: Iterable[str], name: str, required: bool = True) -> str | None:
+def find_file(folder: str, inside: Iterable[str], name: str) -> str:
     """Return the path of the file `name` in the first of the folders `inside` that has it.
 
-    Raises UserError if none has it and it is `required`, else returns None.
+    Raises UserError if none has it.
     """
     for candidate in inside:
         path = os.path.normpath(os.path.join(folder, candidate, name))
         if os.path.isfile(path):
             return path
-    if required:
-        raise UserError(f"no {name} in {folder}; see docs/datasets.md for the layout")
-    return None
+    raise UserError(f"no {name} in {folder}; see docs/datasets.md for the layout")
 
 
-def read_mat(path: str, variable: str) -> np.ndarray:
-    """Return a variable of a MATLAB file, single elements unpacked.
+def read_mat(file: str | IO[bytes], variable: str) -> np.ndarray:
+    """Return a variable of a MATLAB file, by path or open, single elements unpacked.
 
     Raises UserError if the file is missing, damaged or without that variable.
     """
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
+    name = file if isinstance(file, str) else getattr(file, "name", "the MATLAB file")
     try:
-        return np.atleast_1d(loadmat(path, squeeze_me=True)[variable])
+        return np.atleast_1d(loadmat(file, squeeze_me=True)[variable])
     except FileNotFoundError:
-        raise UserError(f"no such file: {path}; see docs/datasets.md for the layout") from None
+        raise UserError(f"no such file: {name}; see docs/datasets.md for the layout") from None
     except KeyError:
-        raise UserError(f"{path} has no variable '{variable}'") from None
+        raise UserError(f"{name} has no variable '{variable}'") from None
     # A damaged file makes the reader raise nearly anything.
     except (MatReadError, ValueError, TypeError, NotImplementedError, OSError, zlib.error) as error:
-        raise UserError(f"{path} is not a readable MATLAB file: {error}") from None
+        raise UserError(f"{name} is not a readable MATLAB file: {error}") from None
 
 
 def class_folders(folder: str, ignored: Iterable[str] = ()) -> list[str]:
@@ -97,6 +97,12 @@ def class_folders(folder: str, ignored: Iterable[str] = ()) -> list[str]:
     if not names:
         raise UserError(f"no class folders in {folder}; expected one folder per class")
     return names
+
+
+def has_folders(folder: str) -> bool:
+    """Return whether there are folders, other than hidden ones, in `folder`."""
+    with scan(folder) as entries:
+        return any(_visible(entry) and entry.is_dir() for entry in entries)
 
 
 def image_files(folder: str) -> list[str]:

@@ -10,8 +10,9 @@ from dataclasses import replace
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import UserError, read_json
 
-from .base import ImageDataset, Items, Lists
-from .files import class_folders, image_files, read_lines, scan
+from .base import ImageDataset
+from .files import class_folders, has_folders, image_files, read_lines, scan
+from .splits import Items, Lists, class_items, extend, split_class
 
 TABLE = "labels.csv"
 # What the splits of a table and the folders around class folders may be called: train, val, test.
@@ -100,7 +101,7 @@ class ImageFolder(ImageDataset):
         with scan(self.image_dir) as entries:
             for entry in entries:
                 part = PARTS.get(entry.name.lower())
-                if part is not None and entry.is_dir() and _has_folders(entry.path):
+                if part is not None and entry.is_dir() and has_folders(entry.path):
                     found[part] = entry.path
         return found if 0 in found and len(found) > 1 else {}
 
@@ -111,11 +112,7 @@ class ImageFolder(ImageDataset):
             for name in class_folders(folder):
                 if name not in labels:
                     raise UserError(f"class '{name}' of {folder} is not in {folders[0]}; add it")
-                class_dir = os.path.join(folder, name)
-                lists[part].extend(
-                    Datum(impath=os.path.join(class_dir, file), label=labels[name], classname=name)
-                    for file in image_files(class_dir)
-                )
+                lists[part].extend(class_items(os.path.join(folder, name), labels[name], name))
         return _test_or_val(lists)
 
     def _table_lists(self) -> Lists:
@@ -128,20 +125,13 @@ class ImageFolder(ImageDataset):
             item = Datum(impath=impath, label=labels[name], classname=name)
             (lists[PARTS[part]] if part else undecided[name]).append(item)
         for name in sorted(undecided):
-            where = f"class '{name}'"
-            for items, part in zip(lists, self.split_class(undecided[name], where), strict=True):
-                items.extend(part)
+            extend(lists, split_class(undecided[name], f"class '{name}'"))
         return _test_or_val(lists)
 
 
 def _test_or_val(lists: Lists) -> Lists:
     train, val, test = lists
     return train, val, test or val
-
-
-def _has_folders(folder: str) -> bool:
-    with scan(folder) as entries:
-        return any(entry.is_dir() for entry in entries)
 
 
 def _read_table(path: str) -> list[TableRow]:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import csv
 import os
 import re
+import tarfile
+from io import BytesIO
+from typing import IO
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import UserError
 
-from .base import ImageDataset, Items, Lists
-from .files import class_folders, find_file, image_files, read_lines, read_mat
+from .base import ImageDataset
+from .files import class_folders, find_file, has_folders, image_files, read_lines, read_mat
+from .splits import Items, Lists, class_items
 
 CLASSNAMES = "classnames.txt"
 # Where `train/` and `val/` lie: CoOp's layout, torchvision's, Kaggle's.
 IMAGE_DIRS = ("images", ".", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
-DEVKIT = ("ILSVRC2012_devkit_t12/data", "devkit/data", "devkit", "data", "")
-KAGGLE = ("", "ILSVRC", "ILSVRC/Data/CLS-LOC")
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
 
 def read_classnames(path: str) -> dict[str, str]:
@@ -40,20 +44,16 @@ def folder_items(
             f"{folder} and the training folder do not hold the same classes: "
             f"{len(odd)} differ, first {odd[0]}; extract the missing ones or remove the others"
         )
-    items = []
-    for wordnet_id in ids:
-        label, classname = labels[wordnet_id], name_of(wordnet_id, classnames, folder)
-        class_dir = os.path.join(folder, wordnet_id)
-        items.extend(
-            Datum(
-                impath=os.path.join(class_dir, name),
-                label=label,
-                classname=classname,
-                class_key=wordnet_id,
-            )
-            for name in image_files(class_dir)
+    return [
+        item
+        for wordnet_id in ids
+        for item in class_items(
+            os.path.join(folder, wordnet_id),
+            labels[wordnet_id],
+            name_of(wordnet_id, classnames, folder),
+            wordnet_id,
         )
-    return items
+    ]
 
 
 def name_of(wordnet_id: str, classnames: dict[str, str], where: str) -> str:
@@ -86,10 +86,8 @@ class ImageNet(ImageDataset):
         train = folder_items(os.path.join(self.image_dir, "train"), classnames)
         labels = {item.class_key: item.label for item in train}
         val_dir = os.path.join(self.image_dir, "val")
-        if any(name.lower().endswith(".jpeg") for name in _names(val_dir)):
-            test = self._flat_items(val_dir, classnames, labels)
-        else:
-            test = folder_items(val_dir, classnames, labels)
+        items = folder_items if has_folders(val_dir) else self._flat_items
+        test = items(val_dir, classnames, labels)
         return train, [], test
 
     def roles(self, train: Items, val: Items, test: Items) -> Lists:
@@ -116,8 +114,8 @@ class ImageNet(ImageDataset):
 
     def _kaggle_truth(self) -> dict[int, str]:
         """Return WordNet ids by image number from `ILSVRC2012_val_00000001,n01751748 1 2 3 4`."""
-        path = find_file(self.dataset_dir, KAGGLE, "LOC_val_solution.csv", required=False)
-        if path is None:
+        path = self._find("LOC_val_solution.csv")
+        if not path:
             return {}
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = [row for row in csv.reader(file) if len(row) == 2 and row[0] != "ImageId"]
@@ -125,15 +123,36 @@ class ImageNet(ImageDataset):
 
     def _devkit_truth(self) -> dict[int, str]:
         """Return WordNet ids by image number: line n holds the number of image n's class."""
-        name = "ILSVRC2012_validation_ground_truth.txt"
-        numbers = read_lines(find_file(self.dataset_dir, DEVKIT, name))
-        synsets = read_mat(find_file(self.dataset_dir, DEVKIT, "meta.mat"), "synsets")
-        ids = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets.flatten()}
+        with self._devkit_file(TRUTH) as file:
+            numbers = file.read().split()
+        with self._devkit_file("meta.mat") as file:
+            synsets = read_mat(file, "synsets").flatten()
+        ids = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
         return {image: ids[int(number)] for image, number in enumerate(numbers, start=1)}
 
+    def _devkit_file(self, name: str) -> IO[bytes]:
+        """Open a file of the development kit, unpacked or in its archive."""
+        path = self._find(name)
+        if path:
+            return open(path, "rb")
+        archive = self._find(DEVKIT)
+        if archive:
+            with tarfile.open(archive) as tar:
+                for member in tar:
+                    if member.isfile() and os.path.basename(member.name) == name:
+                        return BytesIO(tar.extractfile(member).read())
+        raise UserError(
+            f"{self.image_dir}/val holds no class folders, and the classes of its files are not "
+            f"known: put {DEVKIT} or Kaggle's LOC_val_solution.csv into {self.dataset_dir}"
+        )
 
-def _names(folder: str) -> list[str]:
-    return os.listdir(folder) if os.path.isdir(folder) else []
+    def _find(self, name: str) -> str | None:
+        """Return the path of a file in the data set's folder, not looking among the images."""
+        for folder, inside, files in os.walk(self.dataset_dir):
+            if name in files:
+                return os.path.join(folder, name)
+            inside[:] = sorted(set(inside) - {"train", "val", "test"})
+        return None
 
 
 class ImageNetVariant(ImageDataset):

@@ -6,8 +6,9 @@ from collections import defaultdict
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import UserError, read_json
 
-from .base import ImageDataset, Lists
+from .base import ImageDataset
 from .files import read_mat
+from .splits import Lists, extend, split_class
 
 
 @DATASET_REGISTRY.register()
@@ -28,15 +29,13 @@ class OxfordFlowers(ImageDataset):
         names_path = os.path.join(self.dataset_dir, "cat_to_name.json")
         names = read_json(names_path)
         by_label = defaultdict(list)
-        for number, label in enumerate(labels.flatten(), start=1):
-            by_label[int(label)].append(os.path.join(self.image_dir, f"image_{number:05d}.jpg"))
-        lists: Lists = ([], [], [])
-        for label, paths in by_label.items():
+        for number, label in enumerate(map(int, labels.flatten()), start=1):
             if str(label) not in names:
                 raise UserError(f"{names_path} has no name for class {label}")
-            for items, part in zip(lists, self.split_class(paths, f"class {label}"), strict=True):
-                items.extend(
-                    Datum(impath=path, label=label - 1, classname=names[str(label)])
-                    for path in part
-                )
+            impath = os.path.join(self.image_dir, f"image_{number:05d}.jpg")
+            name = names[str(label)]
+            by_label[label].append(Datum(impath=impath, label=label - 1, classname=name))
+        lists: Lists = ([], [], [])
+        for label, items in by_label.items():
+            extend(lists, split_class(items, f"class {label}"))
         return lists

@@ -4,8 +4,9 @@ import os
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 
-from .base import ImageDataset, Items, Lists
+from .base import ImageDataset
 from .files import find_file, read_mat
+from .splits import Items, Lists
 
 
 @DATASET_REGISTRY.register()

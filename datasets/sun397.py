@@ -5,8 +5,9 @@ import os
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import UserError
 
-from .base import ImageDataset, Items, Lists
+from .base import ImageDataset
 from .files import find_file, read_lines
+from .splits import Items, Lists
 
 
 @DATASET_REGISTRY.register()

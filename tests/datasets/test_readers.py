@@ -4,6 +4,8 @@ import json
 import math
 import random
 import re
+import shutil
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -249,7 +251,7 @@ def write_devkit(folder: Path, truth: dict[int, str]) -> None:
     )
 
 
-@pytest.mark.parametrize("layout", ["torchvision", "devkit", "kaggle"])
+@pytest.mark.parametrize("layout", ["torchvision", "devkit", "packed devkit", "kaggle"])
 def test_imagenet_layouts_give_the_same_lists(layout, tmp_path):
     expected = build("ImageNet", tmp_path)
     usual = load("ImageNet", tmp_path, shots=2)
@@ -262,8 +264,13 @@ def test_imagenet_layouts_give_the_same_lists(layout, tmp_path):
             (folder / "images" / part).rename(folder / part)
     else:
         truth = flat_val(tmp_path, expected)
-        if layout == "devkit":
-            write_devkit(folder / "ILSVRC2012_devkit_t12" / "data", truth)
+        if "devkit" in layout:
+            devkit = folder / "ILSVRC2012_devkit_t12"
+            write_devkit(devkit / "data", truth)
+            if layout == "packed devkit":
+                with tarfile.open(f"{devkit}.tar.gz", "w:gz") as archive:
+                    archive.add(devkit, devkit.name)
+                shutil.rmtree(devkit)
         else:
             (folder / "ILSVRC" / "Data").mkdir(parents=True)
             (folder / "images").rename(folder / "ILSVRC" / "Data" / "CLS-LOC")
@@ -289,6 +296,12 @@ def test_a_missing_file_does_not_shift_a_flat_val(tmp_path):
     gone.unlink()
     del labels[gone.name]
     assert {Path(i.impath).name: i.label for i in load("ImageNet", tmp_path).test} == labels
+
+
+def test_a_flat_val_of_unknown_classes_says_what_is_missing(tmp_path):
+    flat_val(tmp_path, build("ImageNet", tmp_path))
+    with pytest.raises(UserError, match="devkit_t12.tar.gz"):
+        load("ImageNet", tmp_path)
 
 
 def test_classnames_are_found_beside_imagenet(tmp_path):
