@@ -188,7 +188,7 @@ def run_chain(
         first_failed = next((o for o in outcomes if o.state == "failed"), None)
         # Tests of the same model don't depend on each other, only on the model.
         if first_failed and first_failed.job.folder == job.model:
-            outcomes.append(Outcome(job, "left out", reason=f"{job.model} failed"))
+            outcomes.append(Outcome(job, "left out", reason="the model it tests was not trained"))
         else:
             outcomes.append(run_job(job, settings, environment, runs))
     return outcomes

@@ -86,7 +86,7 @@ def read_score(folder: Path) -> Score:
         result = read_json(folder / "result.json")
         config_file = folder / "config.yaml"
         config = yaml.safe_load(config_file.read_text()) if config_file.is_file() else {}
-    elif (folder / "config.yaml").is_file():
+    elif (folder / ".lock").is_file() or (folder / "config.yaml").is_file():  # a run of this code
         raise UserError(f"unfinished: {folder} has no result.json")
     else:
         result, config = read_original_log(folder)
