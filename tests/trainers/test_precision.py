@@ -1,0 +1,68 @@
+"""Half-precision towers: they train, and the fast path is as near to the exact one as the plain.
+
+The trainers fall back to fp32 on a CPU; the methods themselves are run here in fp16 and bf16.
+"""
+
+import pytest
+import torch
+
+import train
+import trainers
+from clip.model import build_model, convert_weights
+from clip.prompting import Encoders
+from dassl.engine import TRAINER_REGISTRY
+from tests.conftest import OPTIONS, tiny_clip
+from trainers.base import Classes
+
+trainers.modules()
+ALL = sorted(TRAINER_REGISTRY.registered_names())
+NAMES = ["ant", "brown bear", "cat", "desert fox", "golden retriever", "lynx", "owl", "shire horse"]
+IMAGES = 12
+
+
+def build(name: str, dtype: torch.dtype, fast: bool):
+    words = [str(word) for pair in OPTIONS.items() for word in pair]
+    cfg = train.setup_cfg(train.parse_args(words))
+    # Widths as in real towers' proportion, so that rounding errors average out.
+    model = build_model(tiny_clip(transformer_width=128, transformer_heads=2).state_dict()).float()
+    if dtype == torch.float64:
+        model.double()
+    else:
+        convert_weights(model, dtype)
+    torch.manual_seed(1)
+    encoders = Encoders(model, fast)
+    method = TRAINER_REGISTRY.get(name).build_method(cfg, encoders, Classes(NAMES, NAMES))
+    return method.to(torch.float64 if dtype == torch.float64 else torch.float32).freeze()
+
+
+def batch():
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(IMAGES, 3, 32, 32, generator=generator), torch.arange(IMAGES) % len(NAMES)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_fast_path_is_as_exact_as_the_plain_one(name, dtype):
+    image, label = batch()
+    exact_method = build(name, torch.float64, fast=False).eval()
+    errors = {}
+    with torch.no_grad():
+        exact = exact_method.logits(exact_method.features(image.double()))
+        for fast in (True, False):
+            method = build(name, dtype, fast).eval()
+            method.load_trained(exact_method.trained_state(), exact_method.classes.keys)
+            logits = method.logits(method.features(image))
+            assert logits.dtype == torch.float32
+            errors[fast] = (logits.double() - exact).norm().item()
+    assert 0 < errors[True] <= 1.5 * errors[False]
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if not n.startswith("Zeroshot")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_gradients_arrive_in_fp32(name, dtype):
+    image, label = batch()
+    method = build(name, dtype, fast=True).train()
+    sum(method.losses(method.features(image), label).values()).backward()
+    for key, parameter in method.trained().items():
+        assert parameter.dtype == parameter.grad.dtype == torch.float32, key
+        assert parameter.grad.isfinite().all() and parameter.grad.abs().max() > 0, key
