@@ -116,6 +116,7 @@ _C.OPTIM.WARMUP_RECOUNT = True  # the schedule after the warm-up counts from 0
 _C.TRAIN = CN()
 _C.TRAIN.CHECKPOINT_FREQ = 0  # epochs; 0 or less: the last epoch alone
 _C.TRAIN.PRINT_FREQ = 10  # batches
+_C.TRAIN.TRACKERS = ()  # wandb, mlflow, beside TensorBoard
 _C.TRAIN.COUNT_ITER = "train_x"  # train_x | train_u | smaller_one
 
 # Evaluation

@@ -31,6 +31,7 @@ from dassl.utils import AverageMeter, MetricMeter, UserError, check_choice
 from .base import DIVERGED, TrainerBase
 from .progress import Progress
 from .records import Records
+from .trackers import with_trackers
 
 __all__ = ["SimpleTrainer", "TrainerBase", "TrainerX", "TrainerXU"]
 
@@ -99,6 +100,12 @@ class SimpleTrainer(TrainerBase):
         self._records.begin(self.get_model_names(), self.start_epoch)
         self.init_writer(Path(self.output_dir) / "tensorboard")
         self.time_start = time.time()
+
+    def init_writer(self, log_dir: str | os.PathLike) -> None:
+        """As `TrainerBase.init_writer`; with the trackers that the config asks for."""
+        if self._writer is None:
+            super().init_writer(log_dir)
+            self._writer = with_trackers(self._writer, self.cfg)
 
     def resume_model_if_exist(self, directory: str | os.PathLike) -> int:
         """Return the number of epochs that are done, after restoring their outcome.
@@ -247,7 +254,7 @@ class SimpleTrainer(TrainerBase):
     # Evaluation
 
     def final_test(self) -> float:
-        """`test` outside of training; also records the result of a trainer with a `test` of its own."""
+        """`test` after training; records the result even where a trainer has a `test` of its own."""
         self._result_written = False
         value = self.test()
         if not self._result_written and getattr(self.evaluator, "results", None):
