@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dassl.data.datasets import DatasetBase, Datum
-from dassl.utils import UserError, read_json, suggest
+from dassl.utils import UserError, missing_files, read_json, suggest
 
 from . import splits
-from .files import Row, missing_files, rows_hash, seeded
+from .files import Row, rows_hash, seeded
 from .splits import PARTS, SPLIT_SEED, Items, Lists, rows_of, write_compact
 
 

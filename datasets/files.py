@@ -131,19 +131,6 @@ def _visible(entry: os.DirEntry) -> bool:
     return not entry.name.startswith(".")
 
 
-def missing_files(paths: Iterable[str]) -> list[str]:
-    """Return those of `paths` that do not exist; each folder is listed once."""
-    present: dict[str, frozenset[str]] = {}
-    missing = []
-    for path in paths:
-        folder, name = os.path.split(path)
-        if folder not in present:
-            present[folder] = frozenset(os.listdir(folder) if os.path.isdir(folder) else ())
-        if name not in present[folder]:
-            missing.append(path)
-    return missing
-
-
 def rows_hash(lists: Mapping[str, Iterable[Row]]) -> str:
     """Return the SHA-256 (hex) of named lists of rows: names, rows and their order count."""
     digest = hashlib.sha256()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -11,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dassl.config import CfgNode
-from dassl.utils import UserError, check_choice
+from dassl.utils import UserError, check_choice, missing_files
 
 from .datasets import Datum, build_dataset
 from .samplers import build_sampler
@@ -204,15 +202,7 @@ def _template(template: str) -> str:
 
 def _check_files(items: Iterable[Datum], which: str) -> None:
     """Raise UserError if image files are missing: now, not after an hour of training."""
-    names = defaultdict(list)
-    for item in items:
-        folder, name = os.path.split(item.impath)
-        names[folder].append(name)
-    missing = []
-    for folder, wanted in names.items():
-        # One listing of a folder is far cheaper than a look at each of its files.
-        found = set(os.listdir(folder or ".")) if os.path.isdir(folder or ".") else set()
-        missing += [os.path.join(folder, name) for name in wanted if name not in found]
+    missing = missing_files(item.impath for item in items)
     if missing:
         others = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
         verb = "are" if others else "is"

@@ -22,6 +22,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "check_isfile",
             "file_sha256",
             "listdir_nohidden",
+            "missing_files",
             "mkdir_if_missing",
             "read_json",
             "remove_partial_files",

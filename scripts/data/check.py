@@ -6,9 +6,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from dassl.utils import UserError, read_image, read_json
+from dassl.utils import UserError, missing_files, read_image, read_json
 from datasets.base import ImageDataset
-from datasets.files import missing_files
 
 HEADER = ("data set", "found", "classes", "train", "val", "test", "missing", "unreadable")
 
