@@ -59,11 +59,13 @@ class Plan:
     opts: tuple[str, ...] = ()
     source: str = "imagenet"
 
-    def config_of(self, trainer: str, dataset: str) -> str:
+    def config_of(self, trainer: str, dataset: str, purpose: str = "") -> str:
         """Return the name of the trainer's config file for a data set.
 
         Unless one is given: the one named after the data set's family (`mini` for `mini_world`),
-        else the paper's backbone. Raises UserError if there is none.
+        else the paper's backbone with the schedule of a protocol where it differs
+        (`vit_b16_<purpose>`), else with its usual one (`vit_b16_ep<N>`). Raises UserError if there
+        is none.
         """
         folder = CONFIGS / "trainers" / trainer
         names = sorted(path.stem for path in folder.glob("*.yaml"))
@@ -75,8 +77,10 @@ class Plan:
                 raise _unknown(f"{trainer} config", self.config, names)
             return self.config
         family = [name for name in names if f"{dataset}_".startswith(f"{name}_")]
-        usual = [name for name in names if name.startswith(USUAL_CONFIG)]
-        return (family or usual or names)[0]
+        special = [name for name in names if name == f"{USUAL_CONFIG}_{purpose}"]
+        usual = [name for name in names if name.startswith(f"{USUAL_CONFIG}_ep")]
+        usual += [name for name in names if name == USUAL_CONFIG]
+        return (family or special or usual or names)[0]
 
     def job(
         self,
@@ -88,12 +92,13 @@ class Plan:
         classes: str,
         opts: Sequence[str] = (),
         model: Job | None = None,
+        purpose: str = "",
     ) -> Job:
         """Return a run; `stage` is <group>/<stage> of the layout, `opts` are KEY, VALUE, …"""
         names = sorted(path.stem for path in (CONFIGS / "datasets").glob("*.yaml"))
         if dataset not in names:
             raise _unknown("data set", dataset, names)
-        config = self.config_of(trainer, dataset)
+        config = self.config_of(trainer, dataset, purpose)
         arguments = ["--root", str(self.root), "--seed", str(seed), "--trainer", trainer]
         arguments += ["--dataset-config-file", f"configs/datasets/{dataset}.yaml"]
         arguments += ["--config-file", f"configs/trainers/{trainer}/{config}.yaml"]
@@ -119,19 +124,24 @@ class Plan:
         changed = " ".join(["", *opts])
         return Chain(f"{trainer} {dataset} {shots} shots seed {seed}{changed}", (train, test))
 
-    def all_classes(self, trainer: str, dataset: str, seed: int, shots: int) -> Chain:
+    def all_classes(
+        self, trainer: str, dataset: str, seed: int, shots: int, purpose: str = "few_shot"
+    ) -> Chain:
         """Train and test on all classes."""
-        job = self.job("all_classes/train_all", trainer, dataset, seed, shots, "all")
+        key = (trainer, dataset, seed, shots)
+        job = self.job("all_classes/train_all", *key, "all", purpose=purpose)
         return Chain(f"{trainer} {dataset} all classes {shots} shots seed {seed}", (job,))
 
     def transfer(
         self, protocol: str, trainer: str, targets: Sequence[str], seed: int, shots: int
     ) -> Chain:
         """Train on all classes of the source, test on the targets."""
-        (train,) = self.all_classes(trainer, self.source, seed, shots).jobs
+        (train,) = self.all_classes(trainer, self.source, seed, shots, purpose="cross_dataset").jobs
         stage = f"{protocol}/from_{self.source}"
         tests = (
-            self.job(stage, trainer, target, seed, shots, "all", model=train)
+            self.job(
+                stage, trainer, target, seed, shots, "all", model=train, purpose="cross_dataset"
+            )
             for target in targets
             if target != self.source
         )

@@ -91,6 +91,9 @@ def test_configs_by_the_data_sets_family():
     assert plan.config_of("CoOp", "mini_shapes") == "mini"
     assert plan.config_of("CoOp", "dtd") == "vit_b16_ep10"
     assert plan.config_of("ZeroshotCLIP", "dtd") == "vit_b16"
+    assert plan.config_of("PromptSRC", "dtd") == "vit_b16_ep20"
+    assert plan.config_of("PromptSRC", "dtd", "cross_dataset") == "vit_b16_cross_dataset"
+    assert plan.config_of("CoOp", "dtd", "cross_dataset") == "vit_b16_ep10"
 
 
 @pytest.mark.parametrize(
