@@ -145,6 +145,10 @@ class Method(nn.Module):
             self._text_cache = (state, self.encode_text())
         return self._text_cache[1]
 
+    def forget_text(self) -> None:
+        """Have the text features computed anew at their next use."""
+        self._text_cache = None
+
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters this method trains, by the names they have in checkpoints."""
         return {

@@ -168,6 +168,15 @@ class DePT(Method):
         head = CATHead(method.encoders.embed_dim, len(method.classes.keys), c.HEAD, c.CWT, c.ROWS)
         return cls(method, head, c.WEIGHT, c.FUSION, c.LR_MULT)
 
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        return self.method.encode_image(image)
+
+    def text_features(self) -> torch.Tensor:
+        return self.method.text_features()
+
+    def forget_text(self) -> None:
+        self.method.forget_text()
+
     def features(self, image: torch.Tensor) -> Features:
         return self.method.features(image)
 

@@ -1,0 +1,1 @@
+"""Speed and memory, always as a ratio against the plain path in the same run."""

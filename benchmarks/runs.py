@@ -1,0 +1,91 @@
+"""Whole runs of train.py on the mini world, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from clip.model import CLIP
+from dassl.utils import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+_SIZES = {  # the embedded CLIP's
+    "embed_dim": 128,
+    "image_resolution": 64,
+    "vision_layers": 4,
+    "vision_width": 128,
+    "vision_patch_size": 8,
+    "context_length": 77,
+    "vocab_size": 49408,
+    "transformer_width": 128,
+    "transformer_heads": 2,
+    "transformer_layers": 4,
+}
+
+
+def _python(*arguments: str) -> float:
+    """Seconds that `python arguments` takes, from its start to its end."""
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"python {' '.join(arguments)} failed: {last}")
+    return seconds
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory:
+    """Where the mini world and a CLIP with random weights lie, until this process ends."""
+    folder = tempfile.TemporaryDirectory(prefix="benchmark-")
+    torch.manual_seed(0)
+    state = CLIP(**_SIZES).state_dict()
+    torch.save({name: value.half() for name, value in state.items()}, f"{folder.name}/clip.pt")
+    return folder
+
+
+def _train(trainer: str, fast: bool, *pairs: object, options: tuple[str, ...] = ()) -> float:
+    """Seconds of one run of train.py in a fresh folder."""
+    with tempfile.TemporaryDirectory(dir=_folder().name) as output:
+        return _python(
+            *("train.py", "--trainer", trainer, "--seed", "1", *options),
+            *("--root", os.path.join(_folder().name, "data"), "--output-dir", output),
+            *("--dataset-config-file", "configs/datasets/mini_shapes.yaml"),
+            *("--config-file", f"configs/trainers/{trainer}/mini.yaml"),
+            *("--backbone", f"{_folder().name}/clip.pt", "MODEL.FAST", str(fast)),
+            *("DATASET.SUBSAMPLE_CLASSES", "base", *(str(word) for word in pairs)),
+        )
+
+
+def mini_run(trainer: str, epochs: int = 2, repeats: int = 1) -> tuple[float, float]:
+    """Median seconds of a training run with its test, plain and fast, in turns."""
+    _train(trainer, True, options=("--no-train",))  # the world is drawn, files are read once
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(repeats):
+        for fast, seconds in times.items():
+            pairs = ("DATASET.NUM_SHOTS", 16, "OPTIM.MAX_EPOCH", epochs)
+            seconds.append(_train(trainer, fast, *pairs))
+    return statistics.median(times[False]), statistics.median(times[True])
+
+
+def start_up(repeats: int = 3) -> dict[str, float]:
+    """Median seconds of `train.py --help`, and of a run that ends after its first step."""
+    first_step = ("DATASET.NUM_SHOTS", 1, "OPTIM.MAX_EPOCH", 1, "TEST.NO_TEST", True)
+    batch = ("DATALOADER.TRAIN_X.BATCH_SIZE", 1000)  # one batch is the whole epoch
+    _train("CoOp", True, options=("--no-train",))
+    return {
+        "train.py --help": statistics.median(_python("train.py", "--help") for _ in range(repeats)),
+        "first step": statistics.median(
+            _train("CoOp", True, *first_step, *batch) for _ in range(repeats)
+        ),
+    }

@@ -1,0 +1,277 @@
+#!/usr/bin/env python3
+"""How fast training and evaluation are, beside the plain path in the same run.
+
+    python benchmarks/speed.py                                  every method, ViT-B/16, 100 classes
+    python benchmarks/speed.py --methods DePT_CoOp --classes 50
+    python benchmarks/speed.py --full --json speed.json --plot speed.png
+
+Random weights in the released shapes: neither network nor data is needed. The two paths take turns,
+times are medians, and every ratio is the plain path's value over the fast one's, of this run.
+The plain path does what public code does: all 77 tokens of all classes at every step and at every
+test batch, and every image through its tower when it is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+import platform
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from benchmarks import measure, runs
+from benchmarks.workload import SIZES, Settings, Workload, images, method_names
+from dassl.utils import UserError, user_errors, write_json
+from train import Parser
+
+PARTS = ("steps", "evaluation", "memory", "runs")
+TESTED = 1000  # images an evaluation is reported for
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(
+        prog="speed.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--methods", nargs="+", metavar="NAME", help="registered trainers (all)")
+    add("--backbone", default="ViT-B/16", help=f"shapes of the towers: {', '.join(SIZES)}")
+    add("--classes", type=int, default=100)
+    add("--batch", type=int, help="images per step (what each method's configuration says)")
+    add("--test-batch", type=int, default=100, help="images per test batch (100)")
+    add("--images", type=int, default=4, help="images encoded to time the image tower (4)")
+    add("--repeats", type=int, default=3, help="timed calls per path, after one untimed (3)")
+    add("--precision", default="fp32", help="fp32, bf16, or on a GPU fp16, amp")
+    add("--only", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (all)")
+    add("--full", action="store_true", help="also scaling in classes, batch and images")
+    add("--json", metavar="FILE", help="write everything measured there")
+    add("--plot", metavar="FILE", help="draw the ratios (png, pdf, svg)")
+    add("--set", nargs="+", default=[], metavar="KEY VALUE", help="config keys")
+    args = parser.parse_args(argv)
+    known = method_names()
+    for name in args.methods or []:
+        if name not in known:
+            raise UserError(f"{name} is no registered trainer; one of: {', '.join(known)}")
+    if args.backbone not in SIZES:
+        raise UserError(f"unknown backbone {args.backbone!r}; one of: {', '.join(SIZES)}")
+    if min(args.classes, args.test_batch, args.images, args.repeats, args.batch or 1) < 1:
+        raise UserError("--classes, --batch, --test-batch, --images and --repeats count from 1")
+    return args
+
+
+def settings_of(args: argparse.Namespace, trainer: str) -> Settings:
+    return Settings(
+        trainer, args.backbone, args.classes, args.batch, args.precision, tuple(args.set)
+    )
+
+
+class Pair:
+    """One method on both paths, from the same parameters."""
+
+    def __init__(self, settings: Settings) -> None:
+        model = settings.model()
+        self.plain = Workload(settings, model, fast=False)
+        self.fast = Workload(settings, model, fast=True)
+        self.device = self.plain.device
+        self.model = model
+
+    def steps(self, repeats: int) -> dict[str, Any]:
+        """Time training steps, in lockstep on both paths."""
+        batch = self.plain.batch
+        image = images(batch, self.model)
+        label = torch.arange(batch, device=self.device) % len(self.plain.method.classes.keys)
+        ahead = self.fast.encodes_ahead
+        given = self.fast.encode(image) if ahead else image
+        losses: dict[str, list[float]] = {"plain": [], "fast": []}
+        calls = {
+            "plain": lambda: losses["plain"].append(float(self.plain.step(image, label))),
+            "fast": lambda: losses["fast"].append(float(self.fast.step(given, label))),
+        }
+        work = {name: measure.gflop(call) for name, call in calls.items()}
+        times = measure.interleaved(calls, repeats, self.device)
+        views = 0.0
+        if ahead:
+            many = images(self.fast.views_at_once, self.model)
+            encode = {"": lambda: self.fast.encode(many)}
+            views = measure.interleaved(encode, 1, self.device)[""] * batch / len(many)
+            work["views"] = measure.gflop(encode[""]) * batch / len(many)
+        pairs = zip(losses["plain"], losses["fast"], strict=True)
+        return {
+            "step": _against(times["plain"], times["fast"]),
+            "step_with_views": _against(times["plain"], times["fast"] + views),
+            "gflop": work,
+            "loss_difference": max(abs(a - b) for a, b in pairs),
+        }
+
+    def evaluation(self, args: argparse.Namespace) -> dict[str, Any]:
+        """Time evaluation, put together from the image tower and the scoring of a batch.
+
+        The plain path's text features are computed at every batch, the fast path's once.
+        """
+        plain, fast = self.plain, self.fast
+        image = images(args.images, self.model, seed=1)
+        with torch.no_grad():
+            difference = (fast.evaluate([image]) - plain.evaluate([image])).abs().max()
+        # Where every image has its own text features, cost goes with images, not with batches.
+        rows = 1 if plain.text_per_image else args.test_batch
+        features = torch.randn(rows, self.plain.method.encoders.embed_dim, device=self.device)
+        calls = {
+            "plain image": lambda: plain.encode_tested(image),
+            "fast image": lambda: fast.encode_tested(image),
+            "plain score": lambda: plain.score(features, fresh=True),
+            "fast score": lambda: fast.score(features, fresh=True),
+            "fast score again": lambda: fast.score(features, fresh=False),
+        }
+        times = measure.interleaved(calls, args.repeats, self.device)
+        batches = math.ceil(TESTED / rows)
+        slow = times["plain score"] * batches
+        quick = times["fast score"] + times["fast score again"] * (batches - 1)
+        towers = {name: times[f"{name} image"] * TESTED / len(image) for name in ("plain", "fast")}
+        result = {
+            "evaluation": _against(slow + towers["plain"], quick + towers["fast"]),
+            "logit_difference": float(difference),
+        }
+        if fast.encodes_ahead:
+            result["evaluation_cached"] = _against(slow + towers["plain"], quick)
+        return result
+
+
+def _against(plain: float, fast: float) -> dict[str, float]:
+    return {"plain": plain, "fast": fast, "ratio": plain / fast}
+
+
+def _peak(settings: Settings, fast: bool) -> float:
+    """Run in a process of its own: its peak memory in MB after one step, views encoded."""
+    workload = Workload(settings, settings.model(), fast)
+    image = images(workload.batch, workload.model)
+    label = torch.zeros(workload.batch, dtype=torch.long, device=workload.device)
+    if workload.encodes_ahead:
+        image = workload.encode(images(workload.views_at_once, workload.model))[: workload.batch]
+    workload.step(image, label)
+    return measure.peak_memory_mb(workload.device)
+
+
+def memory(settings: Settings) -> dict[str, Any]:
+    """Peak memory of one training step on each path, each in a process of its own."""
+    peaks = {}
+    for path in ("plain", "fast"):
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            peaks[path] = pool.submit(_peak, settings, path == "fast").result()
+    return {"memory": _against(peaks["plain"], peaks["fast"])}
+
+
+def measure_method(args: argparse.Namespace, trainer: str) -> dict[str, Any]:
+    settings = settings_of(args, trainer)
+    pair = Pair(settings)
+    trains = pair.plain.trains
+    row: dict[str, Any] = {
+        "method": trainer,
+        "classes": args.classes,
+        "batch": pair.plain.batch,
+        "images": TESTED,
+    }
+    if "steps" in args.only and trains:
+        row |= pair.steps(args.repeats)
+    if "evaluation" in args.only:
+        row |= pair.evaluation(args)
+    del pair
+    if "memory" in args.only and trains:
+        row |= memory(settings)
+    return row
+
+
+def scaling(args: argparse.Namespace, trainer: str) -> list[dict[str, Any]]:
+    """The steps of one method with more and fewer classes, and larger batches."""
+    rows = []
+    wanted = [("classes", n) for n in (10, 50, 200)] + [("batch", n) for n in (1, 8, 32)]
+    for name, value in wanted:
+        varied = argparse.Namespace(**{**vars(args), name: value, "only": ["steps"], "repeats": 1})
+        rows.append(measure_method(varied, trainer))
+        print(line(rows[-1]), flush=True)
+    return rows
+
+
+def circumstances(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    precision = {"fp16": torch.float16, "amp": torch.float16, "bf16": torch.bfloat16}
+    dtype = precision.get(args.precision, torch.float32)
+    return {
+        "device": measure.device_name(device),
+        "threads": torch.get_num_threads(),
+        "backbone": args.backbone,
+        "precision": args.precision,
+        "matmul_gflops": measure.matmul_gflops(device, dtype),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+COLUMNS = {  # of a row: its title, how its values are written
+    "step": ("step s", ".3f"),
+    "step_with_views": ("with views", ".3f"),
+    "evaluation": ("evaluation", ".1f"),
+    "evaluation_cached": ("cached", ".2f"),
+    "memory": ("memory MB", ".0f"),
+    "run": ("mini run s", ".1f"),
+}
+
+
+def heading() -> str:
+    titles = [f"{title:>22}" for title, _ in COLUMNS.values()]
+    return f"{'method':<18}{'C':>5}{'B':>4}{''.join(titles)}{'floor':>8}{'Δloss':>9}{'Δlogit':>9}"
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table: for each quantity plain → fast, and the ratio."""
+    cells = []
+    for name, (_, form) in COLUMNS.items():
+        value = row.get(name)
+        text = f"{value['plain']:{form}}→{value['fast']:{form}}" if value else "–"
+        cells.append(f"{text:>15}" + (f"{value['ratio']:6.1f}×" if value else " " * 7))
+    work = row.get("gflop")
+    floor = f"{work['plain'] / work['fast']:7.1f}×" if work else f"{'–':>8}"
+    deltas = [row.get(name) for name in ("loss_difference", "logit_difference")]
+    ends = "".join(f"{'–':>9}" if d is None else f"{d:9.1e}" for d in deltas)
+    return f"{row['method']:<18}{row['classes']:>5}{row['batch']:>4}{''.join(cells)}{floor}{ends}"
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    args = parse_args(argv)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    result: dict[str, Any] = {"circumstances": circumstances(args, device), "rows": []}
+    for name, value in result["circumstances"].items():
+        print(f"{name:<14} {value if not isinstance(value, float) else round(value, 1)}")
+    if "runs" in args.only:
+        result["start_up"] = runs.start_up(args.repeats)
+        for name, value in result["start_up"].items():
+            print(f"{name:<14} {value:.2f} s")
+    print(f"\nplain→fast and their ratio; evaluation of {TESTED:,} images; floor: ratio of the")
+    print(f"steps' arithmetic\n{heading()}", flush=True)
+    methods = args.methods or method_names()
+    for trainer in methods:
+        row = measure_method(args, trainer)
+        if "runs" in args.only:
+            row |= {"run": _against(*runs.mini_run(trainer))}
+        result["rows"].append(row)
+        print(line(row), flush=True)
+    if args.full:
+        print("\nScaling of the first of them")
+        result["scaling"] = scaling(args, methods[0])
+    if args.json:
+        write_json(result, args.json)
+    if args.plot:
+        from benchmarks.plot import draw
+
+        draw(result, args.plot)
+    return result
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main()

@@ -1,0 +1,63 @@
+"""The benchmark runs on tiny towers, and what it compares is equal."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import speed
+from benchmarks.workload import Settings, Workload, images, method_names
+from dassl.utils import UserError
+
+TINY = ("--backbone", "tiny", "--classes", "3", "--repeats", "1", "--images", "2")
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_every_method_is_measured_beside_the_plain_path(name):
+    parts = ("--only", "steps", "evaluation", "--test-batch", "5")
+    (row,) = speed.main([*TINY, *parts, "--methods", name])["rows"]
+    trains = "step" in row
+    assert trains != name.startswith("Zeroshot")
+    assert row["logit_difference"] < 1e-3
+    for part in ("step", "step_with_views") if trains else ():
+        assert row[part]["ratio"] == row[part]["plain"] / row[part]["fast"] > 0
+    if trains:
+        assert row["loss_difference"] < 1e-3
+        assert row["gflop"]["plain"] > row["gflop"]["fast"] > 0
+
+
+def test_peak_memory_json_and_plot(tmp_path, capsys):
+    files = ("--json", str(tmp_path / "speed.json"), "--plot", str(tmp_path / "speed.png"))
+    speed.main([*TINY, "--only", "memory", "steps", "--methods", "DePT_CoOp", *files])
+    (row,) = json.loads((tmp_path / "speed.json").read_text())["rows"]
+    assert row["memory"]["plain"] > 50
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+    assert "DePT_CoOp" in capsys.readouterr().out
+
+
+def test_plain_path_encodes_the_text_at_every_batch():
+    """Otherwise the comparison would flatter nobody, and measure nothing."""
+    settings = Settings("CoOp", "tiny", classes=2)
+    model = settings.model()
+    calls = []
+    for fast in (True, False):
+        workload = Workload(settings, model, fast)
+        forward = workload.method.encoders.text.forward
+        workload.method.encoders.text.forward = lambda *a, f=forward: calls.append(1) or f(*a)
+        features = workload.encode(images(2, model))
+        workload.score(features, fresh=True)
+        workload.score(features, fresh=True)
+        workload.score(features, fresh=False)
+        assert len(calls) == 2
+        calls.clear()
+
+
+def test_mistakes_are_one_line():
+    for wrong in (["--methods", "CoOops"], ["--classes", "0"], ["--sideways"]):
+        with pytest.raises(UserError):
+            speed.main([*TINY, *wrong])
+    script = [sys.executable, speed.__file__, "--backbone", "ViT-Z/1"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown backbone 'ViT-Z/1'")
