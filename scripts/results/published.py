@@ -58,7 +58,14 @@ def _same(text: str, value: str | int | float) -> bool:
     return text == value if isinstance(value, str) else float(text) == float(value)
 
 
-def comparable(shots: int, backbone: str) -> bool:
-    """Whether a run has the paper's shots and backbone (named, or a checkpoint file's path)."""
-    plain = "".join(filter(str.isalnum, backbone)).lower()
-    return shots == SHOTS and "".join(filter(str.isalnum, BACKBONE)).lower() in plain
+def is_papers_backbone(name: str) -> bool:
+    """Whether a backbone's name, or its checkpoint file's path, is the paper's."""
+    plain = "".join(filter(str.isalnum, name)).lower()
+    return "".join(filter(str.isalnum, BACKBONE)).lower() in plain
+
+
+def average(trainer: str, shots: int) -> dict[str, float]:
+    """Return the base-to-new average over the paper's eleven data sets; {} if it has none."""
+    if shots == SHOTS:
+        return lookup("base_to_new", trainer=trainer, dataset="average")
+    return lookup("few_shot", trainer=trainer, shots=shots)

@@ -61,10 +61,10 @@ class Row:
         return changed_settings(self.config)
 
     @property
-    def comparable(self) -> bool:
-        """Whether the paper's numbers may stand beside this row's."""
+    def has_papers_backbone(self) -> bool:
+        """Whether the backbone is the paper's, as far as the runs say."""
         backbone = self.settings.get("MODEL.BACKBONE.NAME") or published.BACKBONE
-        return published.comparable(self.shots, backbone)
+        return published.is_papers_backbone(backbone)
 
     @property
     def datasets(self) -> list[str]:
@@ -74,21 +74,19 @@ class Row:
         names = {dataset for dataset, _ in self.cells} - {self.source}
         return sorted(names, key=lambda n: (order.index(n) if n in order else len(order), n))
 
-    def record(self, dataset: str, metrics: dict[str, Stat], table: str = "") -> Record:
-        """Return a line of this row, with the paper's numbers if it has the paper's shots."""
-        paper = {}
-        if table and self.comparable and not self.changes:
-            paper = published.lookup(table, trainer=self.trainer, dataset=dataset)
-        return Record(
-            self.protocol,
-            self.trainer,
-            self.config,
-            self.shots,
-            dataset,
-            metrics,
-            paper,
-            self.source,
-        )
+    def record(
+        self, dataset: str, metrics: dict[str, Stat], paper: dict[str, float] | None = None
+    ) -> Record:
+        """Return a line of this row; the paper's numbers are dropped where they don't compare."""
+        shown = paper if paper and self.has_papers_backbone and not self.changes else {}
+        key = (self.protocol, self.trainer, self.config, self.shots)
+        return Record(*key, dataset, metrics, shown, self.source)
+
+    def papers(self, dataset: str) -> dict[str, float]:
+        """Return the paper's numbers for a data set, or its average; {} if there are none."""
+        if self.shots != published.SHOTS:
+            return {}
+        return published.lookup(self.protocol, trainer=self.trainer, dataset=dataset)
 
 
 @dataclass(frozen=True)
@@ -229,28 +227,29 @@ def whole_datasets(row: Row) -> list[str]:
 
 
 def _base_new_lines(row: Row) -> list[Record]:
-    lines = [row.record(n, row_base_new_h(row, [n]), row.protocol) for n in row.datasets]
+    lines = [row.record(n, row_base_new_h(row, [n]), row.papers(n)) for n in row.datasets]
     whole = whole_datasets(row)
     if len(whole) > 1:
         # The paper's average is that of its eleven data sets, and of no other choice.
-        table = row.protocol if set(whole) == set(published.datasets(row.protocol)) else ""
-        lines.append(row.record(AVERAGE, row_base_new_h(row, whole), table))
+        same = set(whole) == set(published.datasets(row.protocol))
+        paper = published.average(row.trainer, row.shots) if same else {}
+        lines.append(row.record(AVERAGE, row_base_new_h(row, whole), paper))
     return lines
 
 
 def _accuracy_lines(row: Row) -> list[Record]:
     """Return the lines of a protocol with one accuracy; an average leaves the source out."""
-    table = row.protocol if row.protocol in TRANSFERS else ""
+    in_paper = row.protocol in TRANSFERS
     at_home = [row.source] if (row.source, "all") in row.cells else []
-    lines = [
-        row.record(name, {"accuracy": Stat.of(row.cells[name, "all"])}, table)
-        for name in at_home + row.datasets
-    ]
+    lines = []
+    for name in at_home + row.datasets:
+        metrics = {"accuracy": Stat.of(row.cells[name, "all"])}
+        lines.append(row.record(name, metrics, row.papers(name) if in_paper else {}))
     if len(row.datasets) > 1:
         mean, by_seed = average([row.cells[name, "all"] for name in row.datasets])
         stat = Stat.of(by_seed, mean) if by_seed else Stat(mean, None, ())
-        same = table and {row.source, *row.datasets} == set(published.datasets(table))
-        lines.append(row.record(AVERAGE, {"accuracy": stat}, table if same else ""))
+        same = in_paper and {row.source, *row.datasets} == set(published.datasets(row.protocol))
+        lines.append(row.record(AVERAGE, {"accuracy": stat}, row.papers(AVERAGE) if same else {}))
     return lines
 
 

@@ -86,7 +86,8 @@ def _lines(
         comparable = (
             common == set(published.datasets("base_to_new"))
             and row.trainer.removeprefix(PREFIX) == published.SWEPT
-            and row.comparable
+            and row.has_papers_backbone
+            and row.shots == published.SHOTS
         )
         records.append(
             Record(

@@ -126,20 +126,10 @@ def _few_shot(summary: Summary) -> list[Table]:
             continue
         method = _method_names(chosen)
         chosen.sort(key=lambda r: (r.dataset, method_order(r), r.shots))
-        lines = [
-            Line([r.dataset, method(r), str(r.shots)], r.metrics, _few_shot_paper(r))
-            for r in chosen
-        ]
+        lines = [Line([r.dataset, method(r), str(r.shots)], r.metrics, r.published) for r in chosen]
         title = f"{TITLES['few_shot']}, {TITLES[protocol].lower()}"
         tables.append(Table(title, ["Data set", "Method", "Shots"], columns, lines, grouped=True))
     return tables
-
-
-def _few_shot_paper(record: Record) -> dict[str, float]:
-    """Return the paper's few-shot numbers: base-to-new averages over its eleven data sets."""
-    if "h" not in record.metrics or record.dataset != AVERAGE or not record.published:
-        return {}
-    return published.lookup("few_shot", trainer=record.trainer, shots=record.shots)
 
 
 def _method_names(records: Iterable[Record]) -> Callable[[Record], str]:

@@ -123,6 +123,25 @@ def test_published_numbers_and_gaps(tmp_path):
     assert "98.17" in text and "-18.17" in text
 
 
+def test_the_papers_few_shot_averages(tmp_path):
+    for dataset in published.datasets("base_to_new"):
+        for shots in (4, 2, 16):
+            add_pair(tmp_path, dataset, 80, 70, shots=shots, trainer="DePT_CoOp")
+    records = summary_of(tmp_path).records
+    averages = {r.shots: r.published.get("base") for r in records if r.dataset == AVERAGE}
+    assert averages == {2: None, 4: 78.94, 16: 83.66}
+
+
+def test_another_backbone_or_setting_is_not_compared_with_the_paper(tmp_path):
+    folder = add_run(tmp_path, "base2new/train_base/dtd", 80)
+    add_run(tmp_path, "base2new/train_base/dtd", 80, config="tiny@OPTIM.LR=1")
+    assert [bool(r.published) for r in summary_of(tmp_path).records] == [True, False]
+    (folder / "config.yaml").write_text("MODEL: {BACKBONE: {NAME: ViT-B/32}}")
+    assert [bool(r.published) for r in summary_of(tmp_path).records] == [False, False]
+    (folder / "config.yaml").write_text("MODEL: {BACKBONE: {NAME: /models/ViT-B-16.pt}}")
+    assert [bool(r.published) for r in summary_of(tmp_path).records] == [True, False]
+
+
 def test_an_average_over_other_data_sets_has_no_published_number(tmp_path):
     for dataset in ("caltech101", "dtd"):
         add_pair(tmp_path, dataset, 80, 70)
