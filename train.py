@@ -9,6 +9,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
+import sys
 
 from dassl.utils import UserError, user_errors
 
@@ -29,7 +32,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--root", default="", help="the folder that holds the data sets (default: data)")
     add("--output-dir", default="", help="the run's folder (default: output)")
-    add("--seed", type=int, default=None, help="draws samples and initial values; -1: random")
+    add(
+        "--seed",
+        type=_seeds,
+        default=[None],
+        metavar="N [N ...]",
+        help="draws samples and initial values; -1: random; several runs are trained side by side, "
+        "each in OUTPUT_DIR/seedN",
+    )
     add("--trainer", default="", help="a registered trainer, such as CoOp or DePT_CoOp")
     add("--dataset-config-file", default="", help="configs/datasets/NAME.yaml")
     add("--config-file", default="", help="configs/trainers/TRAINER/SCHEDULE.yaml")
@@ -43,11 +53,42 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--no-train", action="store_true", help="build everything, train and test nothing")
     add("opts", nargs="*", metavar="KEY VALUE", help="config keys, such as DATASET.NUM_SHOTS 16")
     # KEY VALUE pairs may stand between options: whatever isn't an option is one.
-    return parser.parse_intermixed_args(argv)
+    return parser.parse_intermixed_args(_join_seeds(sys.argv[1:] if argv is None else argv))
 
 
-def setup_cfg(args: argparse.Namespace):
-    """Defaults, then the data set's file, the trainer's file, the options, KEY VALUE pairs."""
+def _join_seeds(words: list[str]) -> list[str]:
+    """`--seed 1 2 3` as `--seed=1,2,3`: the seeds end where the whole numbers do."""
+    joined: list[str] = []
+    counting = False
+    for word in map(str, words):
+        number = re.fullmatch(r"-?\d+", word) is not None
+        if counting and number:
+            joined[-1] += ("," if joined[-1][-1] != "=" else "") + word
+            continue
+        if counting and joined[-1] == "--seed=":
+            joined[-1] += word  # not a number: said so by `_seeds`
+            counting = False
+            continue
+        counting = word == "--seed"
+        joined.append("--seed=" if counting else word)
+    return joined
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+    if len(set(seeds)) < len(seeds) or (len(seeds) > 1 and min(seeds) < 0):
+        raise argparse.ArgumentTypeError(f"several seeds must differ and not be negative: {text}")
+    return seeds
+
+
+def setup_cfg(args: argparse.Namespace, seed: int | None = None):
+    """Defaults, then the data set's file, the trainer's file, the options, KEY VALUE pairs.
+
+    `seed` is one of several; its run gets a folder of its own.
+    """
     import trainers
     from dassl.config import get_cfg_default
 
@@ -61,7 +102,7 @@ def setup_cfg(args: argparse.Namespace):
         (args.root, "DATASET.ROOT"),
         (args.output_dir, "OUTPUT_DIR"),
         (args.resume, "RESUME"),
-        (args.seed, "SEED"),
+        (args.seed[0] if seed is None else seed, "SEED"),
         (args.transforms, "INPUT.TRANSFORMS"),
         (args.trainer, "TRAINER.NAME"),
         (args.backbone, "MODEL.BACKBONE.NAME"),
@@ -71,8 +112,16 @@ def setup_cfg(args: argparse.Namespace):
             cfg.merge_from_list([key, value])
     cfg.merge_from_list(args.opts)
     cfg.DATASET.ROOT = cfg.DATASET.ROOT or "data"
+    if seed is not None:
+        cfg.OUTPUT_DIR = of_seed(cfg.OUTPUT_DIR, seed)
+        cfg.RESUME = of_seed(cfg.RESUME, seed)
     cfg.freeze()
     return cfg
+
+
+def of_seed(folder: str, seed: int) -> str:
+    """Where one of several runs lies in their common folder; "" stays ""."""
+    return os.path.join(folder, f"seed{seed}") if folder else ""
 
 
 def check_cfg(cfg) -> None:
@@ -98,6 +147,8 @@ def main(argv: list[str] | None = None) -> None:
     check_cfg(cfg)
     import datasets  # noqa: F401  (its modules register the data sets)
 
+    if len(args.seed) > 1:
+        return run_side_by_side(args)
     if not args.no_train:
         start_log(cfg, train=not args.eval_only)
     if cfg.SEED >= 0:
@@ -109,6 +160,20 @@ def main(argv: list[str] | None = None) -> None:
         trainer.final_test()
     elif not args.no_train:
         trainer.train()
+
+
+def run_side_by_side(args: argparse.Namespace) -> None:
+    """The runs of several seeds: trained as one, tested one after the other."""
+    from trainers.side_by_side import SideBySide, build_runs
+
+    cfgs = [setup_cfg(args, seed) for seed in args.seed]
+    side_by_side = SideBySide(build_runs(cfgs, train=not args.eval_only))
+    if args.eval_only:
+        for run in side_by_side.each():
+            run.load_model(of_seed(args.model_dir, run.cfg.SEED), epoch=args.load_epoch)
+            run.final_test()
+    elif not args.no_train:
+        side_by_side.train()
 
 
 if __name__ == "__main__":

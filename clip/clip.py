@@ -172,12 +172,17 @@ def _load_torch_file(path: str):
             return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def find_model(name: str, download_root: str | os.PathLike | None = None) -> str:
+    """The file of a model's name or a checkpoint's path, downloaded if need be."""
+    return _download(_MODELS[name], download_root or _CACHE)
+
+
 def load_model(name: str, download_root: str | os.PathLike | None = None) -> tuple[CLIP, str]:
     """The CLIP that `name` (a model's name or a checkpoint's path) stands for, and its file.
 
     The model is on the CPU, its matrices in fp16 (`model.float()` for fp32).
     """
-    path = _download(_MODELS[name], download_root or _CACHE)
+    path = find_model(name, download_root)
     return build_model(load_state_dict(path)), path
 
 
@@ -197,8 +202,7 @@ def load(
     if jit:
         warnings.warn("jit=True is ignored: the model is plain PyTorch", stacklevel=2)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model, _ = load_model(name, download_root)
-    model = model.to(device)
+    model = load_model(name, download_root)[0].to(device)
     if device.type == "cpu":
         model.float()
     return model, _transform(model.visual.input_resolution)

@@ -47,7 +47,7 @@ def test_a_mistake_is_one_line_and_status_2():
         ([], "TRAINER.NAME is not set"),
         (["--trainer", "CoOp"], "DATASET.NAME is not set"),
         (["--traner", "CoOp"], "unrecognized arguments: --traner"),
-        (["--seed", "one"], "--seed: invalid int"),
+        (["--seed", "one"], "--seed: 'one' is no whole number"),
         (["--dataset-config-file", "configs/datasets/oxford_pet.yaml"], "'oxford_pets.yaml'"),
         (["OPTIM.MAX_EPOHC", "3"], "did you mean 'OPTIM.MAX_EPOCH'"),
         (["OPTIM.MAX_EPOCH"], "options come in pairs KEY VALUE"),

@@ -17,13 +17,14 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from clip.clip import load_model
-from clip.model import convert_weights
+from clip.clip import find_model, load_state_dict
+from clip.model import build_model, convert_weights
 from clip.prompting import Encoders
 from dassl.config import CfgNode
 from dassl.engine import TrainerX
@@ -35,6 +36,8 @@ from . import original_checkpoints
 PRECISIONS = ("fp32", "fp16", "bf16", "amp")
 # Views encoded in one pass of the image tower, on a CPU and on a GPU.
 VIEWS_AT_ONCE = (32, 512)
+
+_ENCODERS: WeakValueDictionary[tuple, Encoders] = WeakValueDictionary()
 
 
 def extend_cfg(cfg: CfgNode) -> None:
@@ -276,14 +279,7 @@ class PromptTrainer(TrainerX):
         key = f"TRAINER.{self.config_node}.PREC"
         self.precision = resolve_precision(self.method_cfg(cfg).PREC, self.device, key)
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
-        clip_model, path = load_model(cfg.MODEL.BACKBONE.NAME)
-        self.backbone_sha256 = file_sha256(path)
-        _check_resolution(cfg, clip_model.visual.input_resolution)
-        if self.precision != "fp16":
-            clip_model.float()
-        if self.precision == "bf16":
-            convert_weights(clip_model, torch.bfloat16)
-        encoders = Encoders(clip_model.to(self.device), fast=cfg.MODEL.FAST)
+        encoders = self.load_encoders()
         dm = self.dm
         classes = Classes(list(dm.classnames), list(dm.class_keys), dm.template)
         self.method = self.build_method(cfg, encoders, classes).to(self.device).freeze()
@@ -305,6 +301,23 @@ class PromptTrainer(TrainerX):
         self.scaler = torch.amp.GradScaler(
             self.device.type, init_scale=2.0**10, enabled=self.precision in ("fp16", "amp")
         )
+
+    def load_encoders(self) -> Encoders:
+        """The frozen towers in this run's precision, shared by all trainers alive at a time."""
+        cfg = self.cfg
+        path = find_model(cfg.MODEL.BACKBONE.NAME)
+        self.backbone_sha256 = file_sha256(path)
+        key = (self.backbone_sha256, self.precision, str(self.device), cfg.MODEL.FAST)
+        encoders = _ENCODERS.get(key)
+        if encoders is None:
+            clip_model = build_model(load_state_dict(path))
+            if self.precision != "fp16":
+                clip_model.float()
+            if self.precision == "bf16":
+                convert_weights(clip_model, torch.bfloat16)
+            encoders = _ENCODERS[key] = Encoders(clip_model.to(self.device), cfg.MODEL.FAST)
+        _check_resolution(cfg, encoders.image.visual.input_resolution)
+        return encoders
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(

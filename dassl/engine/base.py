@@ -265,16 +265,18 @@ class TrainerBase:
         self.epoch = max(self.start_epoch - 1, 0)  # where there is nothing left to train
         for epoch in range(self.start_epoch, self.max_epoch):
             self.epoch = epoch
-            self._begin_epoch()
+            self.begin_epoch()
             self.before_epoch()
             self.run_epoch()
             self.after_epoch()
-            self._end_epoch()
+            self.end_epoch()
         self.after_train()
 
-    def _begin_epoch(self) -> None: ...
+    def begin_epoch(self) -> None:
+        """The engine's own part before an epoch."""
 
-    def _end_epoch(self) -> None: ...
+    def end_epoch(self) -> None:
+        """The engine's own part after an epoch."""
 
     def before_train(self) -> None:
         """Called once, before the first epoch."""

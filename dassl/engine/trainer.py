@@ -134,7 +134,8 @@ class SimpleTrainer(TrainerBase):
             raise UserError(f"{directory} holds no run to resume")
         return done
 
-    def _begin_epoch(self) -> None:
+    def begin_epoch(self) -> None:
+        """Note when the epoch begins and at which rates, and take the views to it."""
         self._epoch_started = time.perf_counter()
         self._epoch_lr = [
             float(group["lr"])
@@ -142,11 +143,12 @@ class SimpleTrainer(TrainerBase):
             if optim is not None
             for group in optim.param_groups
         ]
-        self._epoch_losses: dict[str, float] = {}
+        self.epoch_losses: dict[str, float] = {}
         self.dm.set_epoch(self.epoch)
 
-    def _end_epoch(self) -> None:
-        losses = self._epoch_losses
+    def end_epoch(self) -> None:
+        """Record the epoch, and what a killed run goes on from."""
+        losses = self.epoch_losses
         self._records.add_epoch(
             {
                 "epoch": self.epoch + 1,
@@ -220,13 +222,19 @@ class SimpleTrainer(TrainerBase):
             batch_time.update(time.perf_counter() - end)
             every = self.cfg.TRAIN.PRINT_FREQ
             if is_last or (every > 0 and (self.batch_idx + 1) % every == 0):
-                self._report(losses, batch_time, data_time, progress)
+                self.report(losses, batch_time, data_time, progress)
             end = time.perf_counter()
         if self.batch_idx < 0:
             raise UserError("none of the training images could be read")
-        self._epoch_losses = {name: meter.avg for name, meter in losses.meters.items()}
+        self.epoch_losses = {name: meter.avg for name, meter in losses.meters.items()}
 
-    def _report(
+    def check_losses(self, losses: MetricMeter) -> None:
+        """Raise UserError if training diverged."""
+        for name, meter in losses.meters.items():
+            if name.startswith("loss") and not math.isfinite(meter.avg):
+                raise UserError(f"{DIVERGED} (epoch {self.epoch + 1})")
+
+    def report(
         self,
         losses: MetricMeter,
         batch_time: AverageMeter,
@@ -234,9 +242,7 @@ class SimpleTrainer(TrainerBase):
         progress: Progress,
     ) -> None:
         """Print a line about the epoch so far. Raises UserError if training diverged."""
-        for name, meter in losses.meters.items():
-            if name.startswith("loss") and not math.isfinite(meter.avg):
-                raise UserError(f"{DIVERGED} (epoch {self.epoch + 1})")
+        self.check_losses(losses)
         left = (self.max_epoch - self.epoch) * self.num_batches - self.batch_idx - 1
         eta = datetime.timedelta(seconds=int(batch_time.avg * left))
         progress.print(
@@ -254,7 +260,7 @@ class SimpleTrainer(TrainerBase):
     # Evaluation
 
     def final_test(self) -> float:
-        """`test` after training; records the result even where a trainer has a `test` of its own."""
+        """`test` after training; records the result of a trainer with a `test` of its own too."""
         self._result_written = False
         value = self.test()
         if not self._result_written and getattr(self.evaluator, "results", None):

@@ -30,7 +30,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ],
         "images": ["read_image"],
         "locks": ["lock_folder", "unlock_folder"],
-        "logger": ["Tee", "setup_logger"],
+        "logger": ["Tee", "log_to", "setup_logger"],
         "meters": ["AverageMeter", "MetricMeter"],
         "modules": [
             "count_num_param",

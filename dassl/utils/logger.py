@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -29,6 +31,19 @@ class Tee:
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.stream, name)  # isatty, encoding, fileno, …
+
+
+@contextmanager
+def log_to(folder: str | os.PathLike) -> Iterator[None]:
+    """Inside, what is printed also goes to the end of `<folder>/log.txt`."""
+    mkdir_if_missing(folder)
+    with open(Path(folder) / "log.txt", "a", buffering=1, encoding="utf-8") as log:
+        streams = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = (Tee(stream, log) for stream in streams)
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = streams
 
 
 def setup_logger(output: str | os.PathLike | None = None, append: bool = False) -> None:
