@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,11 @@ import train
 from clip.model import CLIP
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
+
+# One thread, here and in what the tests start: sums are then the same in every process, and
+# workers side by side don't fight over the cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 # Depths that fit the tiny CLIP's three layers, and nothing random in the views.
 OPTIONS = {
