@@ -152,27 +152,26 @@ Seeds = Sequence[int]
 Names = Sequence[str]
 
 
-def _base_to_new(plan: Plan, trainers: Names, datasets: Names, seeds: Seeds, shots: Seeds):
-    return [
-        plan.base_to_new(trainer, dataset, seed, number)
-        for number in shots
-        for dataset in datasets
-        for seed in seeds
-        for trainer in trainers
-    ]
+def _each(make: Callable[..., Chain]) -> Callable[..., list[Chain]]:
+    """Return a protocol of one chain per shots, data set, seed and trainer."""
+
+    def chains(plan: Plan, trainers: Names, datasets: Names, seeds: Seeds, shots: Seeds):
+        return [
+            make(plan, trainer, dataset, seed, number)
+            for number in shots
+            for dataset in datasets
+            for seed in seeds
+            for trainer in trainers
+        ]
+
+    return chains
 
 
-def _all_classes(plan: Plan, trainers: Names, datasets: Names, seeds: Seeds, shots: Seeds):
-    return [
-        plan.all_classes(trainer, dataset, seed, number)
-        for number in shots
-        for dataset in datasets
-        for seed in seeds
-        for trainer in trainers
-    ]
+_base_to_new = _each(Plan.base_to_new)
+_all_classes = _each(Plan.all_classes)
 
 
-def _both(*what) -> list[Chain]:
+def _both(*what: object) -> list[Chain]:
     return _base_to_new(*what) + _all_classes(*what)
 
 

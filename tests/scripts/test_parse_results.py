@@ -6,26 +6,40 @@ import csv
 import io
 import json
 import statistics
-import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from fake_runs import add_pair, add_run, original_log
 
+from scripts import parse_results
 from scripts.results import published
 from scripts.results.layout import Place, changed_settings, config_label, read_place
 from scripts.results.runs import load_scores
 from scripts.results.summary import AVERAGE, summarise
 from scripts.results.sweeps import ABLATION, LAMBDA, add_sweeps
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "parse_results.py"
+
+@dataclass
+class Answer:
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def parse(folder: Path, *options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, SCRIPT, folder, *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+def parse(folder: Path, *options: object) -> Answer:
+    """Run the script's main in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    argv = ["parse_results.py", str(folder), *map(str, options)]
+    with patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
+        try:
+            status = parse_results.main()
+        except SystemExit as stop:
+            status = stop.code
+    return Answer(status, out.getvalue(), err.getvalue())
 
 
 def summary_of(folder: Path, **wanted):
