@@ -11,7 +11,7 @@ status=0
 
 echo "Training on base classes, testing on base and on new ones; about 5 minutes on 2 cores …"
 "$PYTHON" scripts/run_protocol.py base_to_new --root "$data" --output "$output" \
-    --jobs "${JOBS:-$(nproc)}" --trainers ZeroshotCLIP CoOp DePT_CoOp \
+    --jobs "${JOBS:-$(getconf _NPROCESSORS_ONLN)}" --trainers ZeroshotCLIP CoOp DePT_CoOp \
     --datasets mini_shapes mini_fabrics mini_badges --seeds 1-3 || status=$?
 
 echo

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from dassl.utils import UserError, atomic_write
 from scripts.results.runs import Score
-from scripts.results.summary import AVERAGE, Record, Summary
+from scripts.results.summary import AVERAGE, Record, Row, Summary
 from scripts.results.sweeps import PREFIX, is_swept
 from scripts.results.tables import method_order
 
@@ -52,7 +52,7 @@ def save(figure: Figure, *paths: str | os.PathLike) -> None:
     plt.close(figure)
 
 
-def _method(record: Record | Score) -> str:
+def _method(record: Record | Row | Score) -> str:
     _, _, changes = record.config.partition("@")
     return f"{record.trainer} {changes}".strip()
 
@@ -61,8 +61,9 @@ def _bare(method: str) -> str:
     return method.removeprefix(PREFIX)
 
 
-def _colours(methods: Sequence[str]) -> dict[str, str]:
-    """Return a colour per method; a method and its DePT_ version share one."""
+def _colours(summary: Summary) -> dict[str, str]:
+    """Return a colour per method, the same in every plot; a method and its DePT_ share one."""
+    methods = dict.fromkeys(_method(row) for row in sorted(summary.rows, key=method_order))
     families = list(dict.fromkeys(map(_bare, methods)))
     return {m: COLOURS[families.index(_bare(m)) % len(COLOURS)] for m in methods}
 
@@ -108,7 +109,7 @@ def base_new_arrows(summary: Summary, columns: int = COLUMNS) -> Figure | None:
     if not records:
         return None
     names = sorted(dict.fromkeys(r.dataset for r in records), key=lambda name: name != AVERAGE)
-    colours = _colours([_method(r) for r in records])
+    colours = _colours(summary)
     figure, axes = _grid(names, columns)
     for name, axis in axes.items():
         points = {_method(r): r for r in records if r.dataset == name}
@@ -163,7 +164,7 @@ def dataset_bars(summary: Summary, columns: int = COLUMNS) -> Figure | None:
         return None
     methods = list(dict.fromkeys(_method(r) for r in records))
     names = list(dict.fromkeys(r.dataset for r in records))
-    colours = _colours(methods)
+    colours = _colours(summary)
     long = 0.22 * len(names) * (len(methods) + 1) + 1.5
     flat = columns == 1  # bars lie where the page is narrow
     figure, axis = plt.subplots(figsize=(3.6, long) if flat else (max(3.6, long), 3.2))
@@ -199,13 +200,13 @@ def _curves(
     lines: dict[tuple[str, str], list[tuple[float, float, float]]],
     xlabel: str,
     ylabel: str,
+    colours: dict[str, str],
     columns: int,
 ) -> Figure | None:
     """Draw {(panel, method): [(x, mean, spread), …]} as lines with bands."""
     if not lines:
         return None
     panels = sorted({panel for panel, _ in lines}, key=lambda name: (name != AVERAGE, name))
-    colours = _colours([method for _, method in lines])
     figure, axes = _grid(panels, columns)
     for (panel, method), points in lines.items():
         x, mean, spread = np.array(sorted(points)).T
@@ -236,7 +237,7 @@ def learning_curves(summary: Summary, columns: int = COLUMNS) -> Figure | None:
         key: [(epoch, float(np.mean(v)), float(np.std(v))) for epoch, v in by_epoch.items()]
         for key, by_epoch in epochs.items()
     }
-    return _curves(lines, "epoch", "training loss", columns)
+    return _curves(lines, "epoch", "training loss", _colours(summary), columns)
 
 
 def few_shot_curves(summary: Summary, columns: int = COLUMNS) -> Figure | None:
@@ -249,7 +250,7 @@ def few_shot_curves(summary: Summary, columns: int = COLUMNS) -> Figure | None:
                 stat = r.metrics[metric]
                 figures[panel, _method(r)].append((r.shots, stat.mean, stat.std or 0.0))
     lines = {key: points for key, points in figures.items() if len(points) > 1}
-    return _curves(lines, "images per class", "%", columns)
+    return _curves(lines, "images per class", "%", _colours(summary), columns)
 
 
 def lambda_curves(summary: Summary, columns: int = COLUMNS) -> Figure | None:
@@ -259,7 +260,8 @@ def lambda_curves(summary: Summary, columns: int = COLUMNS) -> Figure | None:
         for metric, stat in r.metrics.items():
             point = (float(r.dataset), stat.mean, stat.std or 0.0)
             lines[r.source, f"{r.trainer} {metric}"].append(point)
-    return _curves(dict(lines), "λ", "%", columns)
+    colours = dict(zip(dict.fromkeys(name for _, name in lines), COLOURS, strict=False))
+    return _curves(dict(lines), "λ", "%", colours, columns)
 
 
 def class_gains(summary: Summary, columns: int = COLUMNS) -> Figure | None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 
 from scripts.results import published
 from scripts.results.runs import Score
-from scripts.results.summary import AVERAGE, TRANSFERS, Record, Stat, Summary
+from scripts.results.summary import AVERAGE, TRANSFERS, Record, Row, Stat, Summary
 from scripts.results.sweeps import PREFIX, is_swept
 
 TITLES = {
@@ -140,7 +140,7 @@ def _method_names(records: Iterable[Record]) -> Callable[[Record], str]:
     return lambda r: r.trainer if len(configs[r.trainer]) == 1 else f"{r.trainer} {r.config}"
 
 
-def method_order(record: Record | Score) -> tuple:
+def method_order(record: Record | Row | Score) -> tuple:
     """Return what sorts methods: the paper's order, others before, a method before its DePT_."""
     bare = record.trainer.removeprefix(PREFIX)
     known = published.methods()
