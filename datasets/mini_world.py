@@ -65,15 +65,13 @@ def _polygon(x: Array, y: Array, corners: list[tuple[float, float]]) -> Array:
     return np.where(inside, -nearest, nearest)
 
 
-def _regular(n: int, radius: float = 1.0, inner: float | None = None) -> list[tuple[float, float]]:
-    """Corners of a regular n-gon standing on its base, or of an n-pointed star."""
-    radii = [radius] if inner is None else [radius, inner]
-    steps = n * len(radii)
-    angles = [2 * np.pi * k / steps - np.pi / 2 for k in range(steps)]
-    return [
-        (radii[k % len(radii)] * float(np.cos(a)), radii[k % len(radii)] * float(np.sin(a)))
-        for k, a in enumerate(angles)
+def _star(x: Array, y: Array) -> Array:
+    angles = [np.pi * k / 5 - np.pi / 2 for k in range(10)]
+    radii = [1.05, 0.45] * 5
+    corners = [
+        (r * float(np.cos(a)), r * float(np.sin(a))) for r, a in zip(radii, angles, strict=True)
     ]
+    return _polygon(x, y, corners)
 
 
 def _heart(x: Array, y: Array) -> Array:
@@ -121,9 +119,7 @@ SHAPES: dict[str, Callable[[Array, Array], Array]] = {
     "circle": lambda x, y: _circle(x, y, r=0.95),
     "square": lambda x, y: _box(x, y, 0.8, 0.8),
     "triangle": lambda x, y: _polygon(x, y, [(0.0, -0.95), (0.95, 0.75), (-0.95, 0.75)]),
-    "diamond": lambda x, y: _polygon(x, y, [(0.0, -1.0), (0.68, 0.0), (0.0, 1.0), (-0.68, 0.0)]),
-    "hexagon": lambda x, y: _polygon(x, y, _regular(6)),
-    "star": lambda x, y: _polygon(x, y, _regular(5, 1.05, 0.42)),
+    "star": _star,
     "cross": lambda x, y: _union(_box(x, y, 0.95, 0.3), _box(x, y, 0.3, 0.95)),
     "heart": _heart,
     "moon": lambda x, y: np.maximum(_circle(x, y), -_circle(x, y, 0.5, -0.15, 0.8)),
@@ -258,13 +254,14 @@ class Look:
     turn: of the object, radians to either side. hue: how far colours wander, in RGB. light: the
     darkest corner's brightness. noise: standard deviation. blur: how far each picture may be
     blurred, 0 to 1. clutter: how many small things lie around. tint: RGB every picture is
-    multiplied with. contrast: 1 leaves it. line: None fills the outlines; a number draws only
+    multiplied with. contrast: 1 leaves it. rim: width of a white edge around objects, as stickers
+    have it, in object units. line: None fills the outlines; a number draws only
     their edge, of that width in object units, on paper.
     """
 
-    radius: tuple[float, float] = (0.55, 0.8)
-    shift: float = 0.12
-    turn: float = 0.25
+    radius: tuple[float, float] = (0.62, 0.8)
+    shift: float = 0.06
+    turn: float = 0.12
     hue: float = 0.06
     light: float = 0.85
     noise: float = 0.02
@@ -272,6 +269,7 @@ class Look:
     clutter: int = 0
     tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
     contrast: tuple[float, float] = (0.9, 1.0)
+    rim: float = 0.12
     line: float | None = None
 
 
@@ -323,6 +321,13 @@ def random_scenes(
 
 def draw(scene: Scene, side: int, look: Look, rng: np.random.Generator) -> Array:
     """Draw a batch of scenes. Returns uint8 (N, side, side, 3); a function of its arguments."""
+    return draw_with_masks(scene, side, look, rng)[0]
+
+
+def draw_with_masks(
+    scene: Scene, side: int, look: Look, rng: np.random.Generator
+) -> tuple[Array, Array]:
+    """`draw`, and where the objects are: uint8 (N, side, side), 0 to 255."""
     n = scene.size
     line = ((np.arange(side, dtype=np.float32) + 0.5) * 2 / side) - 1
     x, y = np.broadcast_to(line, (n, side, side)), np.broadcast_to(line[:, None], (n, side, side))
@@ -330,8 +335,8 @@ def draw(scene: Scene, side: int, look: Look, rng: np.random.Generator) -> Array
     picture = _draw_grounds(scene, x, y, look, rng)
     for _ in range(look.clutter):
         _draw_clutter(picture, x, y, rng)
-    _draw_objects(picture, scene, x, y, look, rng)
-    return _develop(picture, x, y, look, rng)
+    mask = _draw_objects(picture, scene, x, y, look, rng)
+    return _develop(picture, x, y, look, rng), np.rint(mask * 255).astype(np.uint8)
 
 
 def _paint(picture: Array, paint: Array, alpha: Array) -> None:
@@ -393,7 +398,8 @@ def _draw_clutter(picture: Array, x: Array, y: Array, rng: np.random.Generator) 
 
 def _draw_objects(
     picture: Array, scene: Scene, x: Array, y: Array, look: Look, rng: np.random.Generator
-) -> None:
+) -> Array:
+    """Paint the objects; returns how much of each pixel they cover, (N, S, S)."""
     n, side = scene.size, x.shape[-1]
     swatch = scene.shape == len(SHAPES)
     radius = _uniform(rng, n, *look.radius)
@@ -402,11 +408,16 @@ def _draw_objects(
     c, s = np.cos(angle) / radius, np.sin(angle) / radius
     u, v = (x - dx) * c + (y - dy) * s, (y - dy) * c - (x - dx) * s
 
-    distance = _outline(np.where(swatch, 0, scene.shape), u, v) * radius * (side / 2)  # in pixels
+    unit = radius * (side / 2)  # pixels
+    distance = _outline(np.where(swatch, 0, scene.shape), u, v) * unit
     if look.line is not None:
-        distance = np.abs(distance) - 0.5 * look.line * radius * (side / 2)
-    alpha = np.where(swatch[:, None, None], 1.0, np.clip(0.5 - distance, 0, 1)).astype(np.float32)
-    _paint(picture, _fill(scene, u, v, look, rng), alpha)
+        distance = np.abs(distance) - 0.5 * look.line * unit
+    full = swatch[:, None, None]
+    mask = np.where(full, 1.0, np.clip(0.5 - distance, 0, 1)).astype(np.float32)
+    rim = np.where(full, 0.0, np.clip(0.5 - distance + look.rim * unit, 0, 1)).astype(np.float32)
+    _paint(picture, np.float32(0.97), rim)
+    _paint(picture, _fill(scene, u, v, look, rng), mask)
+    return mask
 
 
 def _fill(scene: Scene, u: Array, v: Array, look: Look, rng: np.random.Generator) -> Array:

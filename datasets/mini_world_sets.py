@@ -23,7 +23,7 @@ from .base import ImageDataset
 from .mini_world import COLOURS, GROUNDS, SHAPES, SWATCH, TEXTURES, Look, Scene, draw
 
 DRAWING = 1  # raise it whenever the same recipe would give other pictures
-SIDE = 72  # pixels; the tiny CLIP sees 64
+SIDE = 56  # pixels; the tiny CLIP sees 48
 LAMP = Look(
     radius=(0.45, 0.75),
     shift=0.2,
@@ -34,6 +34,7 @@ LAMP = Look(
     clutter=3,
     tint=(1.0, 0.9, 0.75),
     contrast=(0.6, 0.9),
+    rim=0.06,
 )
 
 
@@ -205,7 +206,7 @@ class MiniBadges(DrawnDataset):
 
     dataset_dir = "mini_badges"
     names = _names(
-        "checkered blue circle, dotted red ring, plaid green heart, ringed orange hexagon, "
+        "checkered blue circle, dotted red ring, plaid green heart, ringed orange cog, "
         "speckled brown cloud, striped yellow star, wavy purple square, plain pink flower, "
         "plain black arrow, striped teal cross, "
         "checkered red circle, dotted red circle, plaid red circle, striped red circle, "
@@ -234,4 +235,6 @@ class MiniShapesNight(_ShapesElsewhere):
     """Seen in the dark through a noisy, unsharp camera."""
 
     dataset_dir = "mini_shapes_night"
-    look = Look(hue=0.12, light=0.4, noise=0.08, blur=1.0, tint=(0.45, 0.5, 0.7), clutter=3)
+    look = Look(
+        hue=0.12, light=0.4, noise=0.1, blur=1.0, clutter=3, tint=(0.3, 0.35, 0.55), rim=0.0
+    )

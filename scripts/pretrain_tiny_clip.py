@@ -1,6 +1,6 @@
 """Pre-train the tiny CLIP on captions of the drawn world (see docs/mini_world.md).
 
-    python scripts/pretrain_tiny_clip.py --out clip/tiny/tiny_clip.pt
+    OMP_NUM_THREADS=1 python scripts/pretrain_tiny_clip.py --out clip/tiny/tiny_clip.pt
 
 Contrastive learning as in CLIP (Radford et al. 2021), on scenes of `datasets/mini_world.py`. The
 captions of one batch all name the same attributes ("red thing", "striped star on sand"), so which
@@ -47,7 +47,7 @@ from datasets.mini_world import (
 
 MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(3, 1, 1)
 STD = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(3, 1, 1)
-SIDE, PATCH, WIDTH, LAYERS, EMBED, CONTEXT, VOCABULARY = 64, 8, 128, 4, 128, 77, 49408
+SIDE, PATCH, WIDTH, LAYERS, EMBED, CONTEXT, VOCABULARY = 48, 8, 128, 4, 128, 77, 49408
 
 NAMES = {
     "shape": [*SHAPES, SWATCH],
@@ -58,17 +58,20 @@ NAMES = {
 }
 # Which attributes the captions of a batch name, and how often. Shape is the slowest to learn.
 MENTIONS = {
-    ("shape",): 0.25,
+    ("shape",): 0.28,
     ("colour",): 0.02,
     ("texture",): 0.05,
-    ("shape", "colour"): 0.20,
-    ("shape", "texture"): 0.13,
+    ("shape", "colour"): 0.22,
+    ("shape", "texture"): 0.11,
     ("colour", "texture"): 0.05,
     ("shape", "ground"): 0.07,
-    ("shape", "colour", "texture"): 0.15,
+    ("shape", "colour", "texture"): 0.12,
     ("shape", "colour", "texture", "ground"): 0.08,
 }
 STYLE_SHARE = 0.15  # of the batches whose captions name the style too
+# A learned context is up to 16 tokens that are no words one knows. From this step on, half of the
+# captions begin with as many random words, so that the text tower has seen names at any place.
+LONG_FROM, LONGEST = 5200, 16
 STYLE_RATES = {"clear": 0.6, "dark": 0.1, "bright": 0.1, "blurry": 0.1, "grainy": 0.1}
 
 PLAIN_TEMPLATES = ["a photo of a {}.", "a photo of a {}.", "a photo of the {}.", "a {}.", "{}"]
@@ -151,7 +154,7 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
     return (images.float() / 255 - MEAN) / STD
 
 
-def augment(images: torch.Tensor, rng: np.random.Generator, reach: int = 3) -> torch.Tensor:
+def augment(images: torch.Tensor, rng: np.random.Generator, reach: int = 2) -> torch.Tensor:
     """Shift by up to `reach` pixels, mirror, and change the exposure a little. uint8 → float."""
     b, side = len(images), images.shape[-1]
     padded = F.pad(images, (reach,) * 4, mode="reflect")
@@ -179,10 +182,16 @@ class Vocabulary:
         self.ids = tokenize(texts).unique()  # sorted; 0 is the padding
 
     def encode(self, texts: list[str]) -> torch.Tensor:
-        """texts → (len(texts), L) dense ids, cut after the longest text."""
+        """texts → (len(texts), L) dense ids, cut after the longest text.
+
+        Raises ValueError for a text with a token that isn't one of these.
+        """
         tokens = tokenize(texts)
         tokens = tokens[:, : int(tokens.argmax(1).max()) + 1]
-        return torch.searchsorted(self.ids, tokens.contiguous())
+        dense = torch.searchsorted(self.ids, tokens.contiguous()).clamp_(max=len(self.ids) - 1)
+        if not torch.equal(self.ids[dense], tokens):
+            raise ValueError(f"words outside the vocabulary in {texts}")
+        return dense
 
 
 def all_texts() -> list[str]:
@@ -198,22 +207,39 @@ class Captions:
 
     def __init__(self) -> None:
         self.neutral = neutral_templates()
+        words = {word.strip(".,") for t in self.neutral for word in t.split() if "{" not in word}
+        self.fillers = sorted(word for word in words if word.isalpha())
 
-    def draw(self, pool: Pool, rows: np.ndarray, rng: np.random.Generator):
-        """→ captions (K strings) and, per image, the number of its caption (B,)."""
+    def draw(
+        self, pool: Pool, rows: np.ndarray, rng: np.random.Generator, long: bool = False
+    ) -> tuple[list[str], np.ndarray]:
+        """→ captions (K strings) and, per image, the number of its caption (B,).
+
+        `long`: half of the captions have random words in front.
+        """
         kinds, rates = list(MENTIONS), np.array(list(MENTIONS.values()))
         mentioned = kinds[rng.choice(len(kinds), p=rates / rates.sum())]
         if rng.random() < STYLE_SHARE:
             mentioned = (*mentioned, "style")
         stated = np.stack([pool.attributes[k][rows] for k in mentioned], 1)
         unique, which = np.unique(stated, axis=0, return_inverse=True)
-        return [self._one(mentioned, tuple(v), rng) for v in unique], which.reshape(-1)
+        texts = [self._one(mentioned, tuple(v), rng, long) for v in unique]
+        return texts, which.reshape(-1)
 
-    def _one(self, mentioned: tuple[str, ...], values: tuple[int, ...], rng) -> str:
+    def _one(
+        self,
+        mentioned: tuple[str, ...],
+        values: tuple[int, ...],
+        rng: np.random.Generator,
+        long: bool,
+    ) -> str:
         name = name_of(mentioned, values)
         if mentioned[-1] == "style":
             template = STYLED_TEMPLATES[rng.integers(len(STYLED_TEMPLATES))]
             return template.format(name, style=NAMES["style"][values[-1]])
+        if long and rng.random() < 0.5:
+            words = rng.choice(self.fillers, rng.integers(1, LONGEST + 1))
+            return f"{' '.join(words)} {name}."
         templates = PLAIN_TEMPLATES if rng.random() < 0.5 else self.neutral
         return templates[rng.integers(len(templates))].format(name)
 
@@ -256,7 +282,7 @@ def new_model(vocabulary: int) -> CLIP:
         transformer_layers=LAYERS,
     )
     with torch.no_grad():
-        model.visual.positional_embedding[1:] = 0.2 * waves(SIDE // PATCH, WIDTH)
+        model.visual.positional_embedding[1:] = 0.3 * waves(SIDE // PATCH, WIDTH)
     return model
 
 
@@ -268,12 +294,16 @@ def optimizer_for(model: CLIP, args: argparse.Namespace) -> torch.optim.Optimize
     return torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), eps=1e-6)
 
 
+def decay_start(steps: int) -> int:
+    """The step at which the learning rate begins to fall."""
+    return steps * 7 // 10
+
+
 def rate(step: int, args: argparse.Namespace) -> float:
-    """Learning rate: linear warm-up, then a cosine to nought."""
-    if step < args.warmup:
-        return args.lr * (step + 1) / args.warmup
-    done = (step - args.warmup) / max(1, args.steps - args.warmup)
-    return args.lr * 0.5 * (1 + float(np.cos(np.pi * done)))
+    """Learning rate: a linear warm-up, then level, then linearly to nought."""
+    up = (step + 1) / max(1, args.warmup)
+    down = (args.steps - step) / max(1, args.steps - decay_start(args.steps))
+    return args.lr * min(1.0, up, down)
 
 
 @torch.no_grad()
@@ -323,7 +353,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--pool", type=int, default=40960, help="images drawn beforehand")
+    parser.add_argument("--pool", type=int, default=32768, help="images drawn beforehand")
     parser.add_argument("--lr", type=float, default=7e-4)
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
@@ -339,11 +369,15 @@ def train(args: argparse.Namespace) -> None:
     model = new_model(len(words.ids))
     optimizer = optimizer_for(model, args)
     resume = args.out.with_suffix(".resume")
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "save_every", "stop_at")}
+    settings = {
+        k: v for k, v in vars(args).items() if k not in ("out", "steps", "save_every", "stop_at")
+    }
     step, seconds = 0, 0.0
     if resume.is_file():
         saved = torch.load(resume, map_location="cpu", weights_only=True)
-        if saved["settings"] == settings:
+        # Before the rate falls, a run of more or fewer steps would have come to the same point.
+        level = saved["step"] <= decay_start(min(saved["steps"], args.steps))
+        if saved["settings"] == settings and (level or saved["steps"] == args.steps):
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
             step, seconds = saved["step"], saved["seconds"]
@@ -353,14 +387,14 @@ def train(args: argparse.Namespace) -> None:
     begun = time.monotonic()
     pool = draw_pool(args.seed, args.pool, out)
     print(f"{args.pool} images drawn in {time.monotonic() - begun:.0f} s", flush=True)
-    trial = draw_pool(args.seed, args.eval_size, out, part=3)
+    trial = draw_pool(args.seed, min(512, args.eval_size), out, part=3)
     captions = Captions()
     begun = time.monotonic() - seconds
     mean_loss, first, first_time = 0.0, step, time.monotonic()
     while step < args.steps and step != args.stop_at:
         rng = np.random.default_rng((args.seed, 9, step))
         rows = rng.choice(args.pool, args.batch, replace=False)
-        texts, which = captions.draw(pool, rows, rng)
+        texts, which = captions.draw(pool, rows, rng, long=step >= LONG_FROM)
         images = augment(pool.images[torch.from_numpy(rows)], rng)
         for group in optimizer.param_groups:
             group["lr"] = rate(step, args)
@@ -390,12 +424,13 @@ def train(args: argparse.Namespace) -> None:
                 "settings": settings,
                 "model": model.state_dict(),
                 "step": step,
+                "steps": args.steps,
                 "optimizer": optimizer.state_dict(),
                 "seconds": seconds,
             }
             with atomic_write(resume, "wb") as file:
                 torch.save(saved, file)
-        if step % 500 == 0:
+        if step % 1000 == 0:
             print(f"step {step} {accuracies(model.eval(), words, trial)}", flush=True)
             model.train()
     if step < args.steps:

@@ -121,7 +121,7 @@ def test_files_are_drawn_once_and_decode(tmp_path):
     for item in [*lists.train_x, *lists.val, *lists.test]:
         with Image.open(item.impath) as image:
             image.load()
-            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (72, 72))
+            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (56, 56))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpg")}
     assert Few(config(tmp_path)).split_hash == lists.split_hash
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpg")} == before
