@@ -341,9 +341,9 @@ def export(model: CLIP, words: Vocabulary) -> dict[str, torch.Tensor]:
     """fp16 state dict with OpenAI's names; the token embedding is sparse (VOCABULARY × WIDTH)."""
     state = {k: v.detach().half().clone() for k, v in model.state_dict().items()}
     rows = state["token_embedding.weight"]
-    state["token_embedding.weight"] = torch.sparse_coo_tensor(
-        words.ids.long()[None], rows, (VOCABULARY, rows.shape[1]), check_invariants=True
-    )
+    shape = (VOCABULARY, rows.shape[1])
+    sparse = torch.sparse_coo_tensor(words.ids.long()[None], rows, shape, check_invariants=True)
+    state["token_embedding.weight"] = sparse.coalesce()
     return state
 
 
