@@ -315,26 +315,33 @@ def encode_names(model: CLIP, words: Vocabulary, names: list[str]) -> torch.Tens
     return F.normalize(torch.cat(features), dim=-1)
 
 
+# What the classes of a zero-shot test name; the combination is the hardest.
+TESTS = {
+    "shape": ("shape",),
+    "colour": ("colour",),
+    "texture": ("texture",),
+    "ground": ("ground",),
+    "combination": ("shape", "colour", "texture"),
+}
+
+
 @torch.no_grad()
-def accuracies(model: CLIP, words: Vocabulary, pool: Pool) -> dict[str, float]:
-    """Zero-shot accuracy in percent, by what the classes name; `combination` is the hardest."""
-    features = torch.cat([model.encode_image(normalise(part)) for part in pool.images.split(256)])
-    features = F.normalize(features, dim=-1)
-    result = {}
-    for name, mentioned in {
-        "shape": ("shape",),
-        "colour": ("colour",),
-        "texture": ("texture",),
-        "ground": ("ground",),
-        "combination": ("shape", "colour", "texture"),
-    }.items():
+def accuracies(model: CLIP, words: Vocabulary, *pools: Pool) -> list[dict[str, float]]:
+    """Zero-shot accuracies of each pool in percent, by the name of the test."""
+    features = [
+        F.normalize(torch.cat([model.encode_image(normalise(b)) for b in p.images.split(256)]))
+        for p in pools
+    ]
+    results: list[dict[str, float]] = [{} for _ in pools]
+    for test, mentioned in TESTS.items():
         sizes = [len(NAMES[k]) for k in mentioned]
         texts = encode_names(model, words, [name_of(mentioned, v) for v in np.ndindex(*sizes)])
-        seen = np.flatnonzero(pool.attributes[mentioned[0]] >= 0)  # a swatch shows no ground
-        label = np.ravel_multi_index([pool.attributes[k][seen] for k in mentioned], sizes)
-        guess = (features[torch.from_numpy(seen)] @ texts.T).argmax(1).numpy()
-        result[name] = round(100 * float((guess == label).mean()), 2)
-    return result
+        for result, pool, feature in zip(results, pools, features, strict=True):
+            seen = np.flatnonzero(pool.attributes[mentioned[0]] >= 0)  # a swatch shows no ground
+            label = np.ravel_multi_index([pool.attributes[k][seen] for k in mentioned], sizes)
+            guess = (feature[torch.from_numpy(seen)] @ texts.T).argmax(1).numpy()
+            result[test] = round(100 * float((guess == label).mean()), 2)
+    return results
 
 
 def export(model: CLIP, words: Vocabulary) -> dict[str, torch.Tensor]:
@@ -431,7 +438,7 @@ def train(args: argparse.Namespace) -> None:
             with atomic_write(resume, "wb") as file:
                 torch.save(saved, file)
         if step % 1000 == 0:
-            print(f"step {step} {accuracies(model.eval(), words, trial)}", flush=True)
+            print(f"step {step} {accuracies(model.eval(), words, trial)[0]}", flush=True)
             model.train()
     if step < args.steps:
         return
@@ -445,6 +452,12 @@ def finish(args, model: CLIP, words: Vocabulary, out: np.ndarray, seconds: float
     rounded = {k: v.float() for k, v in state.items() if k != "token_embedding.weight"}
     rounded["token_embedding.weight"] = state["token_embedding.weight"].values().float()
     model.load_state_dict(rounded)
+    seen, unseen = accuracies(
+        model,
+        words,
+        draw_pool(args.seed, args.eval_size, out, part=4),
+        draw_pool(args.seed, args.eval_size, out, unseen=True, part=5),
+    )
     report = {
         "command": " ".join(["python", "scripts/pretrain_tiny_clip.py", *sys.argv[1:]]),
         "seconds": round(seconds),
@@ -454,12 +467,8 @@ def finish(args, model: CLIP, words: Vocabulary, out: np.ndarray, seconds: float
         "parameters": sum(p.numel() for p in model.parameters()),
         "vocabulary_rows": len(words.ids),
         "held_out_share": round(float(out.mean()), 4),
-        "zero_shot_seen_combinations": accuracies(
-            model, words, draw_pool(args.seed, args.eval_size, out, part=4)
-        ),
-        "zero_shot_held_out_combinations": accuracies(
-            model, words, draw_pool(args.seed, args.eval_size, out, unseen=True, part=5)
-        ),
+        "zero_shot_seen_combinations": seen,
+        "zero_shot_held_out_combinations": unseen,
     }
     with atomic_write(args.out, "wb") as file:
         torch.save(state, file)
