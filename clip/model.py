@@ -29,8 +29,10 @@ class LayerNorm(nn.LayerNorm):
 class QuickGELU(nn.Module):
     """x · σ(1.702 x), the GELU approximation the released weights were trained with."""
 
+    beta = 1.702
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * torch.sigmoid(1.702 * x)
+        return x * torch.sigmoid(self.beta * x)
 
 
 class ResidualAttentionBlock(nn.Module):

@@ -7,10 +7,11 @@ plain  C × 77 tokens through every layer, as CLIP's own `encode_text`; the orac
 fast   The text tower is causal and read at EOT. So (1) nothing after EOT is computed; (2) the
        prefix [SOS][context] is the same for every class at every layer (deep prompts included)
        and is computed once, each class adding only its own suffix, which attends to the prefix'
-       keys and values; (3) suffixes of equal length form dense groups, without padding; (4) the
-       last layer is computed at EOT (text) or at the class token (image) alone.
+       keys and values; (3) suffixes lie packed side by side, without padding; (4) the last layer
+       is computed at EOT (text) or at the class token (image) alone; (5) the frozen weights need
+       no gradients, so that a block keeps less for its backward pass (fused.py).
        Contexts that differ per class, or names before or amid the context, share no prefix: there
-       the fast path is (1), (3) and (4).
+       the fast path is (1), (4) and the MLP of (5).
 
 Letters in shape comments: B images; K contexts side by side (the images of a batch when each has
 its own); C classes; M context tokens; P = 1 + M prefix tokens; S suffix tokens of all classes;
@@ -20,8 +21,7 @@ L tokens; N prompts per layer; J prompted layers; W tower width; D embedding wid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -31,23 +31,15 @@ from torch.utils.checkpoint import checkpoint
 from dassl.utils import UserError
 
 from .clip import _tokenizer
+from .fused import Packing, attend, mlp
 from .model import CLIP, ResidualAttentionBlock, VisionTransformer
 from .simple_tokenizer import END, START
 
-# Activations that one suffix token leaves for the backward pass, in widths per layer: two norms,
-# q, k, v, attention output, two residuals, four-fold hidden layer before and after its GELU.
-_WIDTHS_PER_TOKEN = 24
+# Activations that one suffix token leaves for the backward pass, in widths per layer: two
+# residuals, q, k and v with their padding, the four-fold hidden layer, attention weights and norms.
+_WIDTHS_PER_TOKEN = 12
 # Without gradients nothing is kept, and pieces of this many tokens stay within the CPU's caches.
 _TOKENS_PER_PIECE = 8192
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Classes whose suffixes have one length: `order[start:stop]` of the layout."""
-
-    start: int
-    stop: int
-    length: int
 
 
 class PromptLayout(nn.Module):
@@ -119,21 +111,33 @@ class PromptLayout(nn.Module):
         eot = torch.tensor([len(ids) - 1 for ids in prompts])
         self.register_buffer("eot", eot, persistent=False)  # (C,)
 
-        # The fast path's order: by length, so that equal lengths lie side by side.
-        prefix = 1 + n_ctx if shared else 0
+        # The fast path's order: by length, so that similar lengths lie side by side.
+        self.prefix_length = 1 + n_ctx if shared else 0
         order = torch.argsort(eot, stable=True)
-        lengths = (eot[order] + 1 - prefix).tolist()
-        bounds = [0, *(c for c in range(1, len(order)) if lengths[c] != lengths[c - 1]), len(order)]
-        self.groups = [
-            _Group(start, stop, lengths[start])
-            for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
-        ]
-        self.prefix_length = prefix
+        self.lengths: list[int] = (eot[order] + 1 - self.prefix_length).tolist()
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("inverse", torch.argsort(order), persistent=False)
+        place = torch.arange(context_length)
+        suffix = (place >= self.prefix_length) & (place <= eot[order, None])  # (C,77)
+        self.register_buffer("suffix_ids", self.tokens[order][suffix], persistent=False)
+        self.register_buffer("suffix_positions", suffix.nonzero()[:, 1], persistent=False)
+        self._packings: dict[tuple, Packing] = {}
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def suffixes(self, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and positions (S,) of the suffixes of the classes order[first:last]."""
+        start = sum(self.lengths[:first])
+        tokens = slice(start, start + sum(self.lengths[first:last]))
+        return self.suffix_ids[tokens], self.suffix_positions[tokens]
+
+    def packing(self, first: int, last: int) -> Packing:
+        """How the suffixes of the classes order[first:last] lie side by side."""
+        key = (first, last, self.order.device)
+        if key not in self._packings:
+            self._packings[key] = Packing(self.lengths[first:last], self.order.device)
+        return self._packings[key]
 
 
 def _arrange(name: list[int], rest: list[int], n_ctx: int, position: str) -> list[int]:
@@ -167,7 +171,7 @@ def _project(block: ResidualAttentionBlock, y: torch.Tensor, parts: slice) -> to
 def _finish(block: ResidualAttentionBlock, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
     """Output projection, residual and MLP. attended: (…,L,W), heads joined."""
     x = x + F.linear(attended, block.attn.out_proj.weight, block.attn.out_proj.bias)
-    return x + block.mlp(block.ln_2(x))
+    return x + mlp(block.mlp, block.ln_2(x))
 
 
 def _join(y: torch.Tensor) -> torch.Tensor:
@@ -331,18 +335,17 @@ class TextEncoder(nn.Module):
     def _shared(self, layout: PromptLayout, ctx: torch.Tensor, deep: list[torch.Tensor]):
         """ctx: (K,M,W) → (K,C,D)."""
         prefix = self._prefix(layout, ctx, deep)
-        suffix = self._suffix_embeddings(layout)
         pieces = self._pieces(layout, len(ctx), torch.is_grad_enabled())
         recompute = len(pieces) > 1 and torch.is_grad_enabled()
         features = []
-        for groups in pieces:
-            arguments = (groups, layout, suffix, *prefix)
+        for first, last in pieces:
+            arguments = (layout, first, last, *prefix)
             if recompute:
                 features.append(checkpoint(self._suffixes, *arguments, use_reentrant=False))
             else:
                 features.append(self._suffixes(*arguments))
         features = features[0] if len(features) == 1 else torch.cat(features, dim=1)
-        return features[:, layout.inverse]
+        return features.index_select(1, layout.inverse)
 
     def _prefix(self, layout: PromptLayout, ctx: torch.Tensor, deep: list[torch.Tensor]):
         """Keys and values (K,H,P,W/H) of [SOS][context] at every layer, k and v in turn."""
@@ -366,38 +369,19 @@ class TextEncoder(nn.Module):
             x = y
         return keys_values
 
-    def _suffix_embeddings(self, layout: PromptLayout) -> list[torch.Tensor]:
-        """Per group the (classes·length,W) input embeddings of its suffixes, positions added."""
-        p = layout.prefix_length
-        embeddings = []
-        for group in layout.groups:
-            ids = layout.tokens[layout.order[group.start : group.stop], p : p + group.length]
-            x = self.token_embedding(ids).to(self.dtype)
-            x = x + self.positional_embedding[p : p + group.length].to(self.dtype)
-            embeddings.append(x.flatten(0, 1))
-        return embeddings
+    def _pieces(self, layout: PromptLayout, contexts: int, grad: bool) -> list[tuple[int, int]]:
+        """Split the classes, in the layout's order, into ranges that fit in memory.
 
-    def _pieces(self, layout: PromptLayout, contexts: int, grad: bool) -> list[list[tuple]]:
-        """Split the suffixes into pieces that fit in memory: lists of (group, first, last) classes.
-
-        One piece needs no recomputation; several are recomputed in the backward pass.
+        One needs no recomputation; several are recomputed in the backward pass.
         """
-        budget = self._tokens_per_piece(grad)
-        pieces, used = [[]], 0
-        for index, group in enumerate(layout.groups):
-            first, classes = 0, group.stop - group.start
-            cost = contexts * group.length
-            while first < classes:
-                room = (budget - used) // cost
-                if room < 1 and pieces[-1]:
-                    pieces.append([])
-                    used = 0
-                    continue
-                last = min(classes, first + max(room, 1))
-                pieces[-1].append((index, first, last))
-                used += (last - first) * cost
-                first = last
-        return pieces
+        room = self._tokens_per_piece(grad)
+        bounds, used = [0], 0
+        for c, length in enumerate(layout.lengths):
+            if used and used + contexts * length > room:
+                bounds.append(c)
+                used = 0
+            used += contexts * length
+        return list(pairwise([*bounds, len(layout)]))
 
     def _tokens_per_piece(self, grad: bool) -> int:
         weight = self.text_projection
@@ -410,33 +394,22 @@ class TextEncoder(nn.Module):
         return max(1, self.memory_budget // token)
 
     def _suffixes(
-        self,
-        pieces: list[tuple],
-        layout: PromptLayout,
-        suffix: list[torch.Tensor],
-        *prefix: torch.Tensor,
+        self, layout: PromptLayout, first: int, last: int, *prefix: torch.Tensor
     ) -> torch.Tensor:
         """The suffix pass of some classes → (K,classes,D). prefix: each layer's k and v in turn."""
-        sizes = [(last - first, layout.groups[g].length) for g, first, last in pieces]
-        x = torch.cat(
-            [
-                suffix[g][first * layout.groups[g].length : last * layout.groups[g].length]
-                for g, first, last in pieces
-            ]
-        ).unsqueeze(0)  # (1,S,W): alike for all contexts before the first layer
+        packing = layout.packing(first, last)
+        # The same for all contexts before the first layer.
+        ids, positions = layout.suffixes(first, last)
+        x = self.token_embedding(ids).to(self.dtype)
+        x = (x + self.positional_embedding[positions].to(self.dtype)).unsqueeze(0)  # (1,S,W)
         blocks = self.transformer.resblocks
         for i, block in enumerate(blocks):
-            heads = block.attn.num_heads
             y = block.ln_1(x)
-            if i < len(blocks) - 1:
-                q, k, v = _project(block, y, slice(0, 3)).chunk(3, dim=-1)
-            else:
-                q = _project(block, _at_eot(y, sizes), slice(0, 1))
-                k, v = _project(block, y, slice(1, 3)).chunk(2, dim=-1)
-                x = _at_eot(x, sizes)
-            q, k, v = (_heads(z, heads) for z in (q, k, v))
-            mixed = _attend(q, k, v, prefix[2 * i], prefix[2 * i + 1], sizes)
-            x = _finish(block, x, _join(mixed))
+            kv = _project(block, y, slice(1, 3))
+            if i == len(blocks) - 1:
+                x, y = (z.index_select(1, packing.eot) for z in (x, y))
+            q = _project(block, y, slice(0, 1))
+            x = _finish(block, x, attend(q, kv, *prefix[2 * i : 2 * i + 2], packing))
         return self.ln_final(x) @ self.text_projection
 
 
@@ -450,66 +423,6 @@ def _free_memory(device: torch.device) -> int:
         return int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
         return 4 << 30  # not a Linux: assume a small machine
-
-
-def _at_eot(x: torch.Tensor, sizes: list[tuple[int, int]]) -> torch.Tensor:
-    """The last token of every class: (K,S,W) → (K,C,W)."""
-    parts = x.split([classes * length for classes, length in sizes], dim=1)
-    return torch.cat(
-        [part.unflatten(1, size)[:, :, -1] for part, size in zip(parts, sizes, strict=True)],
-        dim=1,
-    )
-
-
-@cache
-def _future(length: int, device: torch.device) -> torch.Tensor:
-    """(length,length), true where a key lies after the query."""
-    return torch.ones(length, length, dtype=torch.bool, device=device).triu_(1)
-
-
-def _attend(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    prefix_k: torch.Tensor,
-    prefix_v: torch.Tensor,
-    sizes: list[tuple[int, int]],
-) -> torch.Tensor:
-    """Attention of packed suffixes to the shared prefix and, causally, to their own class.
-
-    Args:
-        q: (K,H,Q,W/H): all suffix tokens (Q = S), or one query per class, the last token's.
-        k, v: (K,H,S,W/H).
-        prefix_k, prefix_v: (K,H,P,W/H).
-        sizes: (classes, length) of each group.
-
-    Returns:
-        (K,H,Q,W/H).
-    """
-    q = q * q.shape[-1] ** -0.5
-    contexts = prefix_k.shape[0]
-    to_prefix = q @ prefix_k.transpose(-1, -2)  # (K,H,Q,P): every class asks the same keys
-    per_class = q.shape[2] < k.shape[2]
-    tokens = [classes * length for classes, length in sizes]
-    queries = [classes for classes, _ in sizes] if per_class else tokens
-    on_prefix, on_own = [], []
-    for (classes, length), qs, ks, vs, ps in zip(
-        sizes,
-        q.split(queries, dim=2),
-        k.split(tokens, dim=2),
-        v.split(tokens, dim=2),
-        to_prefix.split(queries, dim=2),
-        strict=True,
-    ):
-        qs, ks, vs, ps = (z.unflatten(2, (classes, -1)) for z in (qs, ks, vs, ps))
-        own = qs @ ks.transpose(-1, -2)  # (K,H,classes,queries,length)
-        if not per_class:
-            own = own.masked_fill(_future(length, own.device), float("-inf"))
-        own = own.expand(contexts, -1, -1, -1, -1)
-        weights = torch.cat([ps, own], dim=-1).softmax(dim=-1)
-        on_prefix.append(weights[..., : ps.shape[-1]].flatten(2, 3))
-        on_own.append((weights[..., ps.shape[-1] :] @ vs).flatten(2, 3))
-    return torch.cat(on_prefix, dim=2) @ prefix_v + torch.cat(on_own, dim=2)
 
 
 def _per_layer(deep: torch.Tensor) -> list[torch.Tensor]:
