@@ -137,7 +137,8 @@ run_local(chains, Settings(python), [{}], lambda chain, o: print(o[0].state, flu
 
 def start_runner(settings: Settings, *folders: Path) -> subprocess.Popen:
     command = [sys.executable, "-c", RUNNER, settings.python, *map(str, folders)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
 
 
 def test_two_runners_at_once_do_each_run_once(tmp_path, settings):
@@ -160,6 +161,17 @@ def test_a_killed_runners_run_is_waited_for_and_the_rest_taken_up(tmp_path, sett
     assert again.returncode == 0
     assert all((folder / "result.json").is_file() for folder in folders)
     assert [starts(folder) for folder in folders] == [1, 1], out
+
+
+def test_an_interruption_ends_the_runs_under_way(tmp_path, settings):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    runner = start_runner(settings, *folders)
+    while not starts(folders[0]):
+        time.sleep(0.02)
+    runner.send_signal(signal.SIGINT)
+    runner.wait(timeout=30)
+    time.sleep(1.2)  # longer than the run would have taken
+    assert not (folders[0] / "result.json").exists() and starts(folders[1]) == 0
 
 
 def test_slots(monkeypatch):
