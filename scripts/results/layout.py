@@ -25,8 +25,10 @@ _PATTERNS = [
     for pattern in (
         r"(?P<stage>[^/]+)/(?P<dataset>[^/]+)/shots_(?P<shots>-?\d+)/(?P<trainer>[^/]+)/(?P<config>[^/]+)",
         r"(?P<stage>[^/]+)/(?P<trainer>[^/]+)/(?P<dataset>[^/]+)/shots(?P<shots>-?\d+)/(?P<config>[^/]+)",
-        r"(?P<stage>evaluation)/(?P<trainer>[^/]+)/(?P<config>[^/]+)_(?P<shots>\d+)shots(?:/nctx[^/]+)?/(?P<dataset>[^/]+)",
-        r"(?P<dataset>[^/]+)/(?P<trainer>[^/]+)/(?P<config>[^/]+)_(?P<shots>\d+)shots(?:/nctx[^/]+)?",
+        r"(?P<stage>evaluation)/(?P<trainer>[^/]+)/(?P<config>[^/]+)_(?P<shots>\d+)shots"
+        r"(?:/(?P<variant>nctx[^/]+))?/(?P<dataset>[^/]+)",
+        r"(?P<dataset>[^/]+)/(?P<trainer>[^/]+)/(?P<config>[^/]+)_(?P<shots>\d+)shots"
+        r"(?:/(?P<variant>nctx[^/]+))?",
     )
 ]
 
@@ -65,7 +67,7 @@ def read_place(folder: Path) -> Place | None:
                 dataset=found["dataset"],
                 shots=int(found["shots"]),
                 trainer=found["trainer"],
-                config=found["config"],
+                config=" ".join(filter(None, [found["config"], found.get("variant")])),
                 seed=int(found["seed"]),
                 group=Path(text[: match.start()]).name,
             )

@@ -96,7 +96,7 @@ def read_score(folder: Path) -> Score:
         dataset=dataset_stems().get(str(result.get("dataset")), str(result.get("dataset", "?"))),
         shots=int(result.get("shots", -1)),
         trainer=str(result.get("trainer", "?")),
-        config=folder.name,
+        config=result.get("config") or folder.name,
         seed=int(result.get("seed", -1)),
     )
     accuracy = result.get("accuracy")
@@ -131,11 +131,15 @@ def _protocol(place: Place, classes: str, result: dict[str, Any]) -> tuple[str, 
     if place.stage.startswith("from_"):
         return place.group, place.stage.removeprefix("from_")
     trained_in = read_place(Path(result["model_dir"])) if result.get("model_dir") else None
-    if trained_in is None or trained_in.dataset == place.dataset:
+    if trained_in:
+        source = trained_in.dataset
+    else:  # CoOp's scripts put there what a model of ImageNet does elsewhere
+        source = "imagenet" if place.stage == "evaluation" else place.dataset
+    if source == place.dataset:
         return "all_classes", ""
     # The original scripts keep both transfer protocols in one folder.
     variant = place.dataset in published.datasets("domain_generalization")
-    return ("domain_generalization" if variant else "cross_dataset"), trained_in.dataset
+    return ("domain_generalization" if variant else "cross_dataset"), source
 
 
 def _shared_settings(config: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
@@ -154,7 +158,8 @@ def _shared_settings(config: dict[str, Any], result: dict[str, Any]) -> dict[str
 
 
 _RESULT = re.compile(
-    r"Evaluate on the \*test\* set.*?\* total: ([\d,]+)\s+\* correct: ([\d,]+)\s+"
+    r"Evaluate on the \*test\* set(?:(?!Evaluate on).)*?"
+    r"\* total: ([\d,]+)\s+\* correct: ([\d,]+)\s+"
     r"\* accuracy: ([\d.]+)%",
     re.DOTALL,
 )
@@ -177,6 +182,7 @@ def read_original_log(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                 "accuracy": accuracy,
                 "trainer": arguments.get("trainer", "?"),
                 "dataset": Path(dataset_file).stem,
+                "config": Path(arguments.get("config_file", "")).stem,
                 "seed": arguments.get("seed", "-1"),
                 "shots": config.get("DATASET", {}).get("NUM_SHOTS", -1),
                 "classes": config.get("DATASET", {}).get("SUBSAMPLE_CLASSES"),

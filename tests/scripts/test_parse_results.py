@@ -255,6 +255,33 @@ def test_original_cross_dataset_runs(tmp_path):
     )
 
 
+def test_original_few_shot_runs_keep_their_variants_apart(tmp_path):
+    for n, correct in ((4, 500), (16, 600)):
+        path = f"output/oxford_pets/CoOp/vit_16shots/nctx{n}_cscFalse_ctpend/seed1"
+        write_log(tmp_path, path, correct=correct, classes="all")
+    records = summary_of(tmp_path).of("all_classes")
+    assert [(r.shots, r.metrics["accuracy"].mean) for r in records] == [(16, 60), (16, 50)]
+
+
+def test_an_original_log_alone_says_what_it_is(tmp_path):
+    write_log(tmp_path, "somewhere", correct=900, seed=7, config="vit_b16_ep50")
+    (record,) = summary_of(tmp_path).records
+    assert (record.dataset, record.config, record.shots) == ("oxford_pets", "vit_b16_ep50", 16)
+    assert record.metrics["base"].seeds == (7,)
+
+
+def test_a_validation_result_is_not_taken_for_the_test(tmp_path):
+    path = "base2new/train_base/oxford_pets/shots_16/CoOp/vit_b16/seed{}"
+    validation = original_log(correct=990).replace("*test*", "*val*")
+    write_log(tmp_path, path.format(1), correct=900)
+    log = tmp_path / path.format(1) / "log.txt"
+    log.write_text(validation + "Evaluate on the *test* set\n" + validation + log.read_text())
+    write_log(tmp_path, path.format(2), correct=900)
+    (tmp_path / path.format(2) / "log.txt").write_text(validation)
+    scores, problems = load_scores(tmp_path)
+    assert [score.accuracy for score in scores] == [90] and "unfinished" in problems[0]
+
+
 def test_original_configurations_are_compared_too(tmp_path):
     path = "base2new/train_base/oxford_pets/shots_16/CoOp/vit_b16/seed{}"
     write_log(tmp_path, path.format(1), correct=100, seed=1)
