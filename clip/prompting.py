@@ -38,8 +38,10 @@ from .simple_tokenizer import END, START
 # Activations that one suffix token leaves for the backward pass, in widths per layer: two
 # residuals, q, k and v with their padding, the four-fold hidden layer, attention weights and norms.
 _WIDTHS_PER_TOKEN = 12
-# Without gradients nothing is kept, and pieces of this many tokens stay within the CPU's caches.
-_TOKENS_PER_PIECE = 8192
+# Without gradients nothing is kept, and pieces of this many tokens or images stay within the CPU's
+# caches.
+_TOKENS_PER_PIECE = 2048
+_IMAGES_PER_PIECE = 8
 
 
 class PromptLayout(nn.Module):
@@ -494,15 +496,19 @@ class ImageEncoder(nn.Module):
         """
         image = image.to(self.dtype)
         if prompts is None and deep is None:
-            with torch.no_grad():
-                if self.fast and isinstance(self.visual, VisionTransformer):
-                    return self._prompted(image, None, [])
-                return self.visual(image)
+            return self._unprompted(image)
         if prompts is not None:
             prompts = prompts.to(self.dtype)
             prompts = prompts if prompts.dim() == 3 else prompts.unsqueeze(0)
         deep = [] if deep is None else _per_layer(deep.to(self.dtype))
         return self._prompted(image, prompts, deep)
+
+    @torch.no_grad()
+    def _unprompted(self, image: torch.Tensor) -> torch.Tensor:
+        if not (self.fast and isinstance(self.visual, VisionTransformer)):
+            return self.visual(image)
+        at_once = _IMAGES_PER_PIECE if image.device.type == "cpu" else max(1, len(image))
+        return torch.cat([self._prompted(part, None, []) for part in image.split(at_once)])
 
     def _prompted(
         self, image: torch.Tensor, prompts: torch.Tensor | None, deep: list[torch.Tensor]

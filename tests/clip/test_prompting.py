@@ -106,7 +106,7 @@ def test_unprompted_towers_are_clips_own(dtype):
     from clip import tokenize
 
     model = tiny_clip(dtype)
-    image = random(4, 3, 32, 32, dtype=dtype).detach()
+    image = random(11, 3, 32, 32, dtype=dtype).detach()  # more than one piece
     texts = [f"a photo of a {name}." for name in NAMES]
     for fast in (True, False):
         encoders = Encoders(model, fast)
