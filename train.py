@@ -51,6 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--model-dir", default="", help="the folder of the run to test")
     add("--load-epoch", type=int, help="the epoch to test (default: the last, or the best)")
     add("--no-train", action="store_true", help="build everything, train and test nothing")
+    add("--no-cache", action="store_true", help="neither read nor write cached image features")
     add("opts", nargs="*", metavar="KEY VALUE", help="config keys, such as DATASET.NUM_SHOTS 16")
     # KEY VALUE pairs may stand between options: whatever isn't an option is one.
     return parser.parse_intermixed_args(_join_seeds(sys.argv[1:] if argv is None else argv))
@@ -111,6 +112,8 @@ def setup_cfg(args: argparse.Namespace, seed: int | None = None):
         if value not in (None, ""):
             cfg.merge_from_list([key, value])
     cfg.merge_from_list(args.opts)
+    if args.no_cache:
+        cfg.DATALOADER.FEATURE_CACHE = ""
     cfg.DATASET.ROOT = cfg.DATASET.ROOT or "data"
     if seed is not None:
         cfg.OUTPUT_DIR = of_seed(cfg.OUTPUT_DIR, seed)

@@ -14,9 +14,8 @@ Letters in shape comments: B images, C classes, D embedding width.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from weakref import WeakValueDictionary
 
 import torch
@@ -27,11 +26,13 @@ from clip.clip import find_model, load_state_dict
 from clip.model import build_model, convert_weights
 from clip.prompting import Encoders
 from dassl.config import CfgNode
+from dassl.data.data_manager import ImageLoader
 from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, count_num_param, file_sha256
 
 from . import original_checkpoints
+from .encoded import Encoder
 
 PRECISIONS = ("fp32", "fp16", "bf16", "amp")
 # Views encoded in one pass of the image tower, on a CPU and on a GPU.
@@ -296,6 +297,14 @@ class PromptTrainer(TrainerX):
             optim = build_optimizer(self.method, cfg.OPTIM, groups)
             sched = build_lr_scheduler(optim, cfg.OPTIM)
         self.register_model(self.model_name, self.method, optim, sched)
+        self.encoder = None
+        if cfg.MODEL.FAST and self.method.image_tower_untouched:
+            tower = {
+                "backbone": self.backbone_sha256,
+                "precision": self.precision,
+                "code": type(self).encode_views.__qualname__,
+            }
+            self.encoder = Encoder(cfg, self.encode_views, self.device, tower)
         # fp16 gradients underflow without a scale; the scaled loss of CLIP's τ = 100 overflows at
         # the default one.
         self.scaler = torch.amp.GradScaler(
@@ -336,26 +345,23 @@ class PromptTrainer(TrainerX):
     def training_batches(self) -> Iterable[dict]:
         """The epoch's batches; where no trained input enters the image tower, already encoded."""
         batches = super().training_batches()
-        if self.cfg.MODEL.FAST and self.method.image_tower_untouched:
-            return self.encoded_ahead(batches)
-        return batches
+        if self.encoder is None or not isinstance(batches, ImageLoader):
+            return batches
+        per_batch = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        at_once = max(1, VIEWS_AT_ONCE[self.device.type == "cuda"] // per_batch)
+        return self.encoder.batches(batches, at_once)
+
+    def testing_batches(self, loader: Iterable[dict]) -> Iterable[dict]:
+        """As `training_batches`, for evaluation."""
+        if self.encoder is None or not isinstance(loader, ImageLoader):
+            return loader
+        return self.encoder.batches(loader)
 
     @torch.no_grad()
     def encode_views(self, image: torch.Tensor) -> torch.Tensor:
         """(B,3,H,H) → (B,D) features of views whose features no training step changes."""
         with self.autocast():
             return self.method.encoders.image(image.to(self.device, non_blocking=True))
-
-    def encoded_ahead(self, batches: Iterable[dict]) -> Iterator[dict]:
-        """The same batches with features in place of images, encoded many views at a time."""
-        batches = iter(batches)
-        per_batch = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
-        at_once = max(1, VIEWS_AT_ONCE[self.device.type == "cuda"] // per_batch)
-        while ahead := list(islice(batches, at_once)):
-            features = self.encode_views(torch.cat([batch["img"] for batch in ahead]))
-            parts = features.split([len(batch["img"]) for batch in ahead])
-            for batch, part in zip(ahead, parts, strict=True):
-                yield {**batch, "img": part}
 
     def forward_backward(self, batch: dict) -> dict:
         image, label = self.parse_batch_train(batch)

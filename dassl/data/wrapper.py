@@ -81,6 +81,10 @@ class DatasetWrapper(Dataset):
         self._seed = resolve_seed(cfg.SEED)
         # Shared memory: workers that outlive an epoch see the change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        # Each worker keeps those images it happens to read.
+        self._decoded: dict[int, Image.Image] = {}
+        workers = max(1, cfg.DATALOADER.NUM_WORKERS)
+        self._room = int(cfg.DATALOADER.DECODED_GB * 2**30) // workers if is_train else 0
         self._plain = _plain_transform(cfg) if self.return_img0 else None
 
     def set_epoch(self, epoch: int) -> None:
@@ -92,20 +96,35 @@ class DatasetWrapper(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one item. Raises UserError if its image cannot be read."""
-        datum = self.data_source[index]
-        image = read_image(datum.impath)
-        item = {
-            "label": datum.label,
-            "domain": datum.domain,
-            "impath": datum.impath,
-            "index": index,
-        }
+        image = self._read(index)
+        item = self.facts(index)
         epoch = int(self._epoch) if self.is_train else 0
         with generators_at(self._seed, epoch, index):
             item |= self._views(image)
         if self._plain is not None:
             item["img0"] = self._plain(image)
         return item
+
+    def facts(self, index: int) -> dict[str, Any]:
+        """Return what is known of an item without its image."""
+        datum = self.data_source[index]
+        return {
+            "label": datum.label,
+            "domain": datum.domain,
+            "impath": datum.impath,
+            "index": index,
+        }
+
+    def _read(self, index: int) -> Image.Image:
+        """Return an image; a training image stays decoded while there is room for it."""
+        image = self._decoded.get(index)
+        if image is None:
+            image = read_image(self.data_source[index].impath)
+            size = image.width * image.height * 3
+            if size <= self._room:
+                self._decoded[index] = image
+                self._room -= size
+        return image
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any] | BadImage]:
         """Return the items of a batch; what to do about a bad image is the loader's decision.

@@ -288,7 +288,7 @@ class SimpleTrainer(TrainerBase):
         self.evaluator.reset()
         keep = self.cfg.TEST.SAVE_PREDICTIONS and not self._in_training
         kept: list[tuple[torch.Tensor, torch.Tensor, list[str]]] = []
-        for batch in Progress(loader, len(loader), split):
+        for batch in Progress(self.testing_batches(loader), len(loader), split):
             input, label = self.parse_batch_test(batch)
             output = self.model_inference(input)
             self.evaluator.process(output, label)
@@ -302,6 +302,10 @@ class SimpleTrainer(TrainerBase):
         if not self._in_training:
             self._write_result(split, results)
         return next(iter(results.values()))
+
+    def testing_batches(self, loader: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+        """The batches of an evaluation; a trainer may prepare them further."""
+        return loader
 
     def _write_predictions(self, kept: list[tuple[torch.Tensor, torch.Tensor, list[str]]]) -> None:
         logits, labels, paths = zip(*kept, strict=True)

@@ -23,6 +23,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "file_sha256",
             "listdir_nohidden",
             "missing_files",
+            "partial_files",
             "mkdir_if_missing",
             "read_json",
             "remove_partial_files",
@@ -40,6 +41,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ],
         "registry": ["Registry"],
         "seeds": ["get_rng_state", "resolve_seed", "set_random_seed", "set_rng_state"],
+        "tensor_cache": ["TensorCache"],
         "values": ["tolist_if_not"],
     },
 )

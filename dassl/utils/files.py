@@ -47,9 +47,14 @@ def atomic_copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
         shutil.copyfileobj(content, file)
 
 
+def partial_files(folder: str | os.PathLike) -> list[Path]:
+    """Return what is being written in `folder` itself, or was when its process was killed."""
+    return list(Path(folder).glob(f".*{_PARTIAL}*"))
+
+
 def remove_partial_files(folder: str | os.PathLike) -> None:
     """Delete what a killed process had not finished writing in `folder` itself."""
-    for partial in Path(folder).glob(f".*{_PARTIAL}*"):
+    for partial in partial_files(folder):
         partial.unlink(missing_ok=True)
 
 

@@ -38,6 +38,25 @@ def test_views_do_not_depend_on_the_number_of_workers(make_cfg):
         assert same(views(workers, epoch), expected[epoch])
 
 
+@pytest.mark.parametrize("room,decoded", [(1.0, 18), (5 * 20 * 24 * 3 / 2**30, 18 + 13), (0, 36)])
+def test_training_images_stay_decoded_while_there_is_room(make_cfg, monkeypatch, room, decoded):
+    from dassl.data import wrapper
+
+    plain = DataManager(make_cfg("DATALOADER.DECODED_GB", 0.0))
+    expected = [views(plain, epoch) for epoch in (0, 1)]
+    calls, read = [], wrapper.read_image
+    monkeypatch.setattr(wrapper, "read_image", lambda path: calls.append(path) or read(path))
+    batch = ("DATALOADER.TRAIN_X.BATCH_SIZE", 3)  # no image is left over
+    dm = DataManager(make_cfg("DATALOADER.DECODED_GB", float(room), *batch))
+    for epoch in (0, 1):
+        found = views(dm, epoch)
+        assert all(torch.equal(found[path], view) for path, view in expected[epoch].items())
+    assert len(calls) == decoded
+    list(dm.test_loader)
+    list(dm.test_loader)
+    assert len(calls) == decoded + 2 * len(dm.test_loader.dataset)
+
+
 def test_views_depend_on_the_seed(make_cfg):
     one, two = (views(DataManager(make_cfg("SEED", seed)), 0) for seed in (1, 2))
     assert any(not torch.equal(one[path], two[path]) for path in one if path in two)

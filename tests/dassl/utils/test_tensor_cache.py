@@ -1,0 +1,109 @@
+"""The cache gives back what was put under exactly this key, whole, or nothing."""
+
+import multiprocessing
+import os
+import time
+
+import pytest
+import torch
+
+from dassl.utils import TensorCache
+
+TENSOR = torch.arange(12, dtype=torch.float32).view(3, 4)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return TensorCache(tmp_path / "cache", max_bytes=1 << 20)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64])
+def test_what_was_put_comes_back(cache, dtype):
+    assert cache.get({"a": 1}) is None
+    assert cache.put({"a": 1, "b": [2]}, TENSOR.to(dtype))
+    again = TensorCache(cache.folder, cache.max_bytes).get({"b": [2], "a": 1})
+    assert again.dtype == dtype
+    assert torch.equal(again, TENSOR.to(dtype))
+    assert cache.get({"a": 1, "b": [3]}) is None
+
+
+def test_only_the_view_is_stored(cache):
+    cache.put({}, torch.zeros(100_000)[:10])
+    (file,) = cache.folder.iterdir()
+    assert file.stat().st_size < 5000
+
+
+@pytest.mark.parametrize("damage", ["half", "flipped", "another", "text", "empty"])
+def test_damaged_files_are_dropped(cache, damage):
+    cache.put({"a": 1}, TENSOR)
+    (file,) = cache.folder.iterdir()
+    content = bytearray(file.read_bytes())
+    if damage == "half":
+        content = content[: len(content) // 2]
+    elif damage == "flipped":
+        at = content.index(TENSOR.numpy().tobytes())
+        content[at] ^= 1
+    elif damage == "another":
+        cache.put({"a": 2}, TENSOR)
+        (other,) = set(cache.folder.iterdir()) - {file}
+        content = other.read_bytes()
+    else:
+        content = b"hello" if damage == "text" else b""
+    file.write_bytes(content)
+    assert cache.get({"a": 1}) is None
+    assert not file.exists()
+    assert cache.put({"a": 1}, TENSOR)
+    assert torch.equal(cache.get({"a": 1}), TENSOR)
+
+
+def test_the_least_recently_used_makes_room(tmp_path):
+    tensor = torch.zeros(1000, dtype=torch.float32)
+    cache = TensorCache(tmp_path, max_bytes=3 * 6000)
+    for i in range(3):
+        cache.put({"i": i}, tensor)
+        (file,) = [f for f in tmp_path.iterdir() if f.stat().st_mtime > time.time() - 60]
+        os.utime(file, (i + 1, i + 1))
+    assert cache.get({"i": 0}) is not None  # now used last
+    cache.put({"i": 3}, tensor)
+    assert [cache.get({"i": i}) is not None for i in range(4)] == [True, False, True, True]
+    assert sum(f.stat().st_size for f in tmp_path.iterdir()) <= cache.max_bytes
+    assert not cache.put({"i": 4}, torch.zeros(10_000))
+    assert cache.get({"i": 0}) is not None
+
+
+def test_what_killed_processes_left_goes(cache):
+    cache.put({"a": 1}, TENSOR)
+    old, new = (cache.folder / f".x.pt.partial-{name}" for name in ("old", "new"))
+    for file in (old, new):
+        file.touch()
+    os.utime(old, (1, 1))
+    cache.put({"a": 2}, TENSOR)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_a_folder_that_cannot_be_written_is_no_cache(tmp_path):
+    (tmp_path / "file").touch()
+    cache = TensorCache(tmp_path / "file" / "cache", max_bytes=1 << 20)
+    assert not cache.put({}, TENSOR)
+    assert cache.get({}) is None
+
+
+def _work(folder, seed):
+    cache = TensorCache(folder, max_bytes=8 * 6000)
+    for i in range(40):
+        number = (i * seed) % 10
+        found = cache.get({"number": number})
+        if found is not None:
+            assert (found == number).all()
+        cache.put({"number": number}, torch.full((1000,), float(number)))
+
+
+def test_many_processes_at_once(tmp_path):
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_work, args=(tmp_path, seed)) for seed in (1, 3, 7)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert all(file.suffix == ".pt" for file in tmp_path.iterdir())

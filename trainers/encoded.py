@@ -1,0 +1,170 @@
+"""Batches with image features in place of images, for image towers that no training changes.
+
+A view is a function of (seed, epoch, index), so its features are one of that, of the file, of the
+transform and of the tower. They are computed many views at a time, and kept: test features in
+memory for the next evaluation of this process, all of them on disk for the next run of any method
+with the same frozen tower.
+
+Letters in shape comments: B images of a batch, V views of a pass, D embedding width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import default_collate
+
+from dassl.config import CfgNode
+from dassl.data import DatasetWrapper
+from dassl.data.data_manager import ImageLoader
+from dassl.data.samplers import EpochSampler
+from dassl.utils import TensorCache, library_versions
+
+_IN_MEMORY_BYTES = 1 << 30  # of test features, in this process
+_memory: OrderedDict[str, torch.Tensor] = OrderedDict()
+
+
+class Encoder:
+    """What turns images into features, and what those depend on.
+
+    Args:
+        cfg: of the run.
+        encode: (V,3,H,H) → (V,D) on the device, without gradient.
+        device: where the features are wanted.
+        tower: plain values that say which tower in which precision `encode` is.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        encode: Callable[[torch.Tensor], torch.Tensor],
+        device: torch.device,
+        tower: dict[str, Any],
+    ) -> None:
+        self.encode = encode
+        self.device = device
+        self.tower = tower
+        self.disk = _disk_cache(cfg)
+
+    def batches(self, loader: ImageLoader, at_once: int = 1) -> Iterator[dict[str, Any]]:
+        """The batches of `loader`, `at_once` of them encoded together."""
+        key = self._key(loader, at_once)
+        features = self._recall(key, loader)
+        if features is None:
+            yield from self._encoded(loader, at_once, key)
+            return
+        features = features.to(self.device)
+        start = 0
+        for indices in loader.batch_sampler:
+            batch = default_collate([loader.dataset.facts(index) for index in indices])
+            yield {**batch, "img": features[start : start + len(indices)]}
+            start += len(indices)
+
+    def _encoded(
+        self, loader: ImageLoader, at_once: int, key: dict[str, Any] | None
+    ) -> Iterator[dict[str, Any]]:
+        batches = iter(loader)
+        all_features = []
+        while ahead := list(islice(batches, at_once)):
+            features = self.encode(torch.cat([batch["img"] for batch in ahead]))
+            all_features.append(features)
+            parts = features.split([len(batch["img"]) for batch in ahead])
+            for batch, part in zip(ahead, parts, strict=True):
+                yield {**batch, "img": part}
+        if key is not None and all_features:
+            self._keep(key, torch.cat(all_features), loader)
+
+    # Keeping.
+
+    def _key(self, loader: ImageLoader, at_once: int) -> dict[str, Any] | None:
+        """All that the features of a pass over `loader` depend on; None where it isn't known."""
+        views = loader.dataset
+        if type(views) is not DatasetWrapper or not isinstance(loader.sampler, EpochSampler):
+            return None
+        drawn_anew = views.is_train and views.cfg.SEED < 0
+        if drawn_anew or views.k_tfm > 1 or views.return_img0 or not callable(views.transform):
+            return None
+        transform = repr(views.transform)
+        if " at 0x" in transform:  # it doesn't say what it does
+            return None
+        order = [list(indices) for indices in loader.batch_sampler]
+        files = _files_hash([views.data_source[index].impath for batch in order for index in batch])
+        if files is None:
+            return None
+        return {
+            **self.tower,
+            "format": 1,
+            "device": [self.device.type, torch.get_num_threads()],
+            "versions": library_versions(),
+            "input": _plain(views.cfg.INPUT),
+            "transform": transform,
+            "view": [views.cfg.SEED, loader.sampler.epoch] if views.is_train else [],
+            "files": files,
+            # Rounding depends on which views are encoded together.
+            "together": [[len(batch) for batch in order], at_once],
+        }
+
+    def _recall(self, key: dict[str, Any] | None, loader: ImageLoader) -> torch.Tensor | None:
+        if key is None:
+            return None
+        name = repr(key)
+        features = _memory.get(name)
+        if features is None and self.disk is not None:
+            features = self.disk.get(key)
+            if features is not None and len(features) != sum(key["together"][0]):
+                return None
+            if features is not None:
+                _remember(name, features, loader)
+        return features
+
+    def _keep(self, key: dict[str, Any], features: torch.Tensor, loader: ImageLoader) -> None:
+        if len(features) != sum(key["together"][0]):
+            return  # some images were skipped: the next pass shall say so again
+        features = features.cpu()
+        _remember(repr(key), features, loader)
+        if self.disk is not None:
+            self.disk.put(key, features)
+
+
+def _remember(name: str, features: torch.Tensor, loader: ImageLoader) -> None:
+    """Keep test features in memory; training views are used once."""
+    if loader.dataset.is_train:
+        return
+    _memory[name] = features
+    while sum(kept.nbytes for kept in _memory.values()) > _IN_MEMORY_BYTES:
+        _memory.popitem(last=False)
+
+
+def _disk_cache(cfg: CfgNode) -> TensorCache | None:
+    """The cache of DATALOADER.FEATURE_CACHE, below the data sets' root unless absolute."""
+    folder = cfg.DATALOADER.FEATURE_CACHE
+    if not folder:
+        return None
+    root = cfg.DATASET.ROOT
+    root = root if os.path.isdir(root) else os.path.dirname(root)  # a table, for some data sets
+    return TensorCache(
+        os.path.join(root, folder, "features"), int(cfg.DATALOADER.FEATURE_CACHE_GB * 2**30)
+    )
+
+
+def _files_hash(paths: list[str]) -> str | None:
+    """Of the names, sizes and times of change of files, in order; None if one is missing."""
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError:
+            return None
+        name = os.path.abspath(path)
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _plain(node: CfgNode) -> dict[str, Any]:
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in node.items()}
