@@ -86,17 +86,16 @@ class Pair:
         batch = self.plain.batch
         image = images(batch, self.model)
         label = torch.arange(batch, device=self.device) % len(self.plain.method.classes.keys)
-        ahead = self.fast.encodes_ahead
-        given = self.fast.encode(image) if ahead else image
+        given, known = self.fast.ahead(image)
         losses: dict[str, list[float]] = {"plain": [], "fast": []}
         calls = {
-            "plain": lambda: losses["plain"].append(float(self.plain.step(image, label))),
-            "fast": lambda: losses["fast"].append(float(self.fast.step(given, label))),
+            "plain": lambda: losses["plain"].append(float(self.plain.step(image, label, {}))),
+            "fast": lambda: losses["fast"].append(float(self.fast.step(given, label, known))),
         }
         work = {name: measure.gflop(call) for name, call in calls.items()}
         times = measure.interleaved(calls, repeats, self.device)
         views = 0.0
-        if ahead:
+        if self.fast.features_for_images or self.fast.features_with_images:
             many = images(self.fast.views_at_once, self.model)
             encode = {"": lambda: self.fast.encode(many)}
             views = measure.interleaved(encode, 1, self.device)[""] * batch / len(many)
@@ -137,7 +136,7 @@ class Pair:
             "evaluation": _against(slow + towers["plain"], quick + towers["fast"]),
             "logit_difference": float(difference),
         }
-        if fast.encodes_ahead:
+        if fast.features_for_images:
             result["evaluation_cached"] = _against(slow + towers["plain"], quick)
         return result
 
@@ -151,9 +150,10 @@ def _peak(settings: Settings, fast: bool) -> float:
     workload = Workload(settings, settings.model(), fast)
     image = images(workload.batch, workload.model)
     label = torch.zeros(workload.batch, dtype=torch.long, device=workload.device)
-    if workload.encodes_ahead:
-        image = workload.encode(images(workload.views_at_once, workload.model))[: workload.batch]
-    workload.step(image, label)
+    if workload.features_for_images or workload.features_with_images:
+        workload.encode(images(workload.views_at_once, workload.model))
+    given, known = workload.ahead(image)
+    workload.step(given, label, known)
     return measure.peak_memory_mb(workload.device)
 
 

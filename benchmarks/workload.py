@@ -143,9 +143,20 @@ class Workload:
         )
 
     @property
-    def encodes_ahead(self) -> bool:
-        """Whether it takes image features where images would do."""
+    def features_for_images(self) -> bool:
+        """Whether it takes image features in place of images."""
         return self.fast and self.method.image_tower_untouched
+
+    @property
+    def features_with_images(self) -> bool:
+        """Whether its training takes the unprompted tower's features with the images."""
+        return self.fast and self.method.compares_with_frozen_image
+
+    def ahead(self, image: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """What a training step takes for these views: in place of them, and beside them."""
+        if self.features_for_images:
+            return self.encode(image), {}
+        return image, {"frozen_image": self.encode(image)} if self.features_with_images else {}
 
     @property
     def views_at_once(self) -> int:
@@ -166,11 +177,13 @@ class Workload:
             self.device.type, dtype=torch.float16, enabled=self.precision == "amp"
         )
 
-    def step(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """One training step on images (B,3,H,H), or on features (B,D); returns the loss."""
+    def step(
+        self, image: torch.Tensor, label: torch.Tensor, known: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """One training step on what `ahead` gives; returns the loss."""
         self.method.train()
         with self.autocast():
-            features = self.method.features(image)
+            features = self.method.features(image, **known)
         loss = sum(self.method.losses(features, label).values())
         self.optim.zero_grad()
         self.scaler.scale(loss).backward()

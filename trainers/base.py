@@ -103,6 +103,9 @@ class Method(nn.Module):
     class_bound: tuple[str, ...] = ()
     # Whether a view's image features never change: no trained input enters the image tower.
     image_tower_untouched = True
+    # Whether its losses also read the unprompted tower's features of each view; its `features` then
+    # takes them as `frozen_image` where they are at hand.
+    compares_with_frozen_image = False
 
     def __init__(self, encoders: Encoders, classes: Classes) -> None:
         super().__init__()
@@ -298,7 +301,8 @@ class PromptTrainer(TrainerX):
             sched = build_lr_scheduler(optim, cfg.OPTIM)
         self.register_model(self.model_name, self.method, optim, sched)
         self.encoder = None
-        if cfg.MODEL.FAST and self.method.image_tower_untouched:
+        untouched = self.method.image_tower_untouched
+        if cfg.MODEL.FAST and (untouched or self.method.compares_with_frozen_image):
             tower = {
                 "backbone": self.backbone_sha256,
                 "precision": self.precision,
@@ -343,17 +347,23 @@ class PromptTrainer(TrainerX):
         super().train()
 
     def training_batches(self) -> Iterable[dict]:
-        """The epoch's batches; where no trained input enters the image tower, already encoded."""
+        """The epoch's batches; where no trained input enters the image tower, already encoded.
+
+        Where methods compare with the unprompted tower's features, those come with the images.
+        """
         batches = super().training_batches()
         if self.encoder is None or not isinstance(batches, ImageLoader):
             return batches
         per_batch = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         at_once = max(1, VIEWS_AT_ONCE[self.device.type == "cuda"] // per_batch)
-        return self.encoder.batches(batches, at_once)
+        if self.method.image_tower_untouched:
+            return self.encoder.batches(batches, at_once)
+        return self.encoder.batches(batches, at_once, "frozen_image")
 
     def testing_batches(self, loader: Iterable[dict]) -> Iterable[dict]:
         """As `training_batches`, for evaluation."""
-        if self.encoder is None or not isinstance(loader, ImageLoader):
+        untouched = self.method.image_tower_untouched
+        if self.encoder is None or not untouched or not isinstance(loader, ImageLoader):
             return loader
         return self.encoder.batches(loader)
 
@@ -366,13 +376,17 @@ class PromptTrainer(TrainerX):
     def forward_backward(self, batch: dict) -> dict:
         image, label = self.parse_batch_train(batch)
         with self.autocast():
-            features = self.method.features(image)
+            features = self.method.features(image, **self.known_features(batch))
         losses = self.method.losses(features, label)
         loss = sum(losses.values())
         self.step(loss)
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
         return {"loss": loss.detach(), **{f"loss_{k}": v.detach() for k, v in losses.items()}}
+
+    def known_features(self, batch: dict) -> dict[str, torch.Tensor]:
+        """What `features` takes beside the images, as far as the batch has it."""
+        return {name: batch[name] for name in ("frozen_image",) if name in batch}
 
     def step(self, loss: torch.Tensor) -> None:
         """One optimiser step down the gradient of `loss`."""

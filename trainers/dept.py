@@ -158,6 +158,7 @@ class DePT(Method):
         self.fusion = _choice("FUSION", fusion, FUSIONS)
         self.lr_mult = lr_mult
         self.image_tower_untouched = method.image_tower_untouched
+        self.compares_with_frozen_image = method.compares_with_frozen_image
         # Rows of W for the classes of this run; None where one was never trained.
         self.rows: list[int] | None = list(range(len(self.classes.keys)))
 
@@ -177,8 +178,8 @@ class DePT(Method):
     def forget_text(self) -> None:
         self.method.forget_text()
 
-    def features(self, image: torch.Tensor) -> Features:
-        return self.method.features(image)
+    def features(self, image: torch.Tensor, **known: torch.Tensor) -> Features:
+        return self.method.features(image, **known)
 
     def losses(self, features: Features, label: torch.Tensor) -> dict[str, torch.Tensor]:
         losses = self.method.losses(features, label)

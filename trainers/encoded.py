@@ -14,11 +14,10 @@ import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
-from torch.utils.data import default_collate
 
 from dassl.config import CfgNode
 from dassl.data import DatasetWrapper
@@ -52,22 +51,27 @@ class Encoder:
         self.tower = tower
         self.disk = _disk_cache(cfg)
 
-    def batches(self, loader: ImageLoader, at_once: int = 1) -> Iterator[dict[str, Any]]:
-        """The batches of `loader`, `at_once` of them encoded together."""
+    def batches(
+        self, loader: ImageLoader, at_once: int = 1, name: str = "img"
+    ) -> Iterator[dict[str, Any]]:
+        """The batches of `loader`, `at_once` of them encoded together.
+
+        name: of the features in a batch; "img" puts them in place of the images.
+        """
         key = self._key(loader, at_once)
         features = self._recall(key, loader)
         if features is None:
-            yield from self._encoded(loader, at_once, key)
+            yield from self._encoded(loader, at_once, name, key)
             return
-        features = features.to(self.device)
-        start = 0
-        for indices in loader.batch_sampler:
-            batch = default_collate([loader.dataset.facts(index) for index in indices])
-            yield {**batch, "img": features[start : start + len(indices)]}
-            start += len(indices)
+        order = list(loader.batch_sampler)
+        row = torch.zeros(len(loader.dataset), dtype=torch.long)
+        row[list(chain.from_iterable(order))] = torch.arange(len(features))
+        for batch in loader if name != "img" else map(loader.dataset.facts_of, order):
+            part = features[row[batch["index"]]]
+            yield {**batch, name: part.to(self.device, non_blocking=True)}
 
     def _encoded(
-        self, loader: ImageLoader, at_once: int, key: dict[str, Any] | None
+        self, loader: ImageLoader, at_once: int, name: str, key: dict[str, Any] | None
     ) -> Iterator[dict[str, Any]]:
         batches = iter(loader)
         all_features = []
@@ -76,7 +80,7 @@ class Encoder:
             all_features.append(features)
             parts = features.split([len(batch["img"]) for batch in ahead])
             for batch, part in zip(ahead, parts, strict=True):
-                yield {**batch, "img": part}
+                yield {**batch, name: part}
         if key is not None and all_features:
             self._keep(key, torch.cat(all_features), loader)
 

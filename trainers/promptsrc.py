@@ -64,6 +64,7 @@ class PromptSRCMethod(Method):
 
     trained_modules = ("prompts",)
     image_tower_untouched = False
+    compares_with_frozen_image = True
 
     def __init__(
         self,
@@ -108,10 +109,12 @@ class PromptSRCMethod(Method):
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         return self.encoders.image(image, *self.prompts.vision())
 
-    def features(self, image: torch.Tensor) -> Features:
+    def features(self, image: torch.Tensor, frozen_image: torch.Tensor | None = None) -> Features:
         features = super().features(image)
         if self.training:
-            features.frozen_image = self.encoders.image(image)
+            if frozen_image is None:
+                frozen_image = self.encoders.image(image)
+            features.frozen_image = frozen_image
         return features
 
     def losses(self, features: Features, label: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -121,9 +121,11 @@ class _Step(nn.Module):
         self.method = run.method
         self.autocast = run.autocast
 
-    def forward(self, image: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(
+        self, image: torch.Tensor, label: torch.Tensor, known: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         with self.autocast():
-            features = self.method.features(image)
+            features = self.method.features(image, **known)
         return self.method.losses(features, label)
 
 
@@ -189,15 +191,17 @@ class Stack:
             run.parse_batch_train(batch) for run, batch in zip(self.runs, batches, strict=True)
         ]
         image, label = (torch.stack(parts) for parts in zip(*pairs, strict=True))  # (R,B,…), (R,B)
+        known = [run.known_features(batch) for run, batch in zip(self.runs, batches, strict=True)]
+        known = {name: torch.stack([k[name] for k in known]) for name in known[0]}  # (R,B,D)
 
-        def losses_of(parameters, image, label):
+        def losses_of(parameters, *inputs):
             named = {self.names[key]: value for key, value in parameters.items()}
-            return functional_call(self.step_module, named, (image, label), strict=False)
+            return functional_call(self.step_module, named, inputs, strict=False)
 
         with warnings.catch_warnings():
             # Attention has no batching rule on some devices and is looped over the runs there.
             warnings.filterwarnings("ignore", message="There is a performance drop")
-            losses = vmap(losses_of)(self.stacked, image, label)  # each (R,)
+            losses = vmap(losses_of)(self.stacked, image, label, known)  # each (R,)
         total = sum(losses.values())
         self.optim.zero_grad()
         self.scaler.scale(total.sum()).backward()

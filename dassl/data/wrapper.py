@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from dassl.config import CfgNode
 from dassl.utils import UserError, read_image, resolve_seed
@@ -114,6 +114,10 @@ class DatasetWrapper(Dataset):
             "impath": datum.impath,
             "index": index,
         }
+
+    def facts_of(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Return the `facts` of a batch, collated as a loader does."""
+        return default_collate([self.facts(index) for index in indices])
 
     def _read(self, index: int) -> Image.Image:
         """Return an image; a training image stays decoded while there is room for it."""

@@ -14,6 +14,7 @@ from trainers import encoded
 
 trainers.modules()
 CACHED = ["CoOp", "DePT_CoCoOp", "CLIPAdapter", "ZeroshotCLIP"]
+COMPARING = ["PromptSRC", "DePT_PromptSRC"]  # with the unprompted tower's features, in training
 AUGMENTED = "('random_resized_crop', 'random_flip', 'normalize')"
 
 
@@ -69,6 +70,24 @@ def test_cached_runs_equal_uncached_ones(command, root, tmp_path, count_encoded,
     again = run(command, root, name, tmp_path / "again")
     assert plain == first == again
     assert uncached and not count_encoded
+
+
+@pytest.mark.parametrize("name", COMPARING)
+def test_frozen_features_of_the_same_view_come_from_the_cache(
+    command, root, tmp_path, count_encoded, name
+):
+    plain = run(command, root, name, tmp_path / "plain", "--no-cache")
+    slow = run(command, root, name, tmp_path / "slow", "--no-cache", MODEL__FAST=False)
+    assert plain[0] == pytest.approx(slow[0], rel=1e-5)
+    before = sum(count_encoded)
+    first = run(command, root, "CoOp", tmp_path / "coop")
+    count_encoded.clear()
+    again = run(command, root, name, tmp_path / "again")
+    assert plain == again
+    # Its own, prompted tower sees 2 epochs of 10 training images in batches of 4, and the tests.
+    tested = len(json.loads((root / "split.json").read_text())["test"])
+    assert sum(count_encoded) == 2 * 8 + tested < before
+    assert first[0] != again[0]
 
 
 def test_the_cache_is_every_methods(command, root, tmp_path, count_encoded):
