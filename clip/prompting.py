@@ -20,7 +20,7 @@ L tokens; N prompts per layer; J prompted layers; W tower width; D embedding wid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -315,7 +315,7 @@ class TextEncoder(nn.Module):
     # The fast path without a shared prefix: no token after EOT, the last layer at EOT alone.
 
     def _truncated(self, layout: PromptLayout, ctx: torch.Tensor, deep: list[torch.Tensor]):
-        length = int(layout.eot.max()) + 1
+        length = layout.prefix_length + layout.lengths[-1]
         x = self._prompts(layout, ctx, length).flatten(0, 1)  # (KC,L,W)
         blocks = self.transformer.resblocks
         for i, block in enumerate(blocks[:-1]):
@@ -343,7 +343,7 @@ class TextEncoder(nn.Module):
         for first, last in pieces:
             arguments = (layout, first, last, *prefix)
             if recompute:
-                features.append(checkpoint(self._suffixes, *arguments, use_reentrant=False))
+                features.append(_recomputed(self._suffixes, *arguments))
             else:
                 features.append(self._suffixes(*arguments))
         features = features[0] if len(features) == 1 else torch.cat(features, dim=1)
@@ -413,6 +413,11 @@ class TextEncoder(nn.Module):
             q = _project(block, y, slice(0, 1))
             x = _finish(block, x, attend(q, kv, *prefix[2 * i : 2 * i + 2], packing))
         return self.ln_final(x) @ self.text_projection
+
+
+def _recomputed(call: Callable[..., torch.Tensor], *arguments: object) -> torch.Tensor:
+    """`call(*arguments)`, computed again for its gradients; nothing in it is random."""
+    return checkpoint(call, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def _free_memory(device: torch.device) -> int:

@@ -371,7 +371,7 @@ class PromptTrainer(TrainerX):
     def encode_views(self, image: torch.Tensor) -> torch.Tensor:
         """(B,3,H,H) → (B,D) features of views whose features no training step changes."""
         with self.autocast():
-            return self.method.encoders.image(image.to(self.device, non_blocking=True))
+            return self.method.encoders.image(image)
 
     def forward_backward(self, batch: dict) -> dict:
         image, label = self.parse_batch_train(batch)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
 
@@ -63,12 +63,20 @@ class Encoder:
         if features is None:
             yield from self._encoded(loader, at_once, name, key)
             return
-        order = list(loader.batch_sampler)
-        row = torch.zeros(len(loader.dataset), dtype=torch.long)
-        row[list(chain.from_iterable(order))] = torch.arange(len(features))
-        for batch in loader if name != "img" else map(loader.dataset.facts_of, order):
-            part = features[row[batch["index"]]]
-            yield {**batch, name: part.to(self.device, non_blocking=True)}
+        # To the device at once, and cut up there: nothing then waits for it at every step.
+        features = features.to(self.device)
+        order = list(chain.from_iterable(loader.batch_sampler))
+        if name != "img":
+            yield from _with_rows(loader, name, features, order)
+            return
+        source = loader.dataset.data_source
+        labels = torch.tensor([source[index].label for index in order]).to(self.device)
+        start = 0
+        for indices in loader.batch_sampler:
+            rows = slice(start, start + len(indices))
+            facts = loader.dataset.facts_of(indices)
+            yield {**facts, "label": labels[rows], name: features[rows]}
+            start = rows.stop
 
     def _encoded(
         self, loader: ImageLoader, at_once: int, name: str, key: dict[str, Any] | None
@@ -76,7 +84,8 @@ class Encoder:
         batches = iter(loader)
         all_features = []
         while ahead := list(islice(batches, at_once)):
-            features = self.encode(torch.cat([batch["img"] for batch in ahead]))
+            images = [batch["img"].to(self.device, non_blocking=True) for batch in ahead]
+            features = self.encode(torch.cat(images))
             all_features.append(features)
             parts = features.split([len(batch["img"]) for batch in ahead])
             for batch, part in zip(ahead, parts, strict=True):
@@ -134,6 +143,20 @@ class Encoder:
         _remember(repr(key), features, loader)
         if self.disk is not None:
             self.disk.put(key, features)
+
+
+def _with_rows(
+    batches: Iterable[dict[str, Any]], name: str, features: torch.Tensor, order: list[int]
+) -> Iterator[dict[str, Any]]:
+    """The batches and their rows of `features`, which stand in this order of indices."""
+    row = {index: i for i, index in enumerate(order)}
+    for batch in batches:
+        rows = [row[index] for index in batch["index"].tolist()]
+        if rows == list(range(rows[0], rows[0] + len(rows))):
+            part = features[rows[0] : rows[0] + len(rows)]
+        else:
+            part = features[rows]
+        yield {**batch, name: part}
 
 
 def _remember(name: str, features: torch.Tensor, loader: ImageLoader) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dassl.optim import load_optimizer
 from dassl.utils import (
     UserError,
     find_checkpoint,
@@ -168,7 +169,7 @@ class TrainerBase:
         for name, checkpoint in checkpoints.items():
             self.load_model_state(name, checkpoint["state_dict"], checkpoint)
             if self._optims[name] is not None and checkpoint.get("optimizer"):
-                self._optims[name].load_state_dict(checkpoint["optimizer"])
+                load_optimizer(self._optims[name], checkpoint["optimizer"])
             if self._scheds[name] is not None and checkpoint.get("scheduler"):
                 self._scheds[name].load_state_dict(checkpoint["scheduler"])
         self.load_checkpoint_extra(checkpoint)

@@ -51,15 +51,34 @@ def build_optimizer(
     else:
         parameters = model.parameters() if isinstance(model, nn.Module) else model
     make, arguments = _OPTIMIZERS[optim_cfg.NAME]
+    rest = {
+        "lr": optim_cfg.LR,
+        "weight_decay": optim_cfg.WEIGHT_DECAY,
+        **arguments(optim_cfg),
+    }
     try:
-        return make(
-            parameters,
-            lr=optim_cfg.LR,
-            weight_decay=optim_cfg.WEIGHT_DECAY,
-            **arguments(optim_cfg),
-        )
+        optimizer = make(parameters, **rest)
     except ValueError as error:  # such as a negative rate
         raise UserError(f"OPTIM: {error}") from None
+    if _can_fuse(optimizer):
+        groups = [{**group, "foreach": False, "fused": True} for group in optimizer.param_groups]
+        optimizer = make(groups, fused=True, **rest)
+    return optimizer
+
+
+def load_optimizer(optimizer: optim.Optimizer, state: dict[str, Any]) -> None:
+    """`optimizer.load_state_dict(state)`, from a machine with or without a GPU."""
+    own = [{k: group.get(k) for k in ("foreach", "fused")} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, kept in zip(optimizer.param_groups, own, strict=True):
+        group.update(kept)
+
+
+def _can_fuse(optimizer: optim.Optimizer) -> bool:
+    """On a GPU a step is one kernel then, and a gradient scaler doesn't wait for its verdict."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    on_gpu = all(p.device.type == "cuda" and p.is_floating_point() for p in parameters)
+    return on_gpu and "fused" in optimizer.defaults
 
 
 def _staged(model: nn.Module, optim_cfg: CfgNode) -> list[dict[str, Any]]:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from dassl.config import get_cfg_default
-from dassl.optim import build_optimizer
+from dassl.optim import build_optimizer, load_optimizer, optimizer
 from dassl.utils import UserError
 
 
@@ -68,3 +70,32 @@ def test_mistakes():
         build_optimizer(nn.Linear(1, 1), node(NAME="adm"))
     with pytest.raises(UserError, match="OPTIM: Invalid learning rate: -1"):
         build_optimizer(nn.Linear(1, 1), node(LR=-1.0))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "amsgrad", "adamw", "radam", "rmsprop"])
+def test_fused_steps_are_the_same(name, monkeypatch):
+    """As on a GPU; the fused kernels exist on CPUs too. States move between both kinds."""
+    offered = {"sgd", "adam", "amsgrad", "adamw"}
+
+    def train(fused, state=None):
+        monkeypatch.setattr(optimizer, "_can_fuse", lambda made: fused and "fused" in made.defaults)
+        torch.manual_seed(0)
+        parameters = [nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(2))]
+        groups = [{"params": parameters[:1], "lr": 0.5}, {"params": iter(parameters[1:])}]
+        made = build_optimizer(None, node(NAME=name, LR=0.1), groups)
+        assert [group["lr"] for group in made.param_groups] == [0.5, 0.1]
+        if state is not None:
+            load_optimizer(made, copy.deepcopy(state))
+        kinds = [bool(group.get("fused")) for group in made.param_groups]
+        assert kinds == [fused and name in offered] * 2
+        for _ in range(3):
+            made.zero_grad()
+            sum(p.pow(2).sum() for p in parameters).backward()
+            made.step()
+        return torch.cat([p.detach() for p in parameters]), made.state_dict()
+
+    plain, plain_state = train(False)
+    fused, fused_state = train(True)
+    torch.testing.assert_close(fused, plain)
+    for state in (plain_state, fused_state):
+        torch.testing.assert_close(train(True, state)[0], train(False, state)[0])
