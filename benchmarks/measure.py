@@ -26,10 +26,16 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
 
 
 def interleaved(
-    calls: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
+    calls: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: torch.device,
+    warm: bool = False,
 ) -> dict[str, float]:
-    """Median seconds of each call; they take turns, so that a busy machine is busy for all."""
-    for call in calls.values():
+    """Median seconds of each call; they take turns, so that a busy machine is busy for all.
+
+    warm: each has been called before.
+    """
+    for call in () if warm else calls.values():
         call()  # memory is allocated, kernels are chosen
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):

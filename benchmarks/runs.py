@@ -43,7 +43,7 @@ def _train(trainer: str, fast: bool, *pairs: object, options: tuple[str, ...] = 
             *("--root", os.path.join(_folder().name, "data"), "--output-dir", output),
             *("--dataset-config-file", "configs/datasets/mini_shapes.yaml"),
             *("--config-file", f"configs/trainers/{trainer}/mini.yaml"),
-            *("MODEL.FAST", str(fast)),
+            *("--no-cache", "MODEL.FAST", str(fast)),
             *("DATASET.SUBSAMPLE_CLASSES", "base", *(str(word) for word in pairs)),
         )
 

@@ -93,13 +93,14 @@ class Pair:
             "fast": lambda: losses["fast"].append(float(self.fast.step(given, label, known))),
         }
         work = {name: measure.gflop(call) for name, call in calls.items()}
-        times = measure.interleaved(calls, repeats, self.device)
+        times = measure.interleaved(calls, repeats, self.device, warm=True)
         views = 0.0
         if self.fast.features_for_images or self.fast.features_with_images:
             many = images(self.fast.views_at_once, self.model)
             encode = {"": lambda: self.fast.encode(many)}
-            views = measure.interleaved(encode, 1, self.device)[""] * batch / len(many)
             work["views"] = measure.gflop(encode[""]) * batch / len(many)
+            seconds = measure.interleaved(encode, 1, self.device, warm=True)[""]
+            views = seconds * batch / len(many)
         pairs = zip(losses["plain"], losses["fast"], strict=True)
         return {
             "step": _against(times["plain"], times["fast"]),
@@ -194,7 +195,7 @@ def scaling(args: argparse.Namespace, trainer: str) -> list[dict[str, Any]]:
     for name, value in wanted:
         varied = argparse.Namespace(**{**vars(args), name: value, "only": ["steps"], "repeats": 1})
         rows.append(measure_method(varied, trainer))
-        print(line(rows[-1]), flush=True)
+        print(line(rows[-1], columns(varied)), flush=True)
     return rows
 
 
@@ -212,33 +213,44 @@ def circumstances(args: argparse.Namespace, device: torch.device) -> dict[str, A
     }
 
 
-COLUMNS = {  # of a row: its title, how its values are written
-    "step": ("step s", ".3f"),
-    "step_with_views": ("with views", ".3f"),
-    "evaluation": ("evaluation", ".1f"),
-    "evaluation_cached": ("cached", ".2f"),
-    "memory": ("memory MB", ".0f"),
-    "run": ("mini run s", ".1f"),
+COLUMNS = {  # of a row: its title, and the part of the benchmark it is measured in
+    "step": ("step, s", "steps"),
+    "step_with_views": ("… with views, s", "steps"),
+    "evaluation": ("evaluation, s", "evaluation"),
+    "evaluation_cached": ("… cached, s", "evaluation"),
+    "memory": ("memory, MB", "memory"),
+    "run": ("mini run, s", "runs"),
 }
 
 
-def heading() -> str:
-    titles = [f"{title:>22}" for title, _ in COLUMNS.values()]
-    return f"{'method':<18}{'C':>5}{'B':>4}{''.join(titles)}{'floor':>8}{'Δloss':>9}{'Δlogit':>9}"
+def columns(args: argparse.Namespace) -> list[str]:
+    return [name for name, (_, part) in COLUMNS.items() if part in args.only]
 
 
-def line(row: dict[str, Any]) -> str:
+def heading(shown: list[str]) -> str:
+    titles = "".join(f"{COLUMNS[name][0]:>25}" for name in shown)
+    return f"{'method':<16}{'C':>5}{'B':>4}{titles}{'floor':>8}{'Δloss':>9}{'Δlogit':>9}"
+
+
+def line(row: dict[str, Any], shown: list[str]) -> str:
     """A row of the table: for each quantity plain → fast, and the ratio."""
-    cells = []
-    for name, (_, form) in COLUMNS.items():
+    cells = ""
+    for name in shown:
         value = row.get(name)
-        text = f"{value['plain']:{form}}→{value['fast']:{form}}" if value else "–"
-        cells.append(f"{text:>15}" + (f"{value['ratio']:6.1f}×" if value else " " * 7))
+        cells += f"{_cell(**value) if value else '–':>25}"
     work = row.get("gflop")
-    floor = f"{work['plain'] / work['fast']:7.1f}×" if work else f"{'–':>8}"
-    deltas = [row.get(name) for name in ("loss_difference", "logit_difference")]
+    floor = f"{work['plain'] / work['fast']:.1f}×" if work else "–"
+    deltas = (row.get(name) for name in ("loss_difference", "logit_difference"))
     ends = "".join(f"{'–':>9}" if d is None else f"{d:9.1e}" for d in deltas)
-    return f"{row['method']:<18}{row['classes']:>5}{row['batch']:>4}{''.join(cells)}{floor}{ends}"
+    return f"{row['method']:<16}{row['classes']:>5}{row['batch']:>4}{cells}{floor:>8}{ends}"
+
+
+def _cell(plain: float, fast: float, ratio: float) -> str:
+    return f"{_short(plain)}→{_short(fast)}{ratio:8.1f}×"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -251,15 +263,16 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         result["start_up"] = runs.start_up(args.repeats)
         for name, value in result["start_up"].items():
             print(f"{name:<14} {value:.2f} s")
-    print(f"\nplain→fast and their ratio; evaluation of {TESTED:,} images; floor: ratio of the")
-    print(f"steps' arithmetic\n{heading()}", flush=True)
+    shown = columns(args)
+    print(f"\nplain→fast and their ratio; evaluation of {TESTED:,} images; floor: the ratio of the")
+    print(f"steps' arithmetic\n{heading(shown)}", flush=True)
     methods = args.methods or method_names()
     for trainer in methods:
         row = measure_method(args, trainer)
         if "runs" in args.only:
             row |= {"run": _against(*runs.mini_run(trainer))}
         result["rows"].append(row)
-        print(line(row), flush=True)
+        print(line(row, shown), flush=True)
     if args.full:
         print("\nScaling of the first of them")
         result["scaling"] = scaling(args, methods[0])
