@@ -129,10 +129,12 @@ class Workload:
         cfg = settings.cfg()
         self.batch = settings.batch or cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         set_random_seed(1)  # both paths start from the same parameters
+        encoders = Encoders(model, fast=True)  # frozen text features take long on the plain path
         with contextlib.redirect_stdout(io.StringIO()):
             method = TRAINER_REGISTRY.get(settings.trainer).build_method(
-                cfg, Encoders(model, fast), classes_of(settings.classes)
+                cfg, encoders, classes_of(settings.classes)
             )
+        encoders.text.fast = encoders.image.fast = fast
         self.method = method.to(self.device).freeze()
         self.trains = bool(self.method.trained())
         if self.trains:
