@@ -33,6 +33,7 @@ from dassl.utils import UserError, count_num_param, file_sha256
 
 from . import original_checkpoints
 from .encoded import Encoder
+from .graphs import GraphedStep
 
 PRECISIONS = ("fp32", "fp16", "bf16", "amp")
 # Views encoded in one pass of the image tower, on a CPU and on a GPU.
@@ -44,6 +45,7 @@ _ENCODERS: WeakValueDictionary[tuple, Encoders] = WeakValueDictionary()
 def extend_cfg(cfg: CfgNode) -> None:
     # False: the plain encoders, for benchmarks and doubts; the numbers are the same.
     cfg.MODEL.FAST = True
+    cfg.TRAIN.CUDA_GRAPH = True  # on a GPU, a step's kernels are recorded once and replayed
 
 
 @dataclass
@@ -300,6 +302,9 @@ class PromptTrainer(TrainerX):
             optim = build_optimizer(self.method, cfg.OPTIM, groups)
             sched = build_lr_scheduler(optim, cfg.OPTIM)
         self.register_model(self.model_name, self.method, optim, sched)
+        self.gradients = self.compute_gradients
+        if self.device.type == "cuda" and cfg.MODEL.FAST and cfg.TRAIN.CUDA_GRAPH:
+            self.gradients = GraphedStep(self.compute_gradients, trained.values())
         self.encoder = None
         untouched = self.method.image_tower_untouched
         if cfg.MODEL.FAST and (untouched or self.method.compares_with_frozen_image):
@@ -375,25 +380,32 @@ class PromptTrainer(TrainerX):
 
     def forward_backward(self, batch: dict) -> dict:
         image, label = self.parse_batch_train(batch)
-        with self.autocast():
-            features = self.method.features(image, **self.known_features(batch))
-        losses = self.method.losses(features, label)
-        loss = sum(losses.values())
-        self.step(loss)
+        losses = self.gradients({"image": image, "label": label, **self.known_features(batch)})
+        self.scaler.step(self._optims[self.model_name])
+        self.scaler.update()
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
+        return losses
+
+    def compute_gradients(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The losses of a batch; their gradients replace those in the parameters.
+
+        Args:
+            inputs: image, label, and `known_features`.
+        """
+        inputs = dict(inputs)
+        label = inputs.pop("label")
+        with self.autocast():
+            features = self.method.features(inputs.pop("image"), **inputs)
+        losses = self.method.losses(features, label)
+        loss = sum(losses.values())
+        self.model_zero_grad()
+        self.scaler.scale(loss).backward()
         return {"loss": loss.detach(), **{f"loss_{k}": v.detach() for k, v in losses.items()}}
 
     def known_features(self, batch: dict) -> dict[str, torch.Tensor]:
         """What `features` takes beside the images, as far as the batch has it."""
         return {name: batch[name] for name in ("frozen_image",) if name in batch}
-
-    def step(self, loss: torch.Tensor) -> None:
-        """One optimiser step down the gradient of `loss`."""
-        self.model_zero_grad()
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self._optims[self.model_name])
-        self.scaler.update()
 
     def parse_batch_train(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         return (

@@ -88,8 +88,8 @@ class Encoder:
             features = self.encode(torch.cat(images))
             all_features.append(features)
             parts = features.split([len(batch["img"]) for batch in ahead])
-            for batch, part in zip(ahead, parts, strict=True):
-                yield {**batch, name: part}
+            for batch, image, part in zip(ahead, images, parts, strict=True):
+                yield {**batch, "img": image, name: part}
         if key is not None and all_features:
             self._keep(key, torch.cat(all_features), loader)
 

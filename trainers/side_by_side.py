@@ -23,6 +23,7 @@ from dassl.optim import build_optimizer
 from dassl.utils import MetricMeter, UserError, log_to, set_random_seed, setup_logger
 
 from .base import PromptTrainer
+from .graphs import GraphedStep
 
 
 def build_runs(cfgs: Sequence[CfgNode], train: bool = True) -> list[PromptTrainer]:
@@ -122,7 +123,7 @@ class _Step(nn.Module):
         self.autocast = run.autocast
 
     def forward(
-        self, image: torch.Tensor, label: torch.Tensor, known: dict[str, torch.Tensor]
+        self, image: torch.Tensor, label: torch.Tensor, **known: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         with self.autocast():
             features = self.method.features(image, **known)
@@ -149,6 +150,9 @@ class Stack:
             for key in self.names
         }
         self._take_optimisers()
+        self.gradients = self.compute_gradients
+        if isinstance(first.gradients, GraphedStep):
+            self.gradients = GraphedStep(self.compute_gradients, self.stacked.values())
 
     def _take_optimisers(self) -> None:
         """One optimiser over the stack, in the state of the runs' own ones."""
@@ -187,28 +191,32 @@ class Stack:
 
     def step(self, batches: Sequence[dict]) -> list[dict[str, torch.Tensor]]:
         """One step of every run on its own batch; → each run's losses by name."""
-        pairs = [
-            run.parse_batch_train(batch) for run, batch in zip(self.runs, batches, strict=True)
-        ]
-        image, label = (torch.stack(parts) for parts in zip(*pairs, strict=True))  # (R,B,…), (R,B)
-        known = [run.known_features(batch) for run, batch in zip(self.runs, batches, strict=True)]
-        known = {name: torch.stack([k[name] for k in known]) for name in known[0]}  # (R,B,D)
+        inputs = []
+        for run, batch in zip(self.runs, batches, strict=True):
+            image, label = run.parse_batch_train(batch)
+            inputs.append({"image": image, "label": label, **run.known_features(batch)})
+        # Image (R,B,…), label (R,B), features (R,B,D).
+        losses = self.gradients({k: torch.stack([x[k] for x in inputs]) for k in inputs[0]})
+        self.scaler.step(self.optim)
+        self.scaler.update()
+        return [{k: v[r] for k, v in losses.items()} for r in range(len(self.runs))]
 
-        def losses_of(parameters, *inputs):
+    def compute_gradients(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Each run's losses (R,); their gradients replace those in the stacked parameters."""
+
+        def losses_of(parameters, inputs):
             named = {self.names[key]: value for key, value in parameters.items()}
-            return functional_call(self.step_module, named, inputs, strict=False)
+            return functional_call(self.step_module, named, (), inputs, strict=False)
 
         with warnings.catch_warnings():
             # Attention has no batching rule on some devices and is looped over the runs there.
             warnings.filterwarnings("ignore", message="There is a performance drop")
-            losses = vmap(losses_of)(self.stacked, image, label, known)  # each (R,)
+            losses = vmap(losses_of)(self.stacked, inputs)  # each (R,)
         total = sum(losses.values())
         self.optim.zero_grad()
         self.scaler.scale(total.sum()).backward()
-        self.scaler.step(self.optim)
-        self.scaler.update()
         losses = {"loss": total, **{f"loss_{name}": value for name, value in losses.items()}}
-        return [{k: v[r].detach() for k, v in losses.items()} for r in range(len(self.runs))]
+        return {name: value.detach() for name, value in losses.items()}
 
 
 def _per_element(value, parameter: torch.Tensor) -> bool:
