@@ -15,6 +15,10 @@ import sys
 
 from dassl.utils import UserError, user_errors
 
+# Threads that wait by sleeping: where another process has a core, spinning ones made a step of the
+# mini world many times slower. Read when torch is loaded, so set before.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints are one line, as all of this program's."""
