@@ -45,7 +45,8 @@ _ENCODERS: WeakValueDictionary[tuple, Encoders] = WeakValueDictionary()
 def extend_cfg(cfg: CfgNode) -> None:
     # False: the plain encoders, for benchmarks and doubts; the numbers are the same.
     cfg.MODEL.FAST = True
-    cfg.TRAIN.CUDA_GRAPH = True  # on a GPU, a step's kernels are recorded once and replayed
+    # On a GPU a step's kernels are recorded once and replayed. Off until measured on one.
+    cfg.TRAIN.CUDA_GRAPH = False
 
 
 @dataclass
