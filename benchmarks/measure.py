@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 
@@ -61,14 +59,6 @@ def matmul_gflops(device: torch.device, dtype: torch.dtype, width: int = 1024) -
             a @ b
 
     return 2e-9 * width**3 * repeats / interleaved({"": multiply}, 9, device)[""]
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """The most memory this process has held so far: on the GPU, or of the machine."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def device_name(device: torch.device) -> str:

@@ -28,7 +28,7 @@ import torch
 
 from benchmarks import measure, runs
 from benchmarks.workload import SIZES, Settings, Workload, images, method_names
-from dassl.utils import UserError, user_errors, write_json
+from dassl.utils import UserError, peak_memory_mb, user_errors, write_json
 from train import Parser
 
 PARTS = ("steps", "evaluation", "memory", "runs")
@@ -155,7 +155,7 @@ def _peak(settings: Settings, fast: bool) -> float:
         workload.encode(images(workload.views_at_once, workload.model))
     given, known = workload.ahead(image)
     workload.step(given, label, known)
-    return measure.peak_memory_mb(workload.device)
+    return peak_memory_mb()
 
 
 def memory(settings: Settings) -> dict[str, Any]:

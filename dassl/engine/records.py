@@ -13,12 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dassl.config import CfgNode
 from dassl.utils import (
@@ -27,6 +25,7 @@ from dassl.utils import (
     library_versions,
     load_checkpoint,
     lock_folder,
+    peak_memory_mb,
     remove_partial_files,
     save_plain,
     setup_logger,
@@ -198,17 +197,5 @@ class Records:
             "split_hash": getattr(dataset, "split_hash", None),
             "config_hash": config_hash(cfg),
             "versions": library_versions(),
-            "peak_memory_mb": _peak_memory_mb(),
+            "peak_memory_mb": peak_memory_mb(),
         }
-
-
-def _peak_memory_mb() -> float:
-    """Return the most memory used so far, in MiB: of the GPU where there is one."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 2**20
-    try:
-        import resource
-    except ImportError:  # not a POSIX system
-        return 0.0
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on macOS bytes
-    return used / 2**20 if sys.platform == "darwin" else used / 2**10

@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "save_plain",
             "save_checkpoint",
         ],
-        "environment": ["collect_env_info", "library_versions"],
+        "environment": ["collect_env_info", "library_versions", "peak_memory_mb"],
         "errors": ["UserError", "check_choice", "suggest", "user_errors"],
         "files": [
             "atomic_copy",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "yacs", "open_clip_torch")
@@ -30,3 +31,24 @@ def collect_env_info() -> str:
     for i in range(torch.cuda.device_count()):
         lines.append(f"GPU {i}: {torch.cuda.get_device_name(i)}")
     return "\n".join(lines)
+
+
+def peak_memory_mb() -> float:
+    """Return the most memory this process used so far, in MiB: of the GPU where it uses one."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        # Not getrusage: there a process begins with the peak of the one that started it.
+        with open("/proc/self/status", encoding="utf-8") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["VmHWM"].split()[0]) / 2**10
+    except (OSError, KeyError):  # not a Linux
+        pass
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return 0.0
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on macOS bytes
+    return used / 2**20 if sys.platform == "darwin" else used / 2**10

@@ -281,3 +281,19 @@ def test_negative_seed_means_one_draw_per_process():
 def test_small_ones():
     assert tolist_if_not(1) == [1] and tolist_if_not([1]) == [1]
     assert "torch" in collect_env_info()
+
+
+def test_peak_memory_is_this_process_own():
+    """Not what the process that started it had used; and it grows with what is used."""
+    script = (
+        "from dassl.utils import peak_memory_mb as peak; before = peak(); "
+        "used = bytearray(b'1') * (300 << 20); print(before, peak())"
+    )
+    kept = bytearray(b"1") * (1 << 30)  # touched, so it counts as this process's
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    before, after = map(float, done.stdout.split())
+    assert before + 250 < after
+    if sys.platform == "linux":
+        assert before < len(kept) / 2**20
