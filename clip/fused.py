@@ -1,7 +1,7 @@
 """Parts of a frozen transformer block with fewer passes over memory than autograd's own.
 
-Only inputs get gradients here, never the block's weights. Both functions save what their backward
-pass needs and nothing else; without gradients they save nothing.
+Only inputs get gradients here, never the block's weights. What is saved is what the backward pass
+needs and nothing else. All can be mapped over several runs (torch.func.vmap).
 
 Letters in shape comments: K contexts, C classes, S suffix tokens of all classes, P prefix tokens;
 L tokens of a bucket's longest suffix; W tower width, H heads, E = W/H.
@@ -9,7 +9,7 @@ L tokens of a bucket's longest suffix; W tower width, H heads, E = W/H.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -226,13 +226,10 @@ class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def vmap(info, in_dims, q, kv, prefix_k, prefix_v, packing):
         """Mapped over R runs: R·K contexts side by side."""
-        runs = info.batch_size
-        inputs = [
-            x.expand(runs, *x.shape) if dim is None else x.movedim(dim, 0)
-            for x, dim in zip((q, kv, prefix_k, prefix_v), in_dims[:4], strict=True)
-        ]
-        outputs = _PackedAttention.apply(*(x.flatten(0, 1) for x in inputs), packing)
-        return tuple(y.unflatten(0, (runs, -1)) for y in outputs), (0,) * len(outputs)
+        inputs = _folded(info.batch_size, in_dims[:4], (q, kv, prefix_k, prefix_v))
+        outputs = _PackedAttention.apply(*inputs, packing)
+        outputs = tuple(y.unflatten(0, (info.batch_size, -1)) for y in outputs)
+        return outputs, (0,) * len(outputs)
 
 
 def _attend(q, kv, prefix_k, prefix_v, packing: Packing) -> tuple[torch.Tensor, ...]:
@@ -304,3 +301,54 @@ def _pack(
         if bucket.packed is not None and not at_eot:
             part = part.index_select(2, bucket.packed)
         places[:, :, i].copy_(part.transpose(1, 2))
+
+
+# --- Recomputation ------------------------------------------------------------------------------
+
+
+def recomputed(call: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+    """`call(*inputs)`, all (K,…), of which nothing is kept for the backward pass but the inputs.
+
+    `call` is deterministic. (PyTorch's own checkpointing can't be mapped over several runs.)
+    """
+    device = inputs[0].device.type
+    precision = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    return _Recomputed.apply(call, precision, *inputs)
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(call, precision, *inputs):
+        return call(*inputs)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.call, ctx.precision, *rest = inputs
+        ctx.save_for_backward(*rest)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        inputs = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+        enabled, dtype = ctx.precision
+        with torch.enable_grad(), torch.autocast(grad.device.type, dtype, enabled):
+            output = ctx.call(*inputs)
+        return None, None, *torch.autograd.grad(output, inputs, grad)
+
+    @staticmethod
+    def vmap(info, in_dims, call, precision, *inputs):
+        """Mapped over R runs: R·K contexts side by side."""
+        inputs = _folded(info.batch_size, in_dims[2:], inputs)
+        output = _Recomputed.apply(call, precision, *inputs)
+        return output.unflatten(0, (info.batch_size, -1)), 0
+
+
+def _folded(
+    runs: int, dims: Sequence[int | None], inputs: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Tensors (K,…) mapped over R runs at these dimensions, or common to all → (R·K,…)."""
+    inputs = [
+        x.expand(runs, *x.shape) if dim is None else x.movedim(dim, 0)
+        for x, dim in zip(inputs, dims, strict=True)
+    ]
+    return [x.flatten(0, 1) for x in inputs]

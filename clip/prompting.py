@@ -20,18 +20,18 @@ L tokens; N prompts per layer; J prompted layers; W tower width; D embedding wid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from dassl.utils import UserError
 
 from .clip import _tokenizer
-from .fused import Packing, attend, mlp
+from .fused import Packing, attend, mlp, recomputed
 from .model import CLIP, ResidualAttentionBlock, VisionTransformer
 from .simple_tokenizer import END, START
 
@@ -341,11 +341,8 @@ class TextEncoder(nn.Module):
         recompute = len(pieces) > 1 and torch.is_grad_enabled()
         features = []
         for first, last in pieces:
-            arguments = (layout, first, last, *prefix)
-            if recompute:
-                features.append(_recomputed(self._suffixes, *arguments))
-            else:
-                features.append(self._suffixes(*arguments))
+            call = partial(self._suffixes, layout, first, last)
+            features.append(recomputed(call, *prefix) if recompute else call(*prefix))
         features = features[0] if len(features) == 1 else torch.cat(features, dim=1)
         return features.index_select(1, layout.inverse)
 
@@ -413,11 +410,6 @@ class TextEncoder(nn.Module):
             q = _project(block, y, slice(0, 1))
             x = _finish(block, x, attend(q, kv, *prefix[2 * i : 2 * i + 2], packing))
         return self.ln_final(x) @ self.text_projection
-
-
-def _recomputed(call: Callable[..., torch.Tensor], *arguments: object) -> torch.Tensor:
-    """`call(*arguments)`, computed again for its gradients; nothing in it is random."""
-    return checkpoint(call, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def _free_memory(device: torch.device) -> int:

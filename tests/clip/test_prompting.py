@@ -128,6 +128,35 @@ def test_pieces_change_nothing(dtype):
     agree(fast.text(layout, ctx), plain.text(layout, ctx), [ctx])
 
 
+def test_pieces_change_nothing_for_runs_side_by_side():
+    fast, _ = both(torch.float64)
+    layout = fast.text.layout(NAMES, 4)
+    ctx = random(2, 4, 128, dtype=torch.float64)
+
+    def features():
+        return torch.func.vmap(lambda ctx: fast.text(layout, ctx))(ctx)
+
+    whole = features()
+    fast.text.memory_budget = 1
+    agree(features(), whole, [ctx])
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, None])
+def test_pieces_change_nothing_in_mixed_precision(precision):
+    fast, _ = both(torch.float32)
+    layout = fast.text.layout(NAMES, 4)
+    ctx = random(4, 128, dtype=torch.float32)
+    results = []
+    for budget in (None, 1):
+        fast.text.memory_budget = budget
+        with torch.autocast("cpu", precision, enabled=precision is not None):
+            features = fast.text(layout, ctx)
+        results.append((features, *torch.autograd.grad(features.float().sum(), [ctx])))
+    assert results[0][0].dtype == (precision or torch.float32)
+    for a, b in zip(*results, strict=True):
+        assert (a - b).abs().max() <= 0.02 * a.abs().max()
+
+
 def test_permuting_classes_permutes_features():
     fast, _ = both(torch.float64)
     ctx = random(4, 128, dtype=torch.float64)
