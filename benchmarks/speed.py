@@ -32,7 +32,6 @@ from dassl.utils import UserError, peak_memory_mb, user_errors, write_json
 from train import Parser
 
 PARTS = ("steps", "evaluation", "memory", "runs")
-TESTED = 1000  # images an evaluation is reported for
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -46,6 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--batch", type=int, help="images per step (what each method's configuration says)")
     add("--test-batch", type=int, default=100, help="images per test batch (100)")
     add("--images", type=int, default=4, help="images encoded to time the image tower (4)")
+    add("--tested", type=int, default=1000, help="images of the evaluation reported (1000)")
     add("--repeats", type=int, default=3, help="timed calls per path, after one untimed (3)")
     add("--precision", default="fp32", help="fp32, bf16, or on a GPU fp16, amp")
     add("--only", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (all)")
@@ -60,8 +60,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             raise UserError(f"{name} is no registered trainer; one of: {', '.join(known)}")
     if args.backbone not in SIZES:
         raise UserError(f"unknown backbone {args.backbone!r}; one of: {', '.join(SIZES)}")
-    if min(args.classes, args.test_batch, args.images, args.repeats, args.batch or 1) < 1:
-        raise UserError("--classes, --batch, --test-batch, --images and --repeats count from 1")
+    counts = (
+        args.classes,
+        args.test_batch,
+        args.images,
+        args.tested,
+        args.repeats,
+        args.batch or 1,
+    )
+    if min(counts) < 1:
+        raise UserError("--classes, --batch, --test-batch, --images, --tested, --repeats: from 1")
     return args
 
 
@@ -129,16 +137,17 @@ class Pair:
             "fast score again": lambda: fast.score(features, fresh=False),
         }
         times = measure.interleaved(calls, args.repeats, self.device)
-        batches = math.ceil(TESTED / rows)
+        batches = math.ceil(args.tested / rows)
         slow = times["plain score"] * batches
         quick = times["fast score"] + times["fast score again"] * (batches - 1)
-        towers = {name: times[f"{name} image"] * TESTED / len(image) for name in ("plain", "fast")}
+        per_image = {name: times[f"{name} image"] / len(image) for name in ("plain", "fast")}
+        slow += per_image["plain"] * args.tested
         result = {
-            "evaluation": _against(slow + towers["plain"], quick + towers["fast"]),
+            "evaluation": _against(slow, quick + per_image["fast"] * args.tested),
             "logit_difference": float(difference),
         }
         if fast.features_for_images:
-            result["evaluation_cached"] = _against(slow + towers["plain"], quick)
+            result["evaluation_cached"] = _against(slow, quick)
         return result
 
 
@@ -176,7 +185,7 @@ def measure_method(args: argparse.Namespace, trainer: str) -> dict[str, Any]:
         "method": trainer,
         "classes": args.classes,
         "batch": pair.plain.batch,
-        "images": TESTED,
+        "images": args.tested,
     }
     if "steps" in args.only and trains:
         row |= pair.steps(args.repeats)
@@ -189,13 +198,19 @@ def measure_method(args: argparse.Namespace, trainer: str) -> dict[str, Any]:
 
 
 def scaling(args: argparse.Namespace, trainer: str) -> list[dict[str, Any]]:
-    """The steps of one method with more and fewer classes, and larger batches."""
+    """One method with fewer and more classes, images per step and images per evaluation."""
     rows = []
-    wanted = [("classes", n) for n in (10, 50, 200)] + [("batch", n) for n in (1, 8, 32)]
-    for name, value in wanted:
-        varied = argparse.Namespace(**{**vars(args), name: value, "only": ["steps"], "repeats": 1})
-        rows.append(measure_method(varied, trainer))
-        print(line(rows[-1], columns(varied)), flush=True)
+    for name, part, values in (
+        ("classes", "steps", (10, 50, 200)),
+        ("batch", "steps", (1, 8, 32)),
+        ("tested", "evaluation", (100, 10_000)),
+    ):
+        for value in values:
+            varied = {**vars(args), name: value, "only": [part], "repeats": 1}
+            row = measure_method(argparse.Namespace(**varied), trainer)
+            row["method"] = f"{name} {value:,}"
+            rows.append(row)
+            print(line(row, columns(args)), flush=True)
     return rows
 
 
@@ -264,7 +279,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         for name, value in result["start_up"].items():
             print(f"{name:<14} {value:.2f} s")
     shown = columns(args)
-    print(f"\nplain→fast and their ratio; evaluation of {TESTED:,} images; floor: the ratio of the")
+    print(
+        f"\nplain→fast and their ratio; evaluation of {args.tested:,} images; floor: the ratio of the"
+    )
     print(f"steps' arithmetic\n{heading(shown)}", flush=True)
     methods = args.methods or method_names()
     for trainer in methods:
@@ -274,7 +291,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         result["rows"].append(row)
         print(line(row, shown), flush=True)
     if args.full:
-        print("\nScaling of the first of them")
+        print(f"\n{methods[0]} with other numbers of classes, images per step and images tested")
         result["scaling"] = scaling(args, methods[0])
     if args.json:
         write_json(result, args.json)

@@ -61,3 +61,14 @@ def test_mistakes_are_one_line():
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown backbone 'ViT-Z/1'")
+
+
+def test_scaling(capsys):
+    result = speed.main([*TINY, "--only", "steps", "evaluation", "--methods", "CoOp", "--full"])
+    rows = {row["method"]: row for row in result["scaling"]}
+    assert [rows[f"classes {n}"]["classes"] for n in (10, 50, 200)] == [10, 50, 200]
+    assert [rows[f"batch {n}"]["batch"] for n in (1, 8, 32)] == [1, 8, 32]
+    floor = [rows[f"classes {n}"]["gflop"] for n in (10, 50, 200)]
+    assert floor[0]["fast"] < floor[1]["fast"] < floor[2]["fast"]
+    assert rows["tested 10,000"]["images"] == 10_000
+    assert "classes 200" in capsys.readouterr().out
