@@ -279,10 +279,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         for name, value in result["start_up"].items():
             print(f"{name:<14} {value:.2f} s")
     shown = columns(args)
-    print(
-        f"\nplain→fast and their ratio; evaluation of {args.tested:,} images; floor: the ratio of the"
-    )
-    print(f"steps' arithmetic\n{heading(shown)}", flush=True)
+    print(f"\nplain→fast and their ratio; evaluation of {args.tested:,} images; floor: the ratio")
+    print(f"of the steps' arithmetic, without views\n{heading(shown)}", flush=True)
     methods = args.methods or method_names()
     for trainer in methods:
         row = measure_method(args, trainer)
