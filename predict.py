@@ -28,6 +28,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from dassl.utils import UserError, atomic_write, read_image, user_errors
+from scripts.cli import output_file
 from train import Parser
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
@@ -285,7 +286,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--backbone", default="", help="CLIP's name or file, if not the run's")
     parser.add_argument("--format", choices=FORMATS, default="table")
-    parser.add_argument("--out", metavar="FILE", help="write there, not to the terminal")
+    parser.add_argument(
+        "--out", type=output_file, metavar="FILE", help="write there, not to the terminal"
+    )
     args = parser.parse_args(argv)
     paths = find_images(args.images)
     predictor = Predictor(args.model, args.classes, args.backbone)

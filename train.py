@@ -4,6 +4,10 @@
         --dataset-config-file configs/datasets/oxford_pets.yaml \\
         --config-file configs/trainers/DePT_CoOp/vit_b16_ep10.yaml \\
         DATASET.NUM_SHOTS 16 DATASET.SUBSAMPLE_CLASSES base
+
+Several runs in one process: `--seed 1 2 3` trains the seeds side by side, each in OUTPUT_DIR/seedN.
+`… --and WORDS --and WORDS` adds runs: the first one's options, changed by WORDS. Those trained side
+by side may differ in seed, folder and TRAINER.DEPT.WEIGHT; with --eval-only, in anything.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Sequence
 
 from dassl.utils import UserError, user_errors
 
@@ -27,7 +32,10 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (python {self.prog} --help lists the options)")
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args(
+    argv: list[str] | None = None, like: argparse.Namespace | None = None
+) -> argparse.Namespace:
+    """The options of a run; those not given are as in `like`, whose KEY VALUE pairs come first."""
     parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -41,8 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=_seeds,
         default=[None],
         metavar="N [N ...]",
-        help="draws samples and initial values; -1: random; several runs are trained side by side, "
-        "each in OUTPUT_DIR/seedN",
+        help="draws samples and initial values; -1: random",
     )
     add("--trainer", default="", help="a registered trainer, such as CoOp or DePT_CoOp")
     add("--dataset-config-file", default="", help="configs/datasets/NAME.yaml")
@@ -58,7 +65,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--no-cache", action="store_true", help="neither read nor write cached image features")
     add("opts", nargs="*", metavar="KEY VALUE", help="config keys, such as DATASET.NUM_SHOTS 16")
     # KEY VALUE pairs may stand between options: whatever isn't an option is one.
-    return parser.parse_intermixed_args(_join_seeds(sys.argv[1:] if argv is None else argv))
+    words = _join_seeds(sys.argv[1:] if argv is None else argv)
+    if like is None:
+        return parser.parse_intermixed_args(words)
+    given = {name: value for name, value in vars(like).items() if name != "opts"}
+    args = parser.parse_intermixed_args(words, argparse.Namespace(**given))
+    args.opts = like.opts + args.opts
+    return args
 
 
 def _join_seeds(words: list[str]) -> list[str]:
@@ -142,20 +155,41 @@ def check_cfg(cfg) -> None:
             raise UserError(f"{key} is not set: say {option}")
 
 
+def parse_runs(words: Sequence[str]) -> list[argparse.Namespace]:
+    """The options of each run of `FIRST --and A --and B`: FIRST's, FIRST's with A's, with B's.
+
+    Raises:
+        UserError: some of them are to be trained, and some not.
+    """
+    ends = [i for i, word in enumerate(words) if word == "--and"]
+    parts = [list(words[a + 1 : b]) for a, b in zip([-1, *ends], [*ends, len(words)], strict=True)]
+    first = parse_args(parts[0])
+    lines = [first, *(parse_args(part, like=first) for part in parts[1:])]
+    if any((args.eval_only, args.no_train) != (first.eval_only, first.no_train) for args in lines):
+        raise UserError(
+            "--eval-only and --no-train are for all runs or none: before the first --and"
+        )
+    return lines
+
+
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    cfg = setup_cfg(args)
+    lines = parse_runs(sys.argv[1:] if argv is None else list(map(str, argv)))
+    # Each run: its options, and its seed if it is one of several in one folder.
+    runs = [(args, seed) for args in lines for seed in (args.seed if args.seed[1:] else [None])]
+    cfgs = [setup_cfg(*run) for run in runs]
 
     from dassl.engine import TRAINER_REGISTRY, build_trainer, start_log
     from dassl.utils import set_random_seed
 
-    if cfg.TRAINER.NAME:
-        TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
-    check_cfg(cfg)
+    for cfg in cfgs:
+        if cfg.TRAINER.NAME:
+            TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+        check_cfg(cfg)
     import datasets  # noqa: F401  (its modules register the data sets)
 
-    if len(args.seed) > 1:
-        return run_side_by_side(args)
+    if len(runs) > 1:
+        return run_several(runs, cfgs)
+    (args,), (cfg,) = lines, cfgs
     if not args.no_train:
         start_log(cfg, train=not args.eval_only)
     if cfg.SEED >= 0:
@@ -169,18 +203,32 @@ def main(argv: list[str] | None = None) -> None:
         trainer.train()
 
 
-def run_side_by_side(args: argparse.Namespace) -> None:
-    """The runs of several seeds: trained as one, tested one after the other."""
-    from trainers.side_by_side import SideBySide, build_runs
+def run_several(runs: list[tuple[argparse.Namespace, int | None]], cfgs: list) -> None:
+    """Runs that are trained as one, or tested one after the other."""
+    from dassl.engine import build_trainer
+    from trainers.side_by_side import SideBySide, build_runs, check_folders, own_log, to_do
 
-    cfgs = [setup_cfg(args, seed) for seed in args.seed]
-    side_by_side = SideBySide(build_runs(cfgs, train=not args.eval_only))
-    if args.eval_only:
-        for run in side_by_side.each():
-            run.load_model(of_seed(args.model_dir, run.cfg.SEED), epoch=args.load_epoch)
-            run.final_test()
-    elif not args.no_train:
-        side_by_side.train()
+    first, _ = runs[0]
+    check_folders(cfgs)
+    if not first.eval_only:
+        side_by_side = SideBySide(build_runs(to_do(cfgs), logs=not first.no_train))
+        if not first.no_train:
+            side_by_side.train()
+        return
+    failed = []
+    for (args, seed), cfg in zip(runs, cfgs, strict=True):
+        try:
+            with own_log(cfg, train=False):
+                # The one before lives until this one is built: they share the frozen towers.
+                trainer = build_trainer(cfg)
+                folder = args.model_dir if seed is None else of_seed(args.model_dir, seed)
+                trainer.load_model(folder, epoch=args.load_epoch)
+                trainer.final_test()
+        except UserError as error:  # the others' business isn't this one's
+            print(f"{cfg.OUTPUT_DIR}: {error}")
+            failed.append(error)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(runs)} runs could not be tested: {failed[0]}")
 
 
 if __name__ == "__main__":

@@ -35,11 +35,17 @@ def _folder() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="benchmark-")
 
 
-def _train(trainer: str, fast: bool, *pairs: object, options: tuple[str, ...] = ()) -> float:
-    """Seconds of one run of train.py in a fresh folder."""
+def _train(
+    trainer: str,
+    fast: bool,
+    *pairs: object,
+    options: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (1,),
+) -> float:
+    """Seconds of one call of train.py in a fresh folder."""
     with tempfile.TemporaryDirectory(dir=_folder().name) as output:
         return _python(
-            *("train.py", "--trainer", trainer, "--seed", "1", *options),
+            *("train.py", "--trainer", trainer, "--seed", *map(str, seeds), *options),
             *("--root", os.path.join(_folder().name, "data"), "--output-dir", output),
             *("--dataset-config-file", "configs/datasets/mini_shapes.yaml"),
             *("--config-file", f"configs/trainers/{trainer}/mini.yaml"),
@@ -57,6 +63,14 @@ def mini_run(trainer: str, epochs: int = 2, repeats: int = 1) -> tuple[float, fl
             pairs = ("DATASET.NUM_SHOTS", 16, "OPTIM.MAX_EPOCH", epochs)
             seconds.append(_train(trainer, fast, *pairs))
     return statistics.median(times[False]), statistics.median(times[True])
+
+
+def seeds_together(trainer: str, seeds: int = 3, epochs: int = 2) -> tuple[float, float]:
+    """Seconds of training runs that differ in seed, one after the other and side by side."""
+    pairs = ("DATASET.NUM_SHOTS", 16, "OPTIM.MAX_EPOCH", epochs)
+    numbers = tuple(range(1, seeds + 1))
+    apart = sum(_train(trainer, True, *pairs, seeds=(seed,)) for seed in numbers)
+    return apart, _train(trainer, True, *pairs, seeds=numbers)
 
 
 def start_up(repeats: int = 3) -> dict[str, float]:

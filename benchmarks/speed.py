@@ -4,6 +4,7 @@
     python benchmarks/speed.py                                  every method, ViT-B/16, 100 classes
     python benchmarks/speed.py --methods DePT_CoOp --classes 50
     python benchmarks/speed.py --full --json speed.json --plot speed.png
+    python benchmarks/speed.py --methods DePT_CoOp --classes 1000 --only memory --fast-alone
 
 Random weights in the released shapes: neither network nor data is needed. The two paths take turns,
 times are medians, and every ratio is the plain path's value over the fast one's, of this run.
@@ -29,6 +30,7 @@ import torch
 from benchmarks import measure, runs
 from benchmarks.workload import SIZES, Settings, Workload, images, method_names
 from dassl.utils import UserError, peak_memory_mb, user_errors, write_json
+from scripts.cli import markdown_table, output_file
 from train import Parser
 
 PARTS = ("steps", "evaluation", "memory", "runs")
@@ -49,9 +51,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--repeats", type=int, default=3, help="timed calls per path, after one untimed (3)")
     add("--precision", default="fp32", help="fp32, bf16, or on a GPU fp16, amp")
     add("--only", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (all)")
+    add("--fast-alone", action="store_true", help="memory without the plain path, if too much")
     add("--full", action="store_true", help="also scaling in classes, batch and images")
-    add("--json", metavar="FILE", help="write everything measured there")
-    add("--plot", metavar="FILE", help="draw the ratios (png, pdf, svg)")
+    add("--json", type=output_file, metavar="FILE", help="write everything measured there")
+    add("--plot", type=output_file, metavar="FILE", help="draw the ratios (png, pdf, svg)")
+    add("--markdown", action="store_true", help="print the ratios as a table for a page")
     add("--set", nargs="+", default=[], metavar="KEY VALUE", help="config keys")
     args = parser.parse_args(argv)
     known = method_names()
@@ -70,6 +74,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     if min(counts) < 1:
         raise UserError("--classes, --batch, --test-batch, --images, --tested, --repeats: from 1")
+    if args.fast_alone and args.only != ["memory"]:
+        raise UserError("--fast-alone compares nothing: it goes with --only memory")
     return args
 
 
@@ -151,8 +157,8 @@ class Pair:
         return result
 
 
-def _against(plain: float, fast: float) -> dict[str, float]:
-    return {"plain": plain, "fast": fast, "ratio": plain / fast}
+def _against(plain: float | None, fast: float) -> dict[str, float | None]:
+    return {"plain": plain, "fast": fast, "ratio": plain / fast if plain else None}
 
 
 def _peak(settings: Settings, fast: bool) -> float:
@@ -167,33 +173,35 @@ def _peak(settings: Settings, fast: bool) -> float:
     return peak_memory_mb()
 
 
-def memory(settings: Settings) -> dict[str, Any]:
+def memory(settings: Settings, fast_alone: bool = False) -> dict[str, Any]:
     """Peak memory of one training step on each path, each in a process of its own."""
-    peaks = {}
-    for path in ("plain", "fast"):
+    peaks: dict[str, float] = {}
+    for path in ("plain", "fast")[fast_alone:]:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             peaks[path] = pool.submit(_peak, settings, path == "fast").result()
-    return {"memory": _against(peaks["plain"], peaks["fast"])}
+    return {"memory": _against(peaks.get("plain"), peaks["fast"])}
 
 
 def measure_method(args: argparse.Namespace, trainer: str) -> dict[str, Any]:
     settings = settings_of(args, trainer)
-    pair = Pair(settings)
-    trains = pair.plain.trains
     row: dict[str, Any] = {
         "method": trainer,
         "classes": args.classes,
-        "batch": pair.plain.batch,
+        "batch": settings.batch or settings.cfg().DATALOADER.TRAIN_X.BATCH_SIZE,
         "images": args.tested,
     }
+    if args.only == ["runs"]:
+        return row
+    pair = Pair(settings)
+    trains = pair.plain.trains
     if "steps" in args.only and trains:
         row |= pair.steps(args.repeats)
     if "evaluation" in args.only:
         row |= pair.evaluation(args)
     del pair
     if "memory" in args.only and trains:
-        row |= memory(settings)
+        row |= memory(settings, args.fast_alone)
     return row
 
 
@@ -223,6 +231,8 @@ def circumstances(args: argparse.Namespace, device: torch.device) -> dict[str, A
         "backbone": args.backbone,
         "precision": args.precision,
         "matmul_gflops": measure.matmul_gflops(device, dtype),
+        # Of products of so many multiplications: PyTorch's own time over oneDNN's.
+        "onednn": measure.onednn_ratios() if device.type == "cpu" else {},
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
@@ -235,6 +245,7 @@ COLUMNS = {  # of a row: its title, and the part of the benchmark it is measured
     "evaluation_cached": ("… cached, s", "evaluation"),
     "memory": ("memory, MB", "memory"),
     "run": ("mini run, s", "runs"),
+    "seeds": ("… 3 seeds together, s", "runs"),
 }
 
 
@@ -260,7 +271,22 @@ def line(row: dict[str, Any], shown: list[str]) -> str:
     return f"{row['method']:<16}{row['classes']:>5}{row['batch']:>4}{cells}{floor:>8}{ends}"
 
 
-def _cell(plain: float, fast: float, ratio: float) -> str:
+def ratios(rows: list[dict[str, Any]], shown: list[str]) -> str:
+    """The ratios alone, as a Markdown table."""
+    titles = [COLUMNS[name][0].partition(",")[0] for name in shown]
+    lines = [["method", *titles, "floor"]]
+    for row in rows:
+        work = row.get("gflop")
+        values = [(row.get(name) or {}).get("ratio") for name in shown]
+        values.append(work["plain"] / work["fast"] if work else None)
+        cells = ["" if v is None else f"{v:,.0f}" if v >= 100 else f"{v:.1f}" for v in values]
+        lines.append([row["method"], *cells])
+    return markdown_table(lines)
+
+
+def _cell(plain: float | None, fast: float, ratio: float | None) -> str:
+    if plain is None or ratio is None:
+        return _short(fast)
     return f"{_short(plain)}→{_short(fast)}{ratio:8.1f}×"
 
 
@@ -273,21 +299,29 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result: dict[str, Any] = {"circumstances": circumstances(args, device), "rows": []}
     for name, value in result["circumstances"].items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{size}: {ratio:.2f}×" for size, ratio in value.items())
         print(f"{name:<14} {value if not isinstance(value, float) else round(value, 1)}")
     if "runs" in args.only:
         result["start_up"] = runs.start_up(args.repeats)
         for name, value in result["start_up"].items():
             print(f"{name:<14} {value:.2f} s")
     shown = columns(args)
-    print(f"\nplain→fast and their ratio; evaluation of {args.tested:,} images; floor: the ratio")
-    print(f"of the steps' arithmetic, without views\n{heading(shown)}", flush=True)
+    print(
+        f"\nplain→fast and their ratio; evaluation of {args.tested:,} images; three seeds: apart→"
+    )
+    print("together; floor: the ratio of the steps' arithmetic, without views")
+    print(heading(shown), flush=True)
     methods = args.methods or method_names()
     for trainer in methods:
         row = measure_method(args, trainer)
         if "runs" in args.only:
             row |= {"run": _against(*runs.mini_run(trainer))}
+            row |= {"seeds": _against(*runs.seeds_together(trainer))}
         result["rows"].append(row)
         print(line(row, shown), flush=True)
+    if args.markdown:
+        print(f"\n{ratios(result['rows'], shown)}")
     if args.full:
         print(f"\n{methods[0]} with other numbers of classes, images per step and images tested")
         result["scaling"] = scaling(args, methods[0])

@@ -1,7 +1,8 @@
 """Parts of a frozen transformer block with fewer passes over memory than autograd's own.
 
-Only inputs get gradients here, never the block's weights. What is saved is what the backward pass
-needs and nothing else. All can be mapped over several runs (torch.func.vmap).
+On a CPU the faster library computes their products. Only inputs get gradients here, never the
+block's weights. What is saved is what the backward pass needs and nothing else. All can be mapped
+over several runs (torch.func.vmap).
 
 Letters in shape comments: K contexts, C classes, S suffix tokens of all classes, P prefix tokens;
 L tokens of a bucket's longest suffix; W tower width, H heads, E = W/H.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 
 import torch
@@ -25,16 +27,94 @@ from .model import QuickGELU
 _STRETCH = 2.2
 
 
+# Products of at least so many multiplications are oneDNN's on a CPU: below, its call costs more
+# than it saves. benchmarks/speed.py prints PyTorch's own time over oneDNN's around there.
+_LARGE = 1 << 27
+
+
+# --- Products with frozen weights -------------------------------------------------------------
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`F.linear(x, weight, bias)`; a frozen layer's large products on a CPU go to oneDNN.
+
+    PyTorch hands fp32 products to MKL, which was slower where it was measured (AMD EPYC).
+    `torch.backends.mkldnn.flags(enabled=False)` leaves them there.
+    """
+    frozen = bias is None or not bias.requires_grad
+    call = by_onednn if frozen and _onednn(x, weight) else F.linear
+    return call(x, weight, bias)
+
+
+def by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`F.linear(x, weight, bias)` in fp32 on a CPU, by oneDNN; only x gets a gradient."""
+    return _Product.apply(x, weight, bias)
+
+
+def _affine(
+    bias: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, beta: float, alpha: float
+) -> torch.Tensor:
+    """β bias + α x weightᵀ for a frozen layer. x (n,K), weight (N,K) → (n,N)."""
+    if not _onednn(x, weight):
+        return torch.addmm(bias, x, weight.t(), beta=beta, alpha=alpha)
+    # oneDNN's operator takes no factors: they go to the narrower side.
+    if x.shape[-1] < len(weight):
+        return by_onednn(x * alpha, weight, bias * beta)
+    return by_onednn(x, weight, bias * (beta / alpha)).mul_(alpha)
+
+
+def _onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    return (
+        x.numel() * len(weight) >= _LARGE
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and not weight.requires_grad
+        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.mkldnn.enabled
+        and has_onednn()
+    )
+
+
+@cache
+def has_onednn() -> bool:
+    """Whether this PyTorch has oneDNN beside MKL, and the operator for it."""
+    # The operator that torch.compile puts in the place of a frozen linear layer.
+    available = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
+    return available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+class _Product(torch.autograd.Function):
+    """x weightᵀ + bias; only x gets a gradient."""
+
+    @staticmethod
+    def forward(x, weight, bias):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (weight,) = ctx.saved_tensors
+        return linear(grad, weight.t(), None), None, None
+
+    @staticmethod
+    def vmap(info, in_dims, x, weight, bias):
+        return _Product.apply(x.movedim(in_dims[0], 0), weight, bias), 0
+
+
 # --- The MLP ----------------------------------------------------------------------------------
 
 
 def mlp(layers: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
     """`layers(x)` for a block's c_fc, QuickGELU, c_proj. x: (…,W)."""
     fc, proj = layers.c_fc, layers.c_proj
-    trained = fc.weight.requires_grad or proj.weight.requires_grad
-    if trained or torch.is_autocast_enabled(x.device.type):
+    weights = (fc.weight, fc.bias, proj.weight, proj.bias)
+    if any(w.requires_grad for w in weights) or torch.is_autocast_enabled(x.device.type):
         return layers(x)
-    arguments = (x.flatten(0, -2), fc.weight, fc.bias, proj.weight, proj.bias)
+    arguments = (x.flatten(0, -2), *weights)
     if torch.is_grad_enabled():
         return _FrozenMLP.apply(*arguments)[0].view(x.shape)
     return _mlp(*arguments, inplace=True)[0].view(x.shape)
@@ -46,9 +126,9 @@ def _mlp(x, fc_weight, fc_bias, proj_weight, proj_bias, inplace: bool = False):
     h σ(βh) is silu(βh) / β, one kernel; the factors are taken into the matrix products.
     """
     beta = QuickGELU.beta
-    hidden = torch.addmm(fc_bias, x, fc_weight.t(), beta=beta, alpha=beta)
+    hidden = _affine(fc_bias, x, fc_weight, beta=beta, alpha=beta)
     active = F.silu(hidden, inplace=inplace)
-    return torch.addmm(proj_bias, active, proj_weight.t(), alpha=1 / beta), hidden
+    return _affine(proj_bias, active, proj_weight, beta=1, alpha=1 / beta), hidden
 
 
 class _FrozenMLP(torch.autograd.Function):
@@ -71,8 +151,8 @@ class _FrozenMLP(torch.autograd.Function):
     def backward(ctx, grad, _):
         hidden, fc_weight, proj_weight = ctx.saved_tensors
         # The factors β and 1/β cancel.
-        grad = torch.ops.aten.silu_backward(grad @ proj_weight, hidden)
-        return grad @ fc_weight, None, None, None, None
+        grad = torch.ops.aten.silu_backward(linear(grad, proj_weight.t(), None), hidden)
+        return linear(grad, fc_weight.t(), None), None, None, None, None
 
     @staticmethod
     def vmap(info, in_dims, x, *weights):

@@ -9,7 +9,8 @@ fast   The text tower is causal and read at EOT. So (1) nothing after EOT is com
        and is computed once, each class adding only its own suffix, which attends to the prefix'
        keys and values; (3) suffixes lie packed side by side, without padding; (4) the last layer
        is computed at EOT (text) or at the class token (image) alone; (5) the frozen weights need
-       no gradients, so that a block keeps less for its backward pass (fused.py).
+       no gradients, so that a block keeps less for its backward pass, and on a CPU the faster
+       library computes their products (fused.py).
        Contexts that differ per class, or names before or amid the context, share no prefix: there
        the fast path is (1), (4) and the MLP of (5).
 
@@ -31,17 +32,17 @@ from torch import nn
 from dassl.utils import UserError
 
 from .clip import _tokenizer
-from .fused import Packing, attend, mlp, recomputed
+from .fused import Packing, attend, linear, mlp, recomputed
 from .model import CLIP, ResidualAttentionBlock, VisionTransformer
 from .simple_tokenizer import END, START
 
 # Activations that one suffix token leaves for the backward pass, in widths per layer: two
 # residuals, q, k and v with their padding, the four-fold hidden layer, attention weights and norms.
 _WIDTHS_PER_TOKEN = 12
-# Without gradients nothing is kept, and pieces of this many tokens or images stay within the CPU's
-# caches.
+# Without gradients nothing is kept, and pieces of this many tokens or images (at least one for each
+# thread) stay within the CPU's caches.
 _TOKENS_PER_PIECE = 2048
-_IMAGES_PER_PIECE = 8
+_IMAGES_PER_PIECE = 4
 
 
 class PromptLayout(nn.Module):
@@ -167,12 +168,12 @@ def _project(block: ResidualAttentionBlock, y: torch.Tensor, parts: slice) -> to
     """Rows of the stacked q, k, v projection: parts 0:1 q, 1:3 k and v, 0:3 all."""
     width = y.shape[-1]
     rows = slice((parts.start or 0) * width, parts.stop * width)
-    return F.linear(y, block.attn.in_proj_weight[rows], block.attn.in_proj_bias[rows])
+    return linear(y, block.attn.in_proj_weight[rows], block.attn.in_proj_bias[rows])
 
 
 def _finish(block: ResidualAttentionBlock, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
     """Output projection, residual and MLP. attended: (…,L,W), heads joined."""
-    x = x + F.linear(attended, block.attn.out_proj.weight, block.attn.out_proj.bias)
+    x = x + linear(attended, block.attn.out_proj.weight, block.attn.out_proj.bias)
     return x + mlp(block.mlp, block.ln_2(x))
 
 
@@ -219,6 +220,8 @@ class TextEncoder(nn.Module):
         self.fast = fast
         # Bytes that activations kept for the backward pass may take; None: half of what is free.
         self.memory_budget: int | None = None
+        # Passes that go on at once, mapped by vmap: they share the memory.
+        self.passes = 1
 
     @property
     def dtype(self) -> torch.dtype:
@@ -390,7 +393,7 @@ class TextEncoder(nn.Module):
             self.memory_budget = _free_memory(weight.device) // 2
         layers = len(self.transformer.resblocks)
         token = _WIDTHS_PER_TOKEN * self.width * layers * weight.element_size()
-        return max(1, self.memory_budget // token)
+        return max(1, self.memory_budget // (token * self.passes))
 
     def _suffixes(
         self, layout: PromptLayout, first: int, last: int, *prefix: torch.Tensor
@@ -504,7 +507,9 @@ class ImageEncoder(nn.Module):
     def _unprompted(self, image: torch.Tensor) -> torch.Tensor:
         if not (self.fast and isinstance(self.visual, VisionTransformer)):
             return self.visual(image)
-        at_once = _IMAGES_PER_PIECE if image.device.type == "cpu" else max(1, len(image))
+        at_once = max(1, len(image))
+        if image.device.type == "cpu":
+            at_once = max(_IMAGES_PER_PIECE, torch.get_num_threads())
         return torch.cat([self._prompted(part, None, []) for part in image.split(at_once)])
 
     def _prompted(

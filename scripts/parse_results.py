@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.utils import UserError, atomic_write, user_errors
-from scripts.cli import seed_list
+from scripts.cli import output_file, seed_list
 from scripts.results.runs import load_scores
 from scripts.results.summary import Summary, summarise
 from scripts.results.sweeps import add_sweeps
@@ -33,13 +33,25 @@ def parse_args() -> object:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", default="output", help="where the runs lie (output)")
     parser.add_argument("--format", choices=FORMATS, default="text")
-    parser.add_argument("--out", metavar="FILE", help="write the tables there, not to the terminal")
+    parser.add_argument(
+        "--out",
+        type=output_file,
+        metavar="FILE",
+        help="write the tables there, not to the terminal",
+    )
     parser.add_argument("--seeds", nargs="+", type=seed_list, default=[], help="1-3: those wanted")
     parser.add_argument("--datasets", nargs="+", default=[], help="those wanted (all that exist)")
     parser.add_argument("--trainers", nargs="+", default=[], help="those shown (all)")
-    parser.add_argument("--plot", metavar="FILE", help="base against new, methods joined by arrows")
+    parser.add_argument(
+        "--plot",
+        type=output_file,
+        metavar="FILE",
+        help="base against new, methods joined by arrows",
+    )
     parser.add_argument("--plots", metavar="FOLDER", help="every plot there is, as PNG and PDF")
-    parser.add_argument("--html", metavar="FILE", help="a report: one self-contained page")
+    parser.add_argument(
+        "--html", type=output_file, metavar="FILE", help="a report: one self-contained page"
+    )
     return parser.parse_args()
 
 

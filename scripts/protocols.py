@@ -27,13 +27,15 @@ class Job:
     """One run of train.py.
 
     `folder` gets its result.json; `config_hash` is what that must carry to count as this run's;
-    `model` is the folder of the run whose model it tests, if it doesn't train its own.
+    `model` is the folder of the run whose model it tests, if it doesn't train its own; runs of one
+    `kin` differ only in what runs that are trained side by side may differ in.
     """
 
     folder: Path
     arguments: tuple[str, ...]
     config_hash: str
     model: Path | None = None
+    kin: str = ""
 
     @property
     def command(self) -> str:
@@ -43,10 +45,56 @@ class Job:
 
 @dataclass(frozen=True)
 class Chain:
-    """Runs that go one after the other; a failure leaves out those behind it."""
+    """Runs of one or several models, those that train before those that test."""
 
     name: str
     jobs: tuple[Job, ...]
+
+    @property
+    def steps(self) -> tuple[tuple[Job, ...], ...]:
+        """The runs that train, then those that test: each go in one process."""
+        parts = ([job for job in self.jobs if (job.model is None) == own] for own in (True, False))
+        return tuple(tuple(part) for part in parts if part)
+
+
+def without_repetitions(chains: Sequence[Chain]) -> list[Chain]:
+    """Leave out runs that a chain has twice, and chains of runs that stand before them."""
+    kept: list[Chain] = []
+    seen: set[Path] = set()
+    for chain in chains:
+        jobs = {job.folder: job for job in chain.jobs}
+        if not jobs.keys() <= seen:
+            kept.append(Chain(chain.name, tuple(jobs.values())))
+        seen |= jobs.keys()
+    return kept
+
+
+def side_by_side(chains: Sequence[Chain], limit: int) -> list[Chain]:
+    """Join chains whose models can be trained as one, at most `limit` models in each."""
+    groups: dict[tuple[str, ...], list[list[Chain]]] = {}
+    joined = []
+    for i, chain in enumerate(chains):
+        kin = tuple(job.kin or str(i) for job in chain.jobs)
+        groups.setdefault(kin, [])
+        if not groups[kin] or len(groups[kin][-1]) == limit:
+            groups[kin].append([])
+            joined.append(groups[kin][-1])
+        groups[kin][-1].append(chain)
+    return [
+        Chain(_common_name([chain.name for chain in group]), tuple(dict.fromkeys(_by_place(group))))
+        for group in joined
+    ]
+
+
+def _by_place(chains: Sequence[Chain]) -> list[Job]:
+    """The first runs of all, then the second ones, …"""
+    return [job for jobs in zip(*(chain.jobs for chain in chains), strict=True) for job in jobs]
+
+
+def _common_name(names: Sequence[str]) -> str:
+    """ "CoOp dtd seed 1", "CoOp dtd seed 2" → "CoOp dtd seed 1|2"."""
+    columns = zip(*(name.split(" ") for name in names), strict=True)
+    return " ".join("|".join(dict.fromkeys(words)) for words in columns)
 
 
 @dataclass(frozen=True)
@@ -108,11 +156,11 @@ class Plan:
         label = config_label(config, changes)
         folder = self.output / Place(name, dataset, shots, trainer, label, seed, group).folder
         arguments += ["--output-dir", str(folder)]
-        config_hash = resolve((*arguments, *fixed, *self.opts, *opts))
+        config_hash, kin = resolve((*arguments, *fixed, *self.opts, *opts))
         if model:
             arguments += ["--eval-only", "--model-dir", str(model.folder)]
         arguments += [*fixed, *self.opts, *opts]
-        return Job(folder, tuple(arguments), config_hash, model.folder if model else None)
+        return Job(folder, tuple(arguments), config_hash, model.folder if model else None, kin)
 
     def base_to_new(
         self, trainer: str, dataset: str, seed: int, shots: int, opts: Sequence[str] = ()
@@ -259,9 +307,16 @@ def _that_matter(arguments: tuple[str, ...], opts: tuple[str, ...]) -> list[str]
 
 
 @cache
-def resolve(arguments: tuple[str, ...]) -> str:
-    """Return the hash of the config that train.py makes of these arguments; UserError if none."""
-    import train
-    from dassl.engine import config_hash
+def resolve(arguments: tuple[str, ...]) -> tuple[str, str]:
+    """Return the hash of the config that train.py makes of these arguments, and its kin's.
 
-    return config_hash(train.setup_cfg(train.parse_args(list(arguments))))
+    The latter leaves out what runs side by side may differ in; "" where there can't be any. Raises
+    UserError for arguments that make no config.
+    """
+    import train
+    from dassl.config import config_hash
+    from dassl.engine import TRAINER_REGISTRY
+
+    cfg = train.setup_cfg(train.parse_args(list(arguments)))
+    may_differ = TRAINER_REGISTRY.get(cfg.TRAINER.NAME).may_differ
+    return config_hash(cfg), config_hash(cfg, leave_out=may_differ) if may_differ else ""

@@ -7,8 +7,9 @@
 
 Protocols: base_to_new, cross_dataset, domain_generalization, few_shot, zero_shot, lambda, ablation.
 Each has the paper's trainers, data sets, seeds and shots as its defaults; for the two transfers,
---datasets are the targets and --source is what is trained on. The same command again takes up what
-is missing. Exit status: 0 if all is complete, 1 if a run failed, 2 for a mistake in the command.
+--datasets are the targets and --source is what is trained on. Models that differ only in seed, or
+in λ, are trained side by side. The same command again takes up what is missing. Exit status: 0 if
+all is complete, 1 if a run failed, 2 for a mistake in the command.
 """
 
 from __future__ import annotations
@@ -24,17 +25,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dassl.utils import UserError, user_errors
 from scripts.cli import seed_list
-from scripts.protocols import PROTOCOLS, ROOT, Chain, Plan
+from scripts.protocols import PROTOCOLS, ROOT, Chain, Plan, side_by_side, without_repetitions
 from scripts.runner import (
     USER_ERROR,
     Outcome,
     Settings,
+    heed_termination,
     is_complete,
     local_slots,
     run_local,
     run_slurm,
 )
 from train import Parser
+
+TOGETHER = 8
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -51,21 +55,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output", default="output", help="the folder that gets the runs (output)")
     add("--config", default="", help="a name under configs/trainers/TRAINER, where it has several")
     add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="changed config settings; a")
-    add("--dry-run", action="store_true", help="print the commands and stop")
+    add("--dry-run", action="store_true", help="print the commands, one a run, and stop")
     add("--show", action="store_true", help="show what the runs print")
     add("--attempts", type=int, default=2, help="how often a failing run is tried (2)")
     add("--jobs", type=int, default=0, help="runs at once (one per GPU place, or per two cores)")
+    add("--together", type=int, help=f"models at most that are trained side by side ({TOGETHER})")
     add("--per-gpu", type=int, default=1, help="runs at once on a GPU (1)")
     add("--cluster", choices=("local", "slurm"), default="local")
     add("--partition", help="Slurm partition")
     add("--account", help="Slurm account")
-    add("--time", type=int, default=24 * 60, help="Slurm time limit of a job, minutes (1440)")
+    add("--time", type=int, default=24 * 60, help="minutes a Slurm job has for its models (1440)")
     add("--gpus-per-job", type=int, default=1, help="GPUs of a Slurm job (1)")
     add("--cpus-per-job", type=int, default=8, help="cores of a Slurm job (8)")
     add("--memory-gb", type=int, help="memory of a Slurm job")
     args = parser.parse_args(argv)
     if len(args.opts) % 2:  # an odd one out in front: the config's name
         args.config, *args.opts = args.opts
+    if min(args.attempts, 1 if args.together is None else args.together) < 1:
+        raise UserError("--together and --attempts: from 1")
     return args
 
 
@@ -74,13 +81,19 @@ def make_plan(args: argparse.Namespace) -> list[Chain]:
     protocol = PROTOCOLS[args.protocol]
     plan = Plan(Path(args.root), Path(args.output), args.config, tuple(args.opts), args.source)
     seeds = list(chain(*args.seeds)) if args.seeds else protocol.seeds
-    return protocol.chains(
+    chains = protocol.chains(
         plan,
         args.trainers or protocol.trainers,
         args.datasets or protocol.datasets,
         seeds,
         args.shots or protocol.shots,
     )
+    return without_repetitions(chains)
+
+
+def side_by_side_at_most(args: argparse.Namespace, chains: int, slots: int) -> int:
+    """How many models are trained side by side: no more than leave each slot something to do."""
+    return args.together or min(TOGETHER, -(-chains // slots))
 
 
 class Progress:
@@ -168,18 +181,21 @@ def main() -> int:
             "mem_gb": args.memory_gb,
         }
         parameters = {key: value for key, value in parameters.items() if value}
+        chains = side_by_side(chains, side_by_side_at_most(args, len(chains), 1))
         progress = Progress(chains, len(chains))
         run_slurm(chains, settings, Path(args.output) / "slurm", parameters, progress.report)
     else:
         import torch
 
         slots = local_slots(torch.cuda.device_count(), args.per_gpu, args.jobs)
+        chains = side_by_side(chains, side_by_side_at_most(args, len(chains), len(slots)))
         progress = Progress(chains, len(slots))
         run_local(chains, settings, slots, progress.report)
     return progress.close()
 
 
 if __name__ == "__main__":
+    heed_termination()
     try:
         sys.exit(main())
     except KeyboardInterrupt:

@@ -15,9 +15,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -43,7 +43,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Settings:
-    """How runs go: with which Python, how often they are tried, and whether they are shown."""
+    """How runs go: with which Python, how often they are tried alone, and whether shown."""
 
     python: str = sys.executable
     attempts: int = 2
@@ -78,8 +78,10 @@ def is_complete(job: Job) -> bool:
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[IO]:
+def hold(folder: Path, wait: bool = True) -> Iterator[IO]:
     """Hold a run's folder against other runners; waits for one that has it.
+
+    Raises BlockingIOError instead if it is not to wait.
 
     The lock is inherited by the run itself: it outlives a killed runner as long as the run goes.
     """
@@ -88,6 +90,8 @@ def hold(folder: Path) -> Iterator[IO]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if not wait:
+                raise
             print(f"waiting for another process that runs {folder}", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock
@@ -97,29 +101,46 @@ class Runs:
     """The processes under way, so that an interruption can end them."""
 
     def __init__(self) -> None:
+        self.printed: dict[Path, int] = {}  # where a run's latest output begins in its CONSOLE
         self._processes: set[subprocess.Popen] = set()
         self._lock = threading.Lock()
         self.stopped = False
 
-    def run(self, job: Job, settings: Settings, environment: dict[str, str], lock: IO) -> int:
-        """Run train.py once; returns its exit status (negative: the signal that ended it)."""
-        with open(job.folder / CONSOLE, "ab") as console:
+    def run(
+        self,
+        jobs: Sequence[Job],
+        settings: Settings,
+        environment: dict[str, str],
+        locks: Sequence[IO],
+    ) -> int:
+        """Run train.py once, for all these jobs.
+
+        Returns its exit status (negative: the signal that ended it).
+        """
+        arguments = list(jobs[0].arguments)
+        for job in jobs[1:]:
+            arguments += ["--and", *job.arguments]
+        with ExitStack() as stack:
+            consoles = [stack.enter_context(open(job.folder / CONSOLE, "ab")) for job in jobs]
+            for job, console in zip(jobs, consoles, strict=True):
+                self.printed[job.folder] = console.tell()
             with self._lock:
                 if self.stopped:
                     return -signal.SIGTERM
                 process = subprocess.Popen(
-                    [settings.python, "train.py", *job.arguments],
+                    [settings.python, "train.py", *arguments],
                     cwd=ROOT,
                     env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
-                    pass_fds=(lock.fileno(),),
+                    pass_fds=[lock.fileno() for lock in locks],
                 )
                 self._processes.add(process)
             for line in process.stdout:
-                console.write(line)
-                console.flush()
+                for console in consoles:
+                    console.write(line)
+                    console.flush()
                 if settings.show:
                     sys.stdout.buffer.write(line)
                     sys.stdout.flush()
@@ -127,6 +148,20 @@ class Runs:
             with self._lock:
                 self._processes.discard(process)
             return status
+
+    def last_words(self, job: Job, status: int) -> str:
+        """The last line a run's process printed: its own `error: …`, or the end of a traceback."""
+        if status < 0:
+            return f"killed by {signal.Signals(-status).name}"
+        try:
+            printed = (job.folder / CONSOLE).read_bytes()[self.printed.get(job.folder, 0) :]
+        except OSError:
+            printed = b""
+        tail = printed[-4096:].decode("utf-8", "replace")
+        lines = [line.strip() for line in tail.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("error: ")]
+        last = (errors or lines or [f"exit status {status}"])[-1]
+        return last.removeprefix("error: ")
 
     def stop(self) -> None:
         """End all processes under way; no other starts."""
@@ -147,51 +182,79 @@ def run_job(job: Job, settings: Settings, environment: dict[str, str], runs: Run
             if is_complete(job):  # by whoever had the lock before
                 return _done(job, "skipped")
             for attempt in range(settings.attempts):
-                status = runs.run(job, settings, environment, lock)
+                status = runs.run([job], settings, environment, [lock])
                 if status == 0 and read_result(job).get("config_hash") == job.config_hash:
                     return _done(job, "done", time.monotonic() - started)
                 if status == USER_ERROR or runs.stopped:
                     break
                 if attempt + 1 < settings.attempts:
-                    print(f"failed ({last_words(job, status)}), trying again: {job.folder}")
-        reason = "interrupted" if runs.stopped else last_words(job, status)
+                    print(f"failed ({runs.last_words(job, status)}), trying again: {job.folder}")
+        reason = "interrupted" if runs.stopped else runs.last_words(job, status)
     except (UserError, OSError) as error:
         status, reason = USER_ERROR, str(error)
     return Outcome(job, "failed", time.monotonic() - started, reason, status=status)
+
+
+def run_together(
+    jobs: Sequence[Job], settings: Settings, environment: dict[str, str], runs: Runs
+) -> list[Outcome]:
+    """Bring runs to their results in one process; return those that this brought there.
+
+    What it leaves without a result, for whatever reason, is for `run_job`.
+    """
+    started = time.monotonic()
+    with ExitStack() as stack:
+        locks, missing = [], []
+        for job in jobs:
+            with suppress(UserError, OSError):  # one that another process has is waited for later
+                if not is_complete(job):
+                    locks.append(stack.enter_context(hold(job.folder, wait=False)))
+                    if not is_complete(job):
+                        missing.append(job)
+        if len(missing) < 2:
+            return []
+        try:
+            status = runs.run(missing, settings, environment, locks)
+        except OSError:
+            return []
+        done = []
+        for job in missing:
+            with suppress(UserError):
+                done += [job] if is_complete(job) else []
+    if len(done) < len(missing) and not runs.stopped:
+        reason = runs.last_words(missing[0], status)
+        print(f"failed together ({reason}), now one by one", flush=True)
+    seconds = (time.monotonic() - started) / len(missing)
+    return [_done(job, "done", seconds) for job in done]
 
 
 def _done(job: Job, state: str, seconds: float = 0.0) -> Outcome:
     return Outcome(job, state, seconds, accuracy=read_result(job).get("accuracy"))
 
 
-def last_words(job: Job, status: int) -> str:
-    """Return the last line a run printed: its own `error: …`, or the end of a traceback."""
-    if status < 0:
-        return f"killed by {signal.Signals(-status).name}"
-    try:
-        tail = (job.folder / CONSOLE).read_bytes()[-4096:].decode("utf-8", "replace")
-    except OSError:
-        tail = ""
-    lines = [line.strip() for line in tail.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error: ")]
-    last = (errors or lines or [f"exit status {status}"])[-1]
-    return last.removeprefix("error: ")
-
-
 def run_chain(
     chain: Chain, settings: Settings, environment: dict[str, str], runs: Runs | None = None
 ) -> list[Outcome]:
-    """Run a chain's jobs in order; those behind a failure are left out."""
+    """Run a chain's steps in order; the tests of a model whose training failed are left out."""
     runs = runs or Runs()
-    outcomes: list[Outcome] = []
-    for job in chain.jobs:
-        first_failed = next((o for o in outcomes if o.state == "failed"), None)
-        # Tests of the same model don't depend on each other, only on the model.
-        if first_failed and first_failed.job.folder == job.model:
-            outcomes.append(Outcome(job, "left out", reason="the model it tests was not trained"))
-        else:
-            outcomes.append(run_job(job, settings, environment, runs))
-    return outcomes
+    outcomes: dict[Path, Outcome] = {}
+    for step in chain.steps:
+        lost = {folder for folder, outcome in outcomes.items() if outcome.state == "failed"}
+        jobs = [job for job in step if job.model not in lost]
+        for outcome in run_together(jobs, settings, environment, runs) if jobs[1:] else ():
+            outcomes[outcome.job.folder] = outcome
+        for job in step:
+            if job not in jobs:
+                reason = "the model it tests was not trained"
+                outcomes[job.folder] = Outcome(job, "left out", reason=reason)
+            elif job.folder not in outcomes:
+                outcomes[job.folder] = run_job(job, settings, environment, runs)
+    return [outcomes[job.folder] for job in chain.jobs]
+
+
+def heed_termination() -> None:
+    """Have SIGTERM, such as `kill`'s, end the runs under way too, as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 Report = Callable[[Chain, list[Outcome]], None]

@@ -32,7 +32,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, count_num_param, file_sha256
 
 from . import original_checkpoints
-from .encoded import Encoder
+from .encoded import Encoder, NextEpoch
 from .graphs import GraphedStep
 
 PRECISIONS = ("fp32", "fp16", "bf16", "amp")
@@ -269,6 +269,9 @@ class PromptTrainer(TrainerX):
     method_class: type[Method]
     config_node: str
     model_name = "prompt_learner"
+    may_differ = ("SEED",)
+    side_by_side = 1  # the number of runs that are trained together
+    label = ""  # which of them it is
 
     def check_cfg(self, cfg: CfgNode) -> None:
         self.method_cfg(cfg)  # names the missing node before any work
@@ -306,7 +309,7 @@ class PromptTrainer(TrainerX):
         self.gradients = self.compute_gradients
         if self.device.type == "cuda" and cfg.MODEL.FAST and cfg.TRAIN.CUDA_GRAPH:
             self.gradients = GraphedStep(self.compute_gradients, trained.values())
-        self.encoder = None
+        self.encoder = self.next_epoch = None
         untouched = self.method.image_tower_untouched
         if cfg.MODEL.FAST and (untouched or self.method.compares_with_frozen_image):
             tower = {
@@ -362,9 +365,21 @@ class PromptTrainer(TrainerX):
             return batches
         per_batch = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         at_once = max(1, VIEWS_AT_ONCE[self.device.type == "cuda"] // per_batch)
-        if self.method.image_tower_untouched:
+        if not self.method.image_tower_untouched:
+            return self.encoder.batches(batches, at_once, "frozen_image")
+        if not self.encodes_beside_training:
             return self.encoder.batches(batches, at_once)
-        return self.encoder.batches(batches, at_once, "frozen_image")
+        if self.next_epoch is None or self.next_epoch.loader is not batches:
+            self.next_epoch = NextEpoch(self.encoder, batches, at_once, self.max_epoch)
+        return self.next_epoch.batches(self.epoch)
+
+    @property
+    def encodes_beside_training(self) -> bool:
+        """Whether the next epoch's views are encoded while this one trains.
+
+        On a GPU a step is many small kernels, with room beside them; a CPU has none.
+        """
+        return self.device.type == "cuda" and self.cfg.DATALOADER.NUM_WORKERS > 0
 
     def testing_batches(self, loader: Iterable[dict]) -> Iterable[dict]:
         """As `training_batches`, for evaluation."""
@@ -382,11 +397,17 @@ class PromptTrainer(TrainerX):
     def forward_backward(self, batch: dict) -> dict:
         image, label = self.parse_batch_train(batch)
         losses = self.gradients({"image": image, "label": label, **self.known_features(batch)})
-        self.scaler.step(self._optims[self.model_name])
-        self.scaler.update()
+        self.model_update()
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
         return losses
+
+    def model_update(self, names: str | list[str] | None = None) -> None:
+        """As Dassl's, but for a step whose scaled gradients overflowed: that one is left out."""
+        for name in self.get_model_names(names):
+            if self._optims[name] is not None:
+                self.scaler.step(self._optims[name])
+                self.scaler.update()
 
     def compute_gradients(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The losses of a batch; their gradients replace those in the parameters.
@@ -439,7 +460,7 @@ class PromptTrainer(TrainerX):
         self.scaler.load_state_dict(extra["scaler"])
 
     def result_extra(self) -> dict:
-        return {"backbone_sha256": self.backbone_sha256}
+        return {"backbone_sha256": self.backbone_sha256, "side_by_side": self.side_by_side}
 
     def load_model(self, directory: str | os.PathLike | None, epoch: int | None = None) -> None:
         """As Dassl's; a method that trains nothing has nothing to load."""

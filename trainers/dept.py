@@ -154,7 +154,8 @@ class DePT(Method):
             raise UserError(f"TRAINER.DEPT.WEIGHT is {weight}; λ lies between 0 and 1")
         self.method = method
         self.cat = head
-        self.weight = weight
+        # A tensor, so that runs of several λ can be trained as one.
+        self.register_buffer("weight", torch.tensor(weight, dtype=torch.float64), persistent=False)
         self.fusion = _choice("FUSION", fusion, FUSIONS)
         self.lr_mult = lr_mult
         self.image_tower_untouched = method.image_tower_untouched
@@ -184,7 +185,8 @@ class DePT(Method):
     def losses(self, features: Features, label: torch.Tensor) -> dict[str, torch.Tensor]:
         losses = self.method.losses(features, label)
         cat = self.cat.loss(features, label, self.encoders.temperature)
-        return {**losses, "itm": (1 - self.weight) * losses["itm"], "cat": self.weight * cat}
+        itm, cat = self._weighted(losses["itm"], cat)
+        return {**losses, "itm": itm, "cat": cat}
 
     def logits(self, features: Features) -> torch.Tensor:
         itm = self.method.logits(features)
@@ -197,8 +199,12 @@ class DePT(Method):
             return cat
         if self.fusion == "prob":
             itm, cat = itm.softmax(dim=-1), cat.softmax(dim=-1)
-            return ((1 - self.weight) * itm + self.weight * cat).log()
-        return (1 - self.weight) * itm + self.weight * cat
+        itm, cat = self._weighted(itm, cat)
+        return (itm + cat).log() if self.fusion == "prob" else itm + cat
+
+    def _weighted(self, itm: torch.Tensor, cat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(1−λ) times the one, λ times the other."""
+        return (1 - self.weight).to(itm.dtype) * itm, self.weight.to(cat.dtype) * cat
 
     def trained(self) -> dict[str, nn.Parameter]:
         head = {f"cat.{name}": p for name, p in self.cat.named_parameters()}
@@ -258,6 +264,7 @@ class DePTMixin:
     """Turns a method's trainer into DePT around it: `class DePT_X(DePTMixin, X)`."""
 
     model_name = "PromptLearner"
+    may_differ = ("SEED", "TRAINER.DEPT.WEIGHT")
 
     @classmethod
     def build_method(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> Method:

@@ -29,6 +29,9 @@ DIVERGED = "the loss became infinite or NaN: try a lower OPTIM.LR or a wider pre
 class TrainerBase:
     """Registered models with their optimisers and schedules, and the loop over epochs."""
 
+    # Config keys in which runs that are trained side by side may differ; none: it trains one.
+    may_differ: tuple[str, ...] = ()
+
     def __init__(self) -> None:
         self._models: OrderedDict[str, nn.Module] = OrderedDict()
         self._optims: OrderedDict[str, torch.optim.Optimizer | None] = OrderedDict()

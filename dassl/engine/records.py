@@ -10,7 +10,6 @@ resume.pth.tar   only while the run is unfinished: everything it needs to go on
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -18,53 +17,21 @@ from typing import Any
 
 import numpy as np
 
-from dassl.config import CfgNode
+from dassl.config import CfgNode, config_hash, config_values
 from dassl.utils import (
+    UserError,
     atomic_copy,
     atomic_write,
     library_versions,
     load_checkpoint,
     lock_folder,
     peak_memory_mb,
+    read_json,
     remove_partial_files,
     save_plain,
     setup_logger,
     write_json,
 )
-
-# What may differ between machines, or sittings, without making it another run.
-MACHINE_KEYS = (
-    "OUTPUT_DIR",
-    "RESUME",
-    "USE_CUDA",
-    "VERBOSE",
-    "DATASET.ROOT",
-    "DATALOADER.NUM_WORKERS",
-    "DATALOADER.DECODED_GB",
-    "DATALOADER.FEATURE_CACHE",
-    "DATALOADER.FEATURE_CACHE_GB",
-    "TRAIN.CUDA_GRAPH",
-    "TRAIN.PRINT_FREQ",
-    "TRAIN.TRACKERS",
-)
-
-
-def _values(node: CfgNode, prefix: str = "") -> dict[str, Any]:
-    """Return the config as {dotted key: value}, without the machine's keys."""
-    values: dict[str, Any] = {}
-    for key, value in node.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            values |= _values(value, f"{name}.")
-        elif name not in MACHINE_KEYS:
-            values[name] = list(value) if isinstance(value, tuple) else value
-    return values
-
-
-def config_hash(cfg: CfgNode) -> str:
-    """Return a SHA-256 (hex) of everything in `cfg` but the machine's keys."""
-    text = json.dumps(_values(cfg), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def start_log(cfg: CfgNode, train: bool = True) -> None:
@@ -100,9 +67,18 @@ class Records:
 
     def changed_keys(self, state: dict[str, Any]) -> str:
         """Return how this config differs from an unfinished run's: "OPTIM.LR 0.1 -> 0.2, …"."""
-        old, new = json.loads(state["config"]), json.loads(json.dumps(_values(self.cfg)))
+        old, new = json.loads(state["config"]), json.loads(json.dumps(config_values(self.cfg)))
         names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
         return ", ".join(f"{name} {old.get(name)} -> {new.get(name)}" for name in names)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the folder holds the result of just this config, and nothing to go on from."""
+        try:
+            result = read_json(self.folder / "result.json")
+        except UserError:
+            return False
+        return result.get("config_hash") == config_hash(self.cfg) and not self.resume_path.exists()
 
     @property
     def goes_on_here(self) -> bool:
@@ -167,7 +143,7 @@ class Records:
 
     def write_resume(self, state: dict[str, Any]) -> None:
         """Write what the run needs to go on after this epoch."""
-        save_plain({"config": json.dumps(_values(self.cfg)), **state}, self.resume_path)
+        save_plain({"config": json.dumps(config_values(self.cfg)), **state}, self.resume_path)
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json."""

@@ -14,7 +14,7 @@ from torch import nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from .errors import UserError
-from .files import atomic_copy, atomic_write
+from .files import atomic_copy, atomic_write, write_tensors
 
 POINTER = "checkpoint"  # the file that names the newest checkpoint of its folder
 BEST = "model-best.pth.tar"
@@ -92,8 +92,7 @@ def save_plain(state: dict[str, Any], path: str | os.PathLike) -> None:
     Raises TypeError naming the entry that `weights_only` loading would refuse.
     """
     _check_plain(state, "checkpoint")
-    with atomic_write(path, "wb") as file:
-        torch.save(state, file)
+    write_tensors(state, path)
 
 
 def _check_plain(value: Any, where: str) -> None:

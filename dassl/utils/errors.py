@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -14,12 +17,25 @@ class UserError(Exception):
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn a `UserError` into `error: …` on stderr and exit status 2 (`with` or decorator)."""
+    """Turn a `UserError`, or a full disk, into `error: …` on stderr and exit status 2.
+
+    For `with`, or as a decorator.
+    """
     try:
         yield
     except UserError as error:
-        print("error: " + " ".join(str(error).splitlines()), file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
+        text = str(error)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        text = (
+            f"cannot write {error.filename or 'a file'}: {error.strerror}; make room and give the "
+            "same command again"
+        )
+    else:
+        return
+    print("error: " + " ".join(text.splitlines()), file=sys.stderr, flush=True)
+    raise SystemExit(2)
 
 
 def check_choice(key: str, value: str, choices: Iterable[str]) -> None:

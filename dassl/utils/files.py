@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -22,7 +23,8 @@ _PARTIAL = ".partial-"  # marks a file that is still being written
 def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     """Open a file that takes the name `path` only once it is completely on disk.
 
-    `mode` is "w" (UTF-8 text) or "wb". An exception inside the block leaves `path` untouched.
+    `mode` is "w" (UTF-8 text) or "wb". An exception inside the block leaves `path` untouched; one
+    of the disk names it.
     """
     if mode not in ("w", "wb"):
         raise ValueError(f"mode must be 'w' or 'wb', not {mode!r}")
@@ -36,9 +38,24 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
+
+
+def write_tensors(value: Any, path: str | os.PathLike) -> None:
+    """Write tensors and containers of them with `torch.save`, whole or not at all.
+
+    Raises OSError where the disk is full: torch.save, writing to the file itself, hides that.
+    """
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    with atomic_write(path, "wb") as file:
+        file.write(buffer.getbuffer())
 
 
 def atomic_copy(source: str | os.PathLike, target: str | os.PathLike) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import atomic_write, partial_files
+from .files import partial_files, write_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -55,16 +55,13 @@ class TensorCache:
 
     def put(self, key: dict[str, Any], tensor: torch.Tensor) -> bool:
         """Store a tensor; return whether it is there now."""
-        import torch
-
         if tensor.nbytes > self.max_bytes:
             return False
         text, path = self._place(key)
         tensor = tensor.detach().cpu().contiguous().clone()  # not a view of something larger
         content = {"key": text, "sha256": _sha256(tensor), "tensor": tensor}
         try:
-            with atomic_write(path, "wb") as file:
-                torch.save(content, file)
+            write_tensors(content, path)
             self._make_room()
         except OSError:  # read-only, or full
             return False

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from dassl.config import config_values
 from dassl.utils import UserError, read_json
 from scripts.results import published
 from scripts.results.layout import Place, read_place
@@ -18,9 +19,9 @@ from scripts.results.layout import Place, read_place
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # The public DePT code's trainer names; data set names differ in case alone or stand in a config.
 _OLD_TRAINER = re.compile(r"^ExtrasLinearProbe(?=\w)")
-# What may differ between the runs of one row: which images, which classes, and the machine.
+# What may differ between the runs of one row, beside the machine: which images, which classes.
 _FREE_SETTINGS = re.compile(
-    r"^(SEED|OUTPUT_DIR|RESUME|VERBOSE|USE_CUDA|DATALOADER\.NUM_WORKERS|TRAIN\.\w+_FREQ"
+    r"^(SEED|TRAIN\.\w+_FREQ"
     r"|TEST\.(SAVE_PREDICTIONS|PER_CLASS_RESULT|NO_TEST)|DATASET\.(?!NUM_SHOTS$).*)$"
 )
 
@@ -145,16 +146,8 @@ def _protocol(place: Place, classes: str, result: dict[str, Any]) -> tuple[str, 
 def _shared_settings(config: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     if not config:
         return {"config_hash": result["config_hash"]} if "config_hash" in result else {}
-
-    def flatten(node: dict[str, Any], prefix: str) -> dict[str, Any]:
-        flat = {}
-        for key, value in node.items():
-            nested = isinstance(value, dict)
-            flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-        return flat
-
-    flat = flatten(config, "")
-    return {key: value for key, value in flat.items() if not _FREE_SETTINGS.match(key)}
+    values = config_values(config)
+    return {key: value for key, value in values.items() if not _FREE_SETTINGS.match(key)}
 
 
 _RESULT = re.compile(

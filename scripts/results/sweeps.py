@@ -30,6 +30,7 @@ ABLATION = (
     Setting("ITM + CAT + test-time fusion (DePT)", {}),
 )
 ABLATED = {key for setting in ABLATION for key in setting.changes}
+SWEPT = ABLATED | {LAMBDA}  # the settings in which the rows of a sweep differ
 PREFIX = "DePT_"  # how a method's name says that it is wrapped
 
 
@@ -38,17 +39,18 @@ def add_sweeps(summary: Summary) -> None:
     rows = [row for row in summary.rows if row.protocol == "base_to_new"]
     for family in sorted({_family(row) for row in rows}):
         mine = [row for row in rows if _family(row) == family]
-        swept = [row for row in mine if set(row.changes) <= {LAMBDA}]
-        if any(row.changes for row in swept):
+        swept = [row for row in mine if set(_swept(row.changes)) <= {LAMBDA}]
+        if any(_swept(row.changes) for row in swept):
             values = {_lambda(row): row for row in swept}
             lines = [(f"{v:g}", values[v], {"lambda": v}) for v in sorted(values) if v == v]
             summary.records += _lines("lambda", lines, "lambda_coop")
-        if any(set(row.changes) & ABLATED for row in mine):
+        if any(set(_swept(row.changes)) & ABLATED for row in mine):
             lines = [
                 (setting.label, row, {"setting": setting.label})
                 for setting in ABLATION
                 for row in rows
-                if _family(row) == _family_of(setting, family) and row.changes == setting.changes
+                if _family(row) == _family_of(setting, family)
+                and _swept(row.changes) == setting.changes
             ]
             summary.records += _lines("ablation", lines, "ablation_coop")
 
@@ -58,16 +60,22 @@ def _lambda(row: Row) -> float:
 
 
 def is_swept(config: str) -> bool:
-    """Whether a row differs in the settings of the sweeps alone, and so stands in their tables."""
-    changes = set(changed_settings(config))
-    return bool(changes) and changes <= ABLATED | {LAMBDA}
+    """Whether a row stands in the sweeps' tables: λ is changed, or what a line of theirs says."""
+    swept = _swept(changed_settings(config))
+    return set(swept) == {LAMBDA} or swept in [s.changes for s in ABLATION if s.changes]
 
 
-def _family(row: Row) -> tuple[str, str, int]:
-    return row.trainer, row.config.partition("@")[0], row.shots
+def _swept(changes: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in changes.items() if key in SWEPT}
 
 
-def _family_of(setting: Setting, family: tuple[str, str, int]) -> tuple[str, str, int]:
+def _family(row: Row) -> tuple[str, str, tuple[tuple[str, str], ...], int]:
+    """What the rows of a sweep have in common; other changed settings too."""
+    others = tuple(sorted((k, v) for k, v in row.changes.items() if k not in SWEPT))
+    return row.trainer, row.config.partition("@")[0], others, row.shots
+
+
+def _family_of(setting: Setting, family: tuple) -> tuple:
     trainer, *rest = family
     return (trainer.removeprefix(PREFIX) if setting.bare else trainer, *rest)
 
@@ -76,6 +84,8 @@ def _lines(
     protocol: str, lines: list[tuple[str, Row, dict[str, str | float]]], table: str
 ) -> list[Record]:
     """Return a record per (label, row, keys of the paper's line), over the data sets all have."""
+    if not lines:
+        return []
     common = set.intersection(*(set(whole_datasets(row)) for _, row, _ in lines))
     records = []
     for label, row, keys in lines:
@@ -85,6 +95,7 @@ def _lines(
         # The paper swept one method, over its eleven data sets.
         comparable = (
             common == set(published.datasets("base_to_new"))
+            and SWEPT.issuperset(row.changes)
             and row.trainer.removeprefix(PREFIX) == published.SWEPT
             and row.has_papers_backbone
             and row.shots == published.SHOTS

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 
+from scripts.cli import markdown_table
 from scripts.results import published
 from scripts.results.runs import Score
 from scripts.results.summary import AVERAGE, TRANSFERS, Record, Row, Stat, Summary
@@ -222,10 +223,7 @@ def as_markdown(tables: list[Table]) -> str:
     blocks = []
     for table in tables:
         rows = grid(table)
-        keys = len(table.heads)
-        rule = ["---"] * keys + ["---:"] * (len(rows[0]) - keys)
-        lines = ["| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]]]
-        blocks.append(f"**{table.title}**\n\n" + "\n".join(lines))
+        blocks.append(f"**{table.title}**\n\n{markdown_table(rows, len(table.heads))}")
     return "\n\n".join(blocks)
 
 

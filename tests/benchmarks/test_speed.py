@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks import speed
+from benchmarks import runs, speed
 from benchmarks.workload import Settings, Workload, images, method_names
 from dassl.utils import UserError
 
@@ -29,11 +29,45 @@ def test_every_method_is_measured_beside_the_plain_path(name):
 
 def test_peak_memory_json_and_plot(tmp_path, capsys):
     files = ("--json", str(tmp_path / "speed.json"), "--plot", str(tmp_path / "speed.png"))
-    speed.main([*TINY, "--only", "memory", "steps", "--methods", "DePT_CoOp", *files])
+    speed.main([*TINY, "--only", "memory", "steps", "--methods", "DePT_CoOp", *files, "--markdown"])
     (row,) = json.loads((tmp_path / "speed.json").read_text())["rows"]
     assert row["memory"]["plain"] > 50
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
-    assert "DePT_CoOp" in capsys.readouterr().out
+    ratio = f"{row['step']['ratio']:.1f}"
+    printed = capsys.readouterr().out
+    assert "| method | step | … with views | memory | floor |\n| --- | ---: |" in printed
+    assert f"| DePT_CoOp | {ratio} |" in printed
+
+
+def test_memory_of_the_fast_path_alone(tmp_path, capsys):
+    alone = ["--methods", "CoOp", "--fast-alone", "--only", "memory"]
+    (row,) = speed.main([*TINY, *alone, "--plot", str(tmp_path / "speed.png")])["rows"]
+    assert row["memory"]["plain"] is None and row["memory"]["fast"] > 50
+    assert "→" not in capsys.readouterr().out.splitlines()[-1]
+    with pytest.raises(UserError, match="--only memory"):
+        speed.main([*TINY, *alone, "steps"])
+
+
+def test_whole_runs(monkeypatch):
+    """What is timed is what is said to be; the times themselves are made up here."""
+    commands = []
+
+    def python(*words):
+        commands.append(" ".join(words))
+        return 6.0 if "MODEL.FAST False" in commands[-1] else 3.0
+
+    monkeypatch.setattr(runs, "_python", python)
+    only = ["--only", "runs", "--methods", "DePT_CoOp", "ZeroshotCLIP", "--repeats", "1"]
+    result = speed.main([*TINY, *only])
+    assert set(result["start_up"]) == {"train.py --help", "first step"}
+    assert [row["run"]["ratio"] for row in result["rows"]] == [2.0, 2.0]
+    assert [row["seeds"]["ratio"] for row in result["rows"]] == [3.0, 3.0]
+    mine = [command for command in commands if "--trainer DePT_CoOp" in command]
+    assert [command.split("--seed ")[1].split(" --")[0] for command in mine] == [
+        *("1", "1", "1"),  # the data are drawn; plain; fast
+        *("1", "2", "3", "1 2 3"),
+    ]
+    assert all("--no-cache" in command for command in mine)
 
 
 def test_plain_path_encodes_the_text_at_every_batch():

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clip.fused import Packing, attend, mlp
+from clip import fused
+from clip.fused import Packing, attend, linear, mlp
 from clip.model import ResidualAttentionBlock
 
 HEADS, SIZE, PREFIX = 2, 8, 3
@@ -82,6 +83,67 @@ def block() -> ResidualAttentionBlock:
     return ResidualAttentionBlock(WIDTH, HEADS).double()
 
 
+@pytest.fixture
+def large(monkeypatch):
+    """A frozen block and inputs (3,R,n,W) of R runs, fp32, whose products are oneDNN's."""
+    if not fused.has_onednn():
+        pytest.skip("this PyTorch has no oneDNN beside MKL")
+    monkeypatch.setattr(fused, "_LARGE", 1 << 24)
+    torch.manual_seed(0)
+    frozen = ResidualAttentionBlock(256, 4).requires_grad_(False)
+    x = random(3, 2, 128, 256).float().requires_grad_()
+    products = [frozen.attn.in_proj_weight, frozen.mlp.c_fc.weight, frozen.mlp.c_proj.weight.t()]
+    assert all(fused._onednn(x[:, 0], weight) for weight in products)
+    return frozen, x
+
+
+PARTS = {
+    "linear": lambda frozen, x: linear(x, frozen.attn.in_proj_weight, frozen.attn.in_proj_bias),
+    "no bias": lambda frozen, x: linear(x, frozen.attn.in_proj_weight, None),
+    "mlp": lambda frozen, x: mlp(frozen.mlp, x),
+}
+
+
+@pytest.mark.filterwarnings("ignore:TF32")
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
+def test_large_products_by_another_library(part, large):
+    frozen, x = large
+    weights = random(*part(frozen, x).shape, seed=5).float()
+
+    def results(call, x):
+        out = call(x)
+        with torch.no_grad():
+            again = call(x)
+        return out, again, torch.autograd.grad((out * weights).sum(), x)[0]
+
+    with torch.backends.mkldnn.flags(enabled=False):
+        expected = results(lambda x: part(frozen, x), x)
+    exact = results(lambda x: part(frozen.double(), x), x.double())
+    frozen.float()
+    mapped = torch.func.vmap(lambda x: part(frozen, x), in_dims=1, out_dims=1)
+    for call in (lambda x: part(frozen, x), mapped):
+        for actual, default, true in zip(results(call, x), expected, exact, strict=True):
+            scale = true.abs().max()
+            assert (actual - true).abs().max() < 2e-6 * scale
+            assert (actual - default).abs().max() < 2e-6 * scale
+
+
+@pytest.mark.filterwarnings("ignore:TF32")
+@pytest.mark.parametrize("case", ["small", "double", "trained", "autocast", "switched off"])
+def test_other_products_stay_with_pytorch(case, large):
+    frozen, x = large
+    weight = frozen.attn.in_proj_weight
+    x = x[:, :, :8] if case == "small" else x.double() if case == "double" else x
+    weight = weight.double() if case == "double" else weight
+    weight = weight.clone().requires_grad_() if case == "trained" else weight
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=case == "autocast"),
+        torch.backends.mkldnn.flags(enabled=case != "switched off"),
+    ):
+        assert not fused._onednn(x, weight)
+        assert torch.equal(linear(x, weight, None), F.linear(x, weight))
+
+
 def test_mlp_of_a_frozen_block():
     layers = block().requires_grad_(False).mlp
     x = random(2, 5, WIDTH).requires_grad_()
@@ -97,10 +159,19 @@ def test_mlp_of_a_frozen_block():
     assert torch.equal(x, before)
 
 
-def test_mlp_of_a_trained_block_trains_it():
-    layers = block().mlp
+@pytest.mark.parametrize("kind", ["weight", "bias", ""])
+def test_mlp_of_a_trained_block_trains_it(kind):
+    layers = block().requires_grad_(False).mlp
+    trained = [p.requires_grad_() for name, p in layers.named_parameters() if kind in name]
     mlp(layers, random(3, WIDTH)).sum().backward()
-    assert all(p.grad is not None for p in layers.parameters())
+    assert trained and all(p.grad is not None for p in trained)
+
+
+def test_a_trained_bias_beside_a_frozen_weight_is_trained(large):
+    frozen, x = large
+    bias = frozen.attn.in_proj_bias.clone().requires_grad_()
+    linear(x, frozen.attn.in_proj_weight, bias).sum().backward()
+    torch.testing.assert_close(bias.grad, torch.full_like(bias, x[..., 0].numel()))
 
 
 def test_mlp_keeps_less_for_the_backward_pass():

@@ -35,7 +35,7 @@ def command(picture_root, backbone, output) -> list[object]:
     }
     return [
         *("base_to_new", "--trainers", "DePT_CoOp", "--datasets", "image_folder", "oxford_pets"),
-        *("--seeds", 1, "--shots", 2, "--root", picture_root, "--output", output),
+        *("--seeds", "1-2", "--shots", 2, "--root", picture_root, "--output", output),
         *("--config", "mini", "--jobs", 2, "--opts", *(w for p in settings.items() for w in p)),
     ]
 
@@ -47,26 +47,27 @@ def first(command) -> subprocess.CompletedProcess:
 
 def test_a_broken_data_set_is_named_and_the_others_go_on(first, output):
     assert first.returncode == 1
-    assert "2 done, 1 failed, 1 left out" in first.stdout
+    assert "4 done, 2 failed, 2 left out" in first.stdout
     failed = [line for line in first.stderr.splitlines() if line.startswith("failed: ")]
-    assert len(failed) == 1 and "train_base/oxford_pets" in failed[0]
-    accuracies = re.search(r"\] DePT_CoOp image_folder .*: ([\d.]+), ([\d.]+) \(", first.stdout)
+    assert len(failed) == 2 and all("train_base/oxford_pets" in line for line in failed)
+    line = re.search(r"\] DePT_CoOp image_folder .* seed 1\|2: ([\d., ]+) \(", first.stdout)
     results = [json.loads(path.read_text()) for path in output.rglob("result.json")]
-    found = {result["classes"]: f"{result['accuracy']:.2f}" for result in results}
-    assert found == dict(zip(("base", "new"), accuracies.groups(), strict=True))
+    assert {result["side_by_side"] for result in results if result["classes"] == "base"} == {2}
+    results.sort(key=lambda result: (result["classes"], result["seed"]))
+    assert line[1].split(", ") == [f"{result['accuracy']:.2f}" for result in results]
 
 
 def test_the_same_command_again_repeats_nothing_that_is_complete(first, command, output):
     before = {path: path.stat().st_mtime_ns for path in output.rglob("result.json")}
     again = script("run_protocol.py", *command)
-    assert "was complete" in again.stdout and "2 skipped, 1 failed" in again.stdout
+    assert "was complete" in again.stdout and "4 skipped, 2 failed" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in output.rglob("result.json")} == before
 
 
 def test_dry_run_prints_the_commands(first, command):
     commands = script("run_protocol.py", *command, "--dry-run").stdout.splitlines()
-    assert [line.startswith("# complete: python train.py") for line in commands].count(True) == 2
-    assert len(commands) == 4 and all("--trainer DePT_CoOp" in line for line in commands)
+    assert [line.startswith("# complete: python train.py") for line in commands].count(True) == 4
+    assert len(commands) == 8 and all("--trainer DePT_CoOp" in line for line in commands)
 
 
 def test_tables_and_report(first, output, tmp_path):

@@ -13,8 +13,10 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import yaml
 from fake_runs import add_pair, add_run, original_log
 
+from dassl.config import MACHINE_KEYS
 from scripts import parse_results
 from scripts.results import published
 from scripts.results.layout import Place, changed_settings, config_label, read_place
@@ -108,6 +110,22 @@ def test_mixed_configurations_in_a_row_are_refused_and_other_rows_shown(tmp_path
     assert methods == ["DePT_CoOp"]
 
 
+@pytest.mark.parametrize("key", MACHINE_KEYS)
+def test_settings_of_the_machine_may_differ_in_a_row(tmp_path, key):
+    for seed in (1, 2):
+        add_pair(tmp_path, "pets", 80, 60, seed=seed)
+        for path in tmp_path.rglob(f"seed{seed}/config.yaml"):
+            config = yaml.safe_load(path.read_text())
+            *nodes, name = key.split(".")
+            node = config
+            for part in nodes:
+                node = node.setdefault(part, {})
+            node[name] = seed
+            path.write_text(yaml.safe_dump(config))
+    answer = parse(tmp_path)
+    assert answer.returncode == 0 and "80.00 ± 0.00" in answer.stdout and "1,2" in answer.stdout
+
+
 def test_mixed_hashes_are_refused_without_config_files(tmp_path):
     for seed in (1, 2):
         folder = add_run(
@@ -193,6 +211,31 @@ def test_few_shot_lambda_and_ablation_tables(tmp_path):
     assert summary.of("ablation")[-1].dataset == ABLATION[-1].label
     assert not [line for line in summary.missing if "@" in line]
     assert "Few-shot learning" in parse(tmp_path).stdout
+
+
+def test_sweeps_around_another_changed_setting(tmp_path):
+    for changes, accuracy in (
+        ("OPTIM.MAX_EPOCH=1", 80),
+        (f"OPTIM.MAX_EPOCH=1,{LAMBDA}=0.5", 78),
+        ("OPTIM.MAX_EPOCH=1,TRAINER.DEPT.ROWS=image", 77),
+        (f"{LAMBDA}=0.5,TRAINER.DEPT.ROWS=image", 76),  # in neither sweep: a row of its own
+    ):
+        add_pair(tmp_path, "dtd", accuracy, 60, trainer="DePT_CoOp", config=f"mini@{changes}")
+    summary = summary_of(tmp_path)
+    assert [r.metrics["base"].mean for r in summary.of("lambda")] == [78, 80]
+    assert [r.metrics["base"].mean for r in summary.of("ablation")] == [77, 80]
+    printed = parse(tmp_path).stdout
+    assert all(f"{accuracy}.00" in printed for accuracy in (76, 77, 78, 80))
+
+
+def test_only_the_papers_setting_is_compared_with_its_sweeps(tmp_path):
+    for name in published.datasets("base_to_new"):
+        for config in ("vit_b16_ep10", "vit_b16_ep10@OPTIM.MAX_EPOCH=1"):
+            for change in ("", f"{LAMBDA}=0.5"):
+                label = config + (("," if "@" in config else "@") + change if change else "")
+                add_pair(tmp_path, name, 80, 60, trainer="DePT_CoOp", config=label)
+    compared = [bool(record.published) for record in summary_of(tmp_path).of("lambda")]
+    assert compared == [True, True, False, False]
 
 
 def test_all_formats(tmp_path):
@@ -312,3 +355,12 @@ def test_layout_round_trip():
     assert read_place(Path("output") / place.folder) == place
     odd = [config_label("tiny", ["MODEL.INIT_WEIGHTS", name]) for name in ("a/b c", "a/b_c")]
     assert len(set(odd)) == 2 and not any(set("/ ") & set(name) for name in odd)
+
+
+@pytest.mark.parametrize("option", ["--html", "--out", "--plot"])
+def test_files_that_cannot_be_written_are_named_before_the_work(tmp_path, option):
+    (tmp_path / "file").write_text("")
+    answer = parse(tmp_path, option, tmp_path / "file" / "x.png")
+    assert answer.returncode == 2 and "cannot write" in answer.stderr
+    answer = parse(tmp_path, option, tmp_path)
+    assert answer.returncode == 2 and "is a folder" in answer.stderr

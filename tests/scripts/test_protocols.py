@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from dassl.utils import UserError
-from scripts.protocols import PROTOCOLS, Plan
+from scripts.protocols import PROTOCOLS, Plan, resolve, side_by_side
 from scripts.results.layout import read_place
 from scripts.results.sweeps import ABLATION, LAMBDA, LAMBDAS
-from scripts.run_protocol import duration, make_plan, parse_args
+from scripts.run_protocol import duration, make_plan, parse_args, side_by_side_at_most
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,8 +23,8 @@ def in_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def chains(*arguments: str):
-    return make_plan(parse_args(list(arguments)))
+def chains(*arguments: str, together: int = 1):
+    return side_by_side(make_plan(parse_args(list(arguments))), together)
 
 
 def test_base_to_new_trains_on_base_and_tests_on_new():
@@ -41,7 +41,9 @@ def test_base_to_new_trains_on_base_and_tests_on_new():
 
 
 def test_every_protocol_plans_the_papers_runs(monkeypatch):
-    monkeypatch.setattr("scripts.protocols.resolve", lambda arguments: "")  # thousands of configs
+    monkeypatch.setattr(
+        "scripts.protocols.resolve", lambda arguments: (str(arguments), "")
+    )  # thousands of configs
     sizes = {name: sum(len(c.jobs) for c in chains(name)) for name in PROTOCOLS}
     eleven, seeds, methods = 11, 3, 2
     assert sizes == {
@@ -53,6 +55,64 @@ def test_every_protocol_plans_the_papers_runs(monkeypatch):
         "lambda": len(LAMBDAS) * eleven * seeds * 2,
         "ablation": len(ABLATION) * eleven * seeds * 2,
     }
+
+
+def test_models_that_differ_in_seed_or_loss_weight_are_joined():
+    command = "base_to_new --trainers CoOp DePT_CoOp --datasets dtd mini_shapes --seeds 1-3"
+    plan = chains(*command.split(), together=8)
+    assert [chain.name for chain in plan] == [
+        f"{trainer} {dataset} 16 shots seed 1|2|3"
+        for dataset in ("dtd", "mini_shapes")
+        for trainer in ("CoOp", "DePT_CoOp")
+    ]
+    for chain in plan:
+        train, test = chain.steps
+        assert [read_place(job.folder).seed for job in (*train, *test)] == [1, 2, 3, 1, 2, 3]
+        assert [job.model for job in test] == [job.folder for job in train]
+    options = ["--datasets", "mini_shapes", "--seeds", "1-2"]
+    joined = chains("lambda", *options, together=4)
+    apart = chains("lambda", *options)
+    number = len(LAMBDAS) * 2
+    assert len(apart) == number and [len(c.steps[0]) for c in joined[:-1]] == [4] * (number // 4)
+    assert [job for c in joined for job in c.steps[0]] == [chain.jobs[0] for chain in apart]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "base_to_new --seeds 1 1-2 --trainers CoOp CoOp --datasets dtd --shots 4 4",
+        "ablation --trainers CoOp DePT_CoOp --datasets dtd --seeds 1-2",
+        "cross_dataset --source dtd --trainers CoOp --datasets eurosat eurosat dtd --seeds 2 2",
+    ],
+)
+def test_nothing_is_planned_twice(command):
+    for together in (1, 8):
+        folders = [
+            job.folder for c in chains(*command.split(), together=together) for job in c.jobs
+        ]
+        assert len(folders) == len(set(folders)) > 1
+
+
+def test_every_slot_has_something_to_do():
+    def limit(words, chains, slots):
+        return side_by_side_at_most(parse_args(["lambda", *words]), chains, slots)
+
+    assert limit([], 21, 8) == 3 and limit([], 21, 1) == 8 and limit([], 2, 8) == 1
+    assert limit(["--together", "5"], 21, 8) == 5
+    with pytest.raises(UserError, match="--together"):
+        parse_args(["lambda", "--together", "0"])
+
+
+def test_a_trainer_that_cannot_train_several_is_left_apart(monkeypatch):
+    from dassl.engine import TRAINER_REGISTRY
+
+    plan = chains("base_to_new", "--datasets", "mini_shapes", "--trainers", "CoOp", together=3)
+    assert len(plan) == 1
+    resolve.cache_clear()
+    monkeypatch.setattr(TRAINER_REGISTRY.get("CoOp"), "may_differ", ())
+    plan = chains("base_to_new", "--datasets", "mini_shapes", "--trainers", "CoOp", together=3)
+    resolve.cache_clear()
+    assert len(plan) == 3
 
 
 def test_transfers_share_the_model_that_was_trained_on_all_classes():

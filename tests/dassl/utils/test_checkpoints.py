@@ -23,6 +23,7 @@ from dassl.utils import (
     resume_from_checkpoint,
     save_checkpoint,
     save_plain,
+    user_errors,
 )
 
 
@@ -176,3 +177,22 @@ def test_layers():
     assert model.one.bias.abs().sum() == 0 and torch.equal(model.norm.weight, torch.ones(3))
     with pytest.raises(ValueError, match="init_type"):
         init_network_weights(model, "zeros")
+
+
+def test_a_full_disk_is_told_as_such(tmp_path, full_disk):
+    path = tmp_path / "model.pth.tar-1"
+    save_plain({"x": torch.zeros(10)}, path)
+    with full_disk(), pytest.raises(OSError) as failure:
+        save_plain({"x": torch.zeros(10_000)}, path)
+    assert failure.value.filename == str(path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert len(torch.load(path, weights_only=True)["x"]) == 10
+
+
+def test_a_full_disk_ends_a_command_in_one_line(tmp_path, full_disk, capsys):
+    with full_disk(), pytest.raises(SystemExit) as end, user_errors():
+        save_plain({"x": torch.zeros(10_000)}, tmp_path / "model.pth.tar-1")
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: cannot write") and "model.pth.tar-1: File too large" in line
+    assert "same command again" in line

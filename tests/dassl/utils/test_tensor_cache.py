@@ -107,3 +107,9 @@ def test_many_processes_at_once(tmp_path):
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     assert all(file.suffix == ".pt" for file in tmp_path.iterdir())
+
+
+def test_on_a_full_disk_nothing_is_stored_and_nothing_ends(cache, full_disk):
+    with full_disk():
+        assert not cache.put({"a": 1}, torch.zeros(10_000))
+    assert cache.get({"a": 1}) is None and not list(cache.folder.iterdir())

@@ -1,0 +1,386 @@
+#!/usr/bin/env python3
+"""How long the protocols of docs/reproduce.md take on this machine.
+
+    python benchmarks/hours.py                                  every protocol, ViT-B/16 in fp32
+    python benchmarks/hours.py --precision fp16 --markdown      on a GPU
+    python benchmarks/hours.py --protocols base_to_new --trainers MaPLe DePT_MaPLe --seeds 1
+
+It counts what the runs of `run_protocol.py` do, each protocol from nothing: training steps, views
+to encode, test images. It measures what one of each costs here, with random weights in the released
+shapes, and multiplies. Neither data sets nor released weights are needed.
+
+The cost of a step, or of the text features at a test, is affine in the number of classes: so much
+for what all classes share, and so much for each. It is measured at two numbers of them, with the
+options of the method's usual configuration. Features of an image tower that nothing trained enters
+are encoded once and then taken from the cache, whichever run comes first.
+
+Runs go one after another, every view is decoded anew, and nothing goes on beside that: an upper
+bound, where several runs train at once and loaders keep up. Left out are the start of a run
+(seconds), slow disks, and the product of image and text features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import math
+import os
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from PIL import Image
+
+import datasets  # noqa: F401  (its modules register the data sets)
+import train
+from benchmarks import measure
+from benchmarks.workload import SIZES, Settings, Workload, images
+from clip.model import CLIP
+from dassl.config import CfgNode
+from dassl.data.datasets import DATASET_REGISTRY
+from dassl.data.transforms import build_transform
+from dassl.utils import UserError, read_image, user_errors, write_json
+from scripts.cli import markdown_table, output_file, seed_list
+from scripts.protocols import PROTOCOLS, ROOT, Chain, Plan
+from trainers.base import resolve_precision
+
+JPEG = (500, 375)  # width and height of the image that is decoded, in pixels
+COLUMNS = ("protocol", "trainers", "runs", "steps", "images encoded", "PFLOP", "hours")
+
+
+class Unit(NamedTuple):
+    """What runs do many times; a trainer where it differs between them, classes where it scales."""
+
+    what: str
+    trainer: str = ""
+    batch: int = 0
+    classes: int = 0
+
+
+VIEW = Unit("view")  # an image through the tower that nothing trained enters
+TRAINING_JPEG = Unit("training image, decoded")
+TEST_JPEG = Unit("test image, decoded")
+
+
+class Run(NamedTuple):
+    """A run of train.py: its resolved config, and whether it tests another's model."""
+
+    cfg: CfgNode
+    eval_only: bool
+
+
+class Cost(NamedTuple):
+    """Of one unit: seconds, and 1e9 operations."""
+
+    seconds: float
+    gflop: float
+
+
+# --- What is to be done -----------------------------------------------------------------------
+
+
+def plan_of(name: str, args: argparse.Namespace) -> tuple[list[str], dict[Path, Run]]:
+    """The trainers of a protocol, and its runs by folder. Raises UserError for an unknown name."""
+    protocol = PROTOCOLS[name]
+    trainers = args.trainers or list(protocol.trainers)
+    chains = protocol.chains(
+        Plan(Path("data"), Path("output")),
+        trainers,
+        args.datasets or protocol.datasets,
+        list(chain(*args.seeds)) if args.seeds else protocol.seeds,
+        args.shots or protocol.shots,
+    )
+    return trainers, runs_of(chains)
+
+
+def runs_of(chains: Iterable[Chain]) -> dict[Path, Run]:
+    """The runs of a plan by folder; the same run twice is done once."""
+    runs = {}
+    for job in chain.from_iterable(each.jobs for each in chains):
+        words = train.parse_args(list(job.arguments))
+        runs[job.folder] = Run(train.setup_cfg(words), words.eval_only)
+    return runs
+
+
+def sizes_of(cfg: CfgNode) -> tuple[int, int, int]:
+    """Classes, training images and test images of a run, from what its data set's reader states.
+
+    Images of base or new classes: their share of the classes. Raises UserError if nothing is
+    stated.
+    """
+    sizes = getattr(DATASET_REGISTRY.get(cfg.DATASET.NAME), "sizes", None)
+    if not sizes:
+        raise UserError(f"{cfg.DATASET.NAME} doesn't state its sizes: its runs can't be counted")
+    classes, training, _, tested = sizes
+    base = math.ceil(classes / 2)
+    chosen = {"all": classes, "base": base, "new": classes - base}[cfg.DATASET.SUBSAMPLE_CLASSES]
+    shots, share = cfg.DATASET.NUM_SHOTS, chosen / classes
+    training = round(training * share)
+    return chosen, min(shots * chosen, training) if shots > 0 else training, round(tested * share)
+
+
+def kinds(trainers: Iterable[str]) -> dict[str, Workload]:
+    """A small workload of each trainer: it knows what is trained, and what can be kept."""
+    model = Settings("", "tiny").model()
+    return {
+        name: Workload(Settings(name, "tiny", classes=2), model, fast=True)
+        for name in sorted(set(trainers))
+    }
+
+
+def count(run: Run, method: Workload, cached: set[tuple]) -> Counter[Unit]:
+    """How often a run does what.
+
+    Args:
+        run: one of a plan.
+        method: any workload of its trainer.
+        cached: the passes over images whose features are at hand; this run's join them.
+    """
+    cfg = run.cfg
+    name, batch, epochs = cfg.TRAINER.NAME, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.OPTIM.MAX_EPOCH
+    classes, shown, tested = sizes_of(cfg)
+    split = (cfg.DATASET.NAME, cfg.DATASET.SUBSAMPLE_CLASSES)
+    work: Counter[Unit] = Counter()
+    if method.trains and not run.eval_only:
+        steps = max(1, shown // batch)  # an incomplete last batch is left out, unless alone
+        work[Unit("step", name, batch, classes)] = steps * epochs
+        for epoch in range(epochs):
+            views = (*split, cfg.DATASET.NUM_SHOTS, cfg.SEED, batch, epoch)
+            known = views in cached
+            if method.features_for_images or method.features_with_images:
+                work[VIEW] += 0 if known else min(shown, steps * batch)
+                cached.add(views)
+            if not (known and method.features_for_images):
+                work[TRAINING_JPEG] += min(shown, steps * batch)
+    if not cfg.TEST.NO_TEST:
+        if not (method.features_for_images and split in cached):
+            work[TEST_JPEG] += tested
+            work[VIEW if method.features_for_images else Unit("test image", name, batch)] += tested
+        if method.features_for_images:
+            cached.add(split)
+        work[Unit("text", name, batch, classes)] += tested if method.text_per_image else 1
+    return work
+
+
+# --- What it costs ----------------------------------------------------------------------------
+
+
+def cost(call: Callable[[], object], repeats: int, device: torch.device, of: int = 1) -> Cost:
+    """Of one of the `of` units that a call does; the call that counts operations is not timed."""
+    gflop = measure.gflop(call)
+    seconds = measure.interleaved({"": call}, repeats, device, warm=True)[""]
+    return Cost(seconds / of, gflop / of)
+
+
+def affine(measured: dict[int, Cost], classes: int) -> Cost:
+    """The cost with `classes`, on the line through the costs measured at two numbers of them."""
+    (fewer, low), (more, high) = sorted(measured.items())
+    reach = (classes - fewer) / (more - fewer)
+    # Noise may tilt the line the wrong way; nothing costs less with more classes, or less than 0.
+    return Cost(*(max(a + max(b - a, 0) * reach, 0) for a, b in zip(low, high, strict=True)))
+
+
+def method_costs(
+    args: argparse.Namespace, model: CLIP, trainer: str, batch: int
+) -> dict[str, dict[int, Cost]]:
+    """Of a trainer's step, text features and test image, by number of classes."""
+    costs: dict[str, dict[int, Cost]] = {"step": {}, "text": {}, "test image": {}}
+    device = model.logit_scale.device
+    feature = torch.randn(1, SIZES[args.backbone]["embed_dim"], device=device)
+    image = images(batch, model)
+    given: tuple = ()
+    for classes in args.classes:
+        settings = Settings(trainer, args.backbone, classes, batch, args.precision)
+        workload = Workload(settings, model, fast=True)
+        text = partial(workload.score, feature, fresh=True)
+        costs["text"][classes] = cost(text, args.repeats, device)
+        if workload.trains:
+            given = given or workload.ahead(image)  # the same, however many classes there are
+            label = torch.arange(batch, device=device) % classes
+            step = partial(workload.step, given[0], label, given[1])
+            costs["step"][classes] = cost(step, args.repeats, device)
+    if not workload.features_for_images:
+        many = images(args.images or workload.views_at_once, model)
+        one = cost(partial(workload.encode_tested, many), args.repeats, device, len(many))
+        costs["test image"] = dict.fromkeys(args.classes, one)
+    return {what: measured for what, measured in costs.items() if measured}
+
+
+def view_cost(args: argparse.Namespace, model: CLIP, trainer: str) -> Cost:
+    """Of a view through the untouched tower, many at a time."""
+    workload = Workload(Settings(trainer, args.backbone, 2, 1, args.precision), model, fast=True)
+    many = images(args.images or workload.views_at_once, model)
+    return cost(partial(workload.encode, many), args.repeats, workload.device, len(many))
+
+
+def decoding_cost(cfg: CfgNode, is_train: bool, repeats: int, cores: int) -> Cost:
+    """Of reading and transforming a photograph-sized JPEG on so many cores."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        transform = build_transform(cfg, is_train)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (30, 40, 3), generator=generator, dtype=torch.uint8).numpy()
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "image.jpg")
+        Image.fromarray(pixels).resize(JPEG, Image.Resampling.BICUBIC).save(path, quality=90)
+
+        def read() -> None:
+            for _ in range(10):
+                transform(read_image(path))
+
+        return cost(read, repeats, torch.device("cpu"), 10 * cores)
+
+
+def costs_of(
+    units: Iterable[Unit], args: argparse.Namespace, cfg: CfgNode, cores: int
+) -> dict[Unit, Cost]:
+    """What each unit costs on this machine; prints each thing it measures. cfg: of any run."""
+    units = sorted(units)
+    model = Settings("", args.backbone, precision=args.precision).model()
+    costs = {
+        TRAINING_JPEG: decoding_cost(cfg, True, args.repeats, cores),
+        TEST_JPEG: decoding_cost(cfg, False, args.repeats, cores),
+    }
+    if VIEW in units:
+        costs[VIEW] = view_cost(args, model, cfg.TRAINER.NAME)
+    for unit in costs:
+        print(f"{unit.what}: {_told(costs[unit])}", flush=True)
+    for trainer, batch in sorted({(unit.trainer, unit.batch) for unit in units if unit.trainer}):
+        measured = method_costs(args, model, trainer, batch)
+        for what, by_classes in measured.items():
+            points = "; ".join(f"C = {c}: {_told(each)}" for c, each in by_classes.items())
+            print(f"{trainer}, batch {batch}, {what}: {points}", flush=True)
+        for unit in units:
+            if (unit.trainer, unit.batch) == (trainer, batch):
+                costs[unit] = affine(measured[unit.what], unit.classes)
+    return costs
+
+
+# --- What comes out ---------------------------------------------------------------------------
+
+
+def summary(work: Counter[Unit], costs: dict[Unit, Cost]) -> dict[str, Any]:
+    """Steps, images encoded, PFLOP and hours of all that is to be done, hours also by part."""
+    by_part: Counter[str] = Counter()
+    for unit, number in work.items():
+        by_part[unit.what] += number * costs[unit].seconds / 3600
+    return {
+        "steps": sum(number for unit, number in work.items() if unit.what == "step"),
+        "images encoded": sum(n for unit, n in work.items() if unit.what in ("view", "test image")),
+        "PFLOP": sum(number * costs[unit].gflop for unit, number in work.items()) / 1e6,
+        "hours": sum(by_part.values()),
+        "hours by part": dict(by_part),
+    }
+
+
+def table(rows: list[dict[str, Any]], markdown: bool = False) -> str:
+    """The rows under `COLUMNS`, for a terminal or a page."""
+    cells = [COLUMNS, *([_cell(row[column]) for column in COLUMNS] for row in rows)]
+    if markdown:
+        return markdown_table(cells, heads=2)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in cells
+    )
+
+
+def _cell(value: str | int | float) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+def _told(cost: Cost) -> str:
+    return f"{cost.seconds:.3g} s, {cost.gflop:.3g} GFLOP"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line. Raises UserError for a value that makes no sense."""
+    parser = train.Parser(
+        prog="hours.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--protocols", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS), help="(all)")
+    add("--trainers", nargs="+", help="names under configs/trainers (each protocol's own)")
+    add("--datasets", nargs="+", help="names under configs/datasets (each protocol's own)")
+    add("--seeds", nargs="+", type=seed_list, help="such as 1-3 (each protocol's own)")
+    add("--shots", nargs="+", type=int, help="images per class (each protocol's own)")
+    add("--backbone", default="ViT-B/16", help=f"shapes of the towers: {', '.join(SIZES)}")
+    add("--precision", default="fp32", help="fp32, bf16, or on a GPU fp16, amp")
+    add("--repeats", type=int, default=3, help="timed calls, after one untimed (3)")
+    add("--classes", nargs=2, type=int, default=[10, 100], help="numbers measured at (10 100)")
+    add("--images", type=int, help="encoded at once (as many as training does)")
+    add("--loaders", type=int, help="cores that decode (as the config says, or all there are)")
+    add(
+        "--json",
+        type=output_file,
+        metavar="FILE",
+        help="write everything counted and measured there",
+    )
+    add("--markdown", action="store_true", help="print the table for a page")
+    args = parser.parse_args(argv)
+    if args.backbone not in SIZES:
+        raise UserError(f"unknown backbone {args.backbone!r}; one of: {', '.join(SIZES)}")
+    counts = (args.repeats, args.images, args.loaders, *args.classes, *(args.shots or ()))
+    if min(number for number in counts if number is not None) < 1:
+        raise UserError("--repeats, --classes, --images, --loaders and --shots: from 1")
+    if args.classes[0] == args.classes[1]:
+        raise UserError("--classes takes two different numbers: the line through both is wanted")
+    return args
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Count, measure, print; return what --json writes."""
+    args = parse_args(argv)
+    file = os.path.abspath(args.json) if args.json else ""
+    os.chdir(ROOT)  # the plans' configs are named from there
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    args.precision = resolve_precision(args.precision, device, "--precision")
+    result: dict[str, Any] = {
+        "device": measure.device_name(device),
+        "threads": torch.get_num_threads(),
+        "precision": args.precision,
+        "torch": torch.__version__,
+        "backbone": args.backbone,
+    }
+    print(", ".join(f"{name} {value}" for name, value in result.items()), flush=True)
+    plans = {name: plan_of(name, args) for name in args.protocols}
+    if len(plans) > 1:  # protocols share runs, such as the model that both transfers test
+        together = {folder: run for _, runs in plans.values() for folder, run in runs.items()}
+        plans["all of these"] = ([], together)
+    methods = kinds(run.cfg.TRAINER.NAME for _, runs in plans.values() for run in runs.values())
+    works = {}
+    for name, (_, runs) in plans.items():
+        cached: set[tuple] = set()
+        counts = (count(run, methods[run.cfg.TRAINER.NAME], cached) for run in runs.values())
+        works[name] = sum(counts, Counter())
+    first = next(iter(plans[args.protocols[0]][1].values())).cfg
+    result["loaders"] = args.loaders or min(max(1, first.DATALOADER.NUM_WORKERS), os.cpu_count())
+    costs = costs_of(set().union(*works.values()), args, first, result["loaders"])
+    result["costs"] = [{**unit._asdict(), **each._asdict()} for unit, each in costs.items()]
+    result["rows"] = [
+        {"protocol": name, "trainers": ", ".join(trainers), "runs": len(runs)}
+        | summary(works[name], costs)
+        for name, (trainers, runs) in plans.items()
+    ]
+    print(f"\n{table(result['rows'], args.markdown)}")
+    if file:
+        write_json(result, file)
+    return result
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main()

@@ -1,0 +1,44 @@
+"""What makes two configs those of the same run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+# What may differ between machines, or sittings, without making it another run.
+MACHINE_KEYS = (
+    "OUTPUT_DIR",
+    "RESUME",
+    "USE_CUDA",
+    "VERBOSE",
+    "DATASET.ROOT",
+    "DATALOADER.NUM_WORKERS",
+    "DATALOADER.DECODED_GB",
+    "DATALOADER.FEATURE_CACHE",
+    "DATALOADER.FEATURE_CACHE_GB",
+    "TRAIN.CUDA_GRAPH",
+    "TRAIN.PRINT_FREQ",
+    "TRAIN.TRACKERS",
+)
+
+
+def config_values(
+    node: Mapping[str, Any], leave_out: Collection[str] = MACHINE_KEYS, prefix: str = ""
+) -> dict[str, Any]:
+    """Return the config as {dotted key: value}, without some keys: by default the machine's."""
+    values: dict[str, Any] = {}
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            values |= config_values(value, leave_out, f"{name}.")
+        elif name not in leave_out:
+            values[name] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def config_hash(cfg: Mapping[str, Any], leave_out: Collection[str] = ()) -> str:
+    """Return a SHA-256 (hex) of everything in `cfg` but the machine's keys and `leave_out`."""
+    text = json.dumps(config_values(cfg, {*MACHINE_KEYS, *leave_out}), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
