@@ -5,17 +5,17 @@ This is the only module that knows how to be fast. Each encoder has two paths wi
 plain  C × 77 tokens through every layer, as CLIP's own `encode_text`; the oracle of tests and
        benchmarks.
 fast   The text tower is causal and read at EOT. So (1) nothing after EOT is computed; (2) the
-       prefix [SOS][context] is the same for every class at every layer (deep prompts included)
-       and is computed once, each class adding only its own suffix, which attends to the prefix'
-       keys and values; (3) suffixes lie packed side by side, without padding; (4) the last layer
-       is computed at EOT (text) or at the class token (image) alone; (5) the frozen weights need
-       no gradients, so that a block keeps less for its backward pass, and on a CPU the faster
+       prefix [SOS][context][words] is the same for every class at every layer (deep prompts
+       included) and is computed once, each class adding only its own suffix, which attends to the
+       prefix' keys and values; (3) suffixes lie packed side by side, without padding; (4) the last
+       layer is computed at EOT (text) or at the class token (image) alone; (5) the frozen weights
+       need no gradients, so that a block keeps less for its backward pass, and on a CPU the faster
        library computes their products (fused.py).
        Contexts that differ per class, or names before or amid the context, share no prefix: there
        the fast path is (1), (4) and the MLP of (5).
 
 Letters in shape comments: B images; K contexts side by side (the images of a batch when each has
-its own); C classes; M context tokens; P = 1 + M prefix tokens; S suffix tokens of all classes;
+its own); C classes; M context tokens; P prefix tokens; S suffix tokens of all classes;
 L tokens; N prompts per layer; J prompted layers; W tower width; D embedding width; H heads.
 """
 
@@ -46,10 +46,11 @@ _IMAGES_PER_PIECE = 4
 
 
 class PromptLayout(nn.Module):
-    """Where context vectors and class names stand in the prompts of C classes.
+    """Where context vectors, frozen words and class names stand in the prompts of C classes.
 
-    `position` "end": [SOS][context][name][.][EOT]; "middle": the name between the two halves of the
-    context; "front": the name before it. `text` is what follows each name.
+    `position` "end": [SOS][context][words][name][.][EOT]; "middle": the name between the two halves
+    of the context; "front": the name before it. `words` are fixed text, the same for all classes:
+    what is left of a context's initial words where it has fewer vectors.
 
     Raises:
         UserError: unknown position, no classes, or a prompt longer than the tower's positions.
@@ -61,6 +62,7 @@ class PromptLayout(nn.Module):
         n_ctx: int,
         position: str = "end",
         context_length: int = 77,
+        words: Sequence[int] = (),
     ) -> None:
         super().__init__()
         names = [name.replace("_", " ") for name in classnames]
@@ -69,8 +71,9 @@ class PromptLayout(nn.Module):
         for name in names:
             ids = tokenizer.encode(f"{name}.")
             length = len(tokenizer.encode(name))
-            prompts.append(_arrange(ids[:length], ids[length:], n_ctx, position))
-        self._set(prompts, n_ctx, context_length, names, shared=position == "end")
+            prompts.append(_arrange(ids[:length], ids[length:], n_ctx, position, words))
+        prefix = 1 + n_ctx + len(words) if position == "end" else 0
+        self._set(prompts, n_ctx, context_length, names, prefix)
 
     @classmethod
     def of_texts(cls, texts: Sequence[str], context_length: int = 77) -> PromptLayout:
@@ -78,7 +81,7 @@ class PromptLayout(nn.Module):
         layout = cls.__new__(cls)
         nn.Module.__init__(layout)
         prompts = [_tokenizer().encode(text) for text in texts]
-        layout._set(prompts, 0, context_length, texts, shared=True)
+        layout._set(prompts, 0, context_length, texts, prefix=1)
         return layout
 
     def _set(
@@ -87,9 +90,12 @@ class PromptLayout(nn.Module):
         n_ctx: int,
         context_length: int,
         names: Sequence[str],
-        shared: bool,
+        prefix: int,
     ) -> None:
-        """prompts: token ids without SOS and EOT; −1−m stands for context vector m."""
+        """prompts: token ids without SOS and EOT; −1−m stands for context vector m.
+
+        prefix: how many tokens all prompts begin with, SOS among them; 0: none to be shared.
+        """
         if not prompts:
             raise UserError("no classes to write prompts for")
         encoder = _tokenizer().encoder
@@ -103,7 +109,6 @@ class PromptLayout(nn.Module):
             )
         self.n_ctx = n_ctx
         self.context_length = context_length
-        self.shared = shared
         full = torch.zeros(len(prompts), context_length, dtype=torch.long)
         for row, ids in zip(full, prompts, strict=True):
             row[: len(ids)] = torch.tensor(ids)
@@ -115,7 +120,7 @@ class PromptLayout(nn.Module):
         self.register_buffer("eot", eot, persistent=False)  # (C,)
 
         # The fast path's order: by length, so that similar lengths lie side by side.
-        self.prefix_length = 1 + n_ctx if shared else 0
+        self.prefix_length = prefix
         order = torch.argsort(eot, stable=True)
         self.lengths: list[int] = (eot[order] + 1 - self.prefix_length).tolist()
         self.register_buffer("order", order, persistent=False)
@@ -143,9 +148,11 @@ class PromptLayout(nn.Module):
         return self._packings[key]
 
 
-def _arrange(name: list[int], rest: list[int], n_ctx: int, position: str) -> list[int]:
+def _arrange(
+    name: list[int], rest: list[int], n_ctx: int, position: str, words: Sequence[int]
+) -> list[int]:
     """Token ids of one prompt with the context's places marked (−1−m for vector m)."""
-    context = [-1 - m for m in range(n_ctx)]
+    context = [*(-1 - m for m in range(n_ctx)), *words]
     half = n_ctx // 2
     if position == "end":
         return context + name + rest
@@ -239,15 +246,28 @@ class TextEncoder(nn.Module):
     def context_length(self) -> int:
         return len(self.positional_embedding)
 
-    def layout(self, classnames: Sequence[str], n_ctx: int, position: str = "end") -> PromptLayout:
-        """The prompt layout of these classes for this tower, on its device."""
-        layout = PromptLayout(classnames, n_ctx, position, self.context_length)
+    def layout(
+        self,
+        classnames: Sequence[str],
+        n_ctx: int,
+        position: str = "end",
+        words: Sequence[int] = (),
+    ) -> PromptLayout:
+        """The prompt layout of these classes for this tower, on its device.
+
+        words: token ids that stand after the context in every prompt.
+        """
+        layout = PromptLayout(classnames, n_ctx, position, self.context_length, words)
         return layout.to(self.positional_embedding.device)
 
+    def token_ids(self, text: str) -> list[int]:
+        """The token ids of some words, without SOS and EOT."""
+        return _tokenizer().encode(text)
+
     @torch.no_grad()
-    def embed(self, text: str) -> torch.Tensor:
-        """The (n,W) fp32 token embeddings of some words: initial context vectors."""
-        ids = torch.tensor(_tokenizer().encode(text), device=self.positional_embedding.device)
+    def embed(self, ids: Sequence[int]) -> torch.Tensor:
+        """The (n,W) fp32 embeddings of token ids: initial context vectors."""
+        ids = torch.tensor(ids, dtype=torch.long, device=self.positional_embedding.device)
         return self.token_embedding(ids).to(self.dtype).float()
 
     @torch.no_grad()
@@ -283,7 +303,7 @@ class TextEncoder(nn.Module):
         deep = [] if deep is None else _per_layer(deep.to(self.dtype))
         if not self.fast:
             features = self._plain(layout, ctx, deep)
-        elif layout.shared and ctx.shape[1] == 1:
+        elif layout.prefix_length and ctx.shape[1] == 1:
             features = self._shared(layout, ctx[:, 0], deep)
         else:
             features = self._truncated(layout, ctx, deep)
@@ -350,9 +370,10 @@ class TextEncoder(nn.Module):
         return features.index_select(1, layout.inverse)
 
     def _prefix(self, layout: PromptLayout, ctx: torch.Tensor, deep: list[torch.Tensor]):
-        """Keys and values (K,H,P,W/H) of [SOS][context] at every layer, k and v in turn."""
-        sos = self.token_embedding(layout.tokens[:1, :1]).to(self.dtype)
-        x = torch.cat([sos.expand(len(ctx), -1, -1), ctx], dim=1)
+        """Keys and values (K,H,P,W/H) of [SOS][context][words] at every layer, k and v in turn."""
+        fixed = self.token_embedding(layout.tokens[:1, : layout.prefix_length]).to(self.dtype)
+        fixed = fixed.expand(len(ctx), -1, -1)
+        x = torch.cat([fixed[:, :1], ctx, fixed[:, 1 + layout.n_ctx :]], dim=1)
         x = x + self.positional_embedding[: x.shape[1]].to(self.dtype)
         keys_values = []
         blocks = self.transformer.resblocks

@@ -513,21 +513,41 @@ def _check_resolution(cfg: CfgNode, resolution: int) -> None:
         )
 
 
-def words_or_random(
-    encoders: Encoders, words: str, n_ctx: int, limit: int | None = None
-) -> tuple[torch.Tensor, str]:
-    """Initial context vectors (M,d_t) fp32: the embeddings of some words, or N(0, .02²).
+@dataclass(frozen=True)
+class StartingContext:
+    """Where a context starts from.
 
-    Without words, M = n_ctx; with words, as many as their tokens (the first `limit`). Returns also
-    the text to show people for it.
+    vectors: (M,d_t) fp32. words: the token ids of its initial words that have no vector; they stay
+    in the prompts, between context and class name. shown: what to print of it.
+    """
+
+    vectors: torch.Tensor
+    words: tuple[int, ...]
+    shown: str
+
+
+def starting_context(
+    encoders: Encoders, words: str, n_ctx: int, vectors: int | None = None
+) -> StartingContext:
+    """A context that starts from some words, or from N(0, .02²).
+
+    As in the original code, words make as many vectors as there are words; what tokens they have
+    beyond that stay frozen in the prompts.
+
+    Args:
+        encoders: whose token embeddings to take.
+        words: "" for a random start.
+        n_ctx: M of a random start.
+        vectors: M, if not the number of words; with more vectors than tokens the start is random.
     """
     words = words.replace("_", " ").strip()
-    if not words:
-        return torch.randn(n_ctx, encoders.text.width) * 0.02, " ".join(["X"] * n_ctx)
-    initial = encoders.text.embed(words)[:limit]
-    if limit is not None and len(initial) < limit:
-        raise UserError(
-            f"the initial words {words!r} have {len(initial)} tokens, but {limit} context vectors "
-            "are asked for: give more words or fewer vectors"
-        )
-    return initial, words
+    ids = encoders.text.token_ids(words)
+    if words and (vectors or 0) > len(ids):
+        print(f'"{words}" has {len(ids)} tokens for {vectors} vectors: they start at random')
+    elif words:
+        n = vectors or len(words.split())
+        rest = f" (vectors for the first {n} tokens, the others stay)" if n < len(ids) else ""
+        return StartingContext(encoders.text.embed(ids[:n]), tuple(ids[n:]), f'"{words}"{rest}')
+    n = vectors or n_ctx
+    random = torch.randn(n, encoders.text.width) * 0.02
+    return StartingContext(random, (), f'"{" ".join(["X"] * n)}"')

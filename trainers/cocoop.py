@@ -7,6 +7,7 @@ is added to all M context vectors, so every image has text features of its own.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from clip.prompting import Encoders
 from dassl.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 
-from .base import Classes, Features, Method, PromptTrainer, unit, words_or_random
+from .base import Classes, Features, Method, PromptTrainer, starting_context, unit
 from .dept import DePTMixin
 
 
@@ -27,11 +28,15 @@ def extend_cfg(cfg: CfgNode) -> None:
 
 
 class ConditionalContext(nn.Module):
-    """ctx (M,d_t), and π = Linear(D, D/16) → ReLU → Linear(D/16, d_t)."""
+    """ctx (M,d_t), and π = Linear(D, D/16) → ReLU → Linear(D/16, d_t).
 
-    def __init__(self, initial: torch.Tensor, dim: int) -> None:
+    words: token ids of the frozen words after the context.
+    """
+
+    def __init__(self, initial: torch.Tensor, dim: int, words: Sequence[int] = ()) -> None:
         super().__init__()
         self.ctx = nn.Parameter(initial)
+        self.words = words
         self.meta_net = nn.Sequential(
             OrderedDict(
                 linear1=nn.Linear(dim, dim // 16),
@@ -54,14 +59,15 @@ class CoCoOpMethod(Method):
     def __init__(self, encoders: Encoders, classes: Classes, context: ConditionalContext) -> None:
         super().__init__(encoders, classes)
         self.context = context
-        self.layout = encoders.text.layout(classes.names, len(context.ctx))
+        self.layout = encoders.text.layout(classes.names, len(context.ctx), words=context.words)
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> CoCoOpMethod:
         c = cfg.TRAINER.COCOOP
-        initial, shown = words_or_random(encoders, c.CTX_INIT, c.N_CTX)
-        print(f'Initial context: "{shown}"')
-        return cls(encoders, classes, ConditionalContext(initial, encoders.embed_dim))
+        start = starting_context(encoders, c.CTX_INIT, c.N_CTX)
+        print(f"Initial context: {start.shown}")
+        context = ConditionalContext(start.vectors, encoders.embed_dim, start.words)
+        return cls(encoders, classes, context)
 
     def features(self, image: torch.Tensor) -> Features:
         image = self.encode_image(image)

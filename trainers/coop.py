@@ -6,6 +6,8 @@ all classes, or one context per class (CSC).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -13,7 +15,7 @@ from clip.prompting import Encoders
 from dassl.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 
-from .base import Classes, Method, PromptTrainer, words_or_random
+from .base import Classes, Method, PromptTrainer, starting_context
 from .dept import DePTMixin
 
 
@@ -27,22 +29,27 @@ def extend_cfg(cfg: CfgNode) -> None:
 
 
 class Context(nn.Module):
-    """The context to learn. ctx: (M,d_t), or (C,M,d_t) with one per class."""
+    """The context to learn. ctx: (M,d_t), or (C,M,d_t) with one per class.
 
-    def __init__(self, initial: torch.Tensor) -> None:
+    words: token ids of the frozen words after it.
+    """
+
+    def __init__(self, initial: torch.Tensor, words: Sequence[int] = ()) -> None:
         super().__init__()
         self.ctx = nn.Parameter(initial)
+        self.words = words
 
 
 def initial_context(c: CfgNode, encoders: Encoders, classes: Classes, words: str) -> Context:
     """The context to start from: some words, or random vectors where there are none."""
-    initial, shown = words_or_random(encoders, words, c.N_CTX)
-    print(f'Initial context: "{shown}"{", one per class" if c.CSC else ""}')
+    start = starting_context(encoders, words, c.N_CTX)
+    print(f"Initial context: {start.shown}{', one per class' if c.CSC else ''}")
+    initial = start.vectors
     if c.CSC and words:
         initial = initial.repeat(len(classes.names), 1, 1)
     elif c.CSC:
         initial = torch.randn(len(classes.names), *initial.shape) * 0.02
-    return Context(initial)
+    return Context(initial, start.words)
 
 
 class CoOpMethod(Method):
@@ -62,7 +69,9 @@ class CoOpMethod(Method):
         self.context = context
         if context.ctx.dim() == 3:
             self.class_bound = ("ctx",)
-        self.layout = encoders.text.layout(classes.names, context.ctx.shape[-2], position)
+        self.layout = encoders.text.layout(
+            classes.names, context.ctx.shape[-2], position, context.words
+        )
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> CoOpMethod:

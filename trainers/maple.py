@@ -1,10 +1,14 @@
 """MaPLe: Multi-modal Prompt Learning (Khattak et al., CVPR 2023, arXiv 2210.03117).
 
-Text prompts P_0 … P_{J−1}, each replacing the previous layer's, and at the same layers of the image
-tower the prompts F_i(P_i) with one linear map F_i per layer.
+The sentence is "a photo of a {name}.", with the vectors P_0 in place of its first words; the other
+words stay: [SOS][P_0][of][a][name][.][EOT]. Deeper prompts P_1 … P_{J−1} each replace the previous
+layer's, and at the same layers of the image tower stand the prompts F_i(P_i), with one linear map
+F_i per layer.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -13,7 +17,7 @@ from clip.prompting import Encoders
 from dassl.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 
-from .base import Classes, Method, PromptTrainer, words_or_random
+from .base import Classes, Method, PromptTrainer, starting_context
 from .dept import DePTMixin
 from .prompts import check_depth, deep_prompts, stacked
 
@@ -21,16 +25,22 @@ from .prompts import check_depth, deep_prompts, stacked
 def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.MAPLE = CfgNode()
     cfg.TRAINER.MAPLE.N_CTX = 2  # M, the prompts per layer
-    cfg.TRAINER.MAPLE.CTX_INIT = "a photo of a"  # its first N_CTX tokens start P_0
+    cfg.TRAINER.MAPLE.CTX_INIT = "a photo of a"  # its first N_CTX tokens start P_0, the rest stays
     cfg.TRAINER.MAPLE.PROMPT_DEPTH = 9  # J
     cfg.TRAINER.MAPLE.PREC = "fp16"  # fp32, fp16, bf16, amp
 
 
 class CoupledPrompts(nn.Module):
-    """P_0 = ctx (M,d_t), P_1 … P_{J−1} = deep, F_0 … F_{J−1} = projections."""
+    """P_0 = ctx (M,d_t), P_1 … P_{J−1} = deep, F_0 … F_{J−1} = projections.
 
-    def __init__(self, initial: torch.Tensor, depth: int, vision_width: int) -> None:
+    words: token ids of the frozen words after P_0.
+    """
+
+    def __init__(
+        self, initial: torch.Tensor, depth: int, vision_width: int, words: Sequence[int] = ()
+    ) -> None:
         super().__init__()
+        self.words = words
         n, width = initial.shape
         self.ctx = nn.Parameter(initial)
         self.deep = deep_prompts(depth, n, width)
@@ -57,7 +67,7 @@ class MaPLeMethod(Method):
     def __init__(self, encoders: Encoders, classes: Classes, prompts: CoupledPrompts) -> None:
         super().__init__(encoders, classes)
         self.prompts = prompts
-        self.layout = encoders.text.layout(classes.names, len(prompts.ctx))
+        self.layout = encoders.text.layout(classes.names, len(prompts.ctx), words=prompts.words)
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> MaPLeMethod:
@@ -65,9 +75,10 @@ class MaPLeMethod(Method):
         vision_width = encoders.image.width
         layers = min(encoders.text.layers, encoders.image.layers)
         check_depth("TRAINER.MAPLE.PROMPT_DEPTH", c.PROMPT_DEPTH, layers)
-        initial, shown = words_or_random(encoders, c.CTX_INIT, c.N_CTX, limit=c.N_CTX)
-        print(f'Initial context: the first {len(initial)} tokens of "{shown}"')
-        return cls(encoders, classes, CoupledPrompts(initial, c.PROMPT_DEPTH, vision_width))
+        start = starting_context(encoders, c.CTX_INIT, c.N_CTX, vectors=c.N_CTX)
+        print(f"Initial context: {start.shown}")
+        prompts = CoupledPrompts(start.vectors, c.PROMPT_DEPTH, vision_width, start.words)
+        return cls(encoders, classes, prompts)
 
     def encode_text(self) -> torch.Tensor:
         return self.encoders.text(self.layout, *self.prompts.text())

@@ -7,6 +7,7 @@ averaged over the epochs with Gaussian weights.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from clip.prompting import Encoders
 from dassl.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 
-from .base import Classes, Features, Method, PromptTrainer, unit, words_or_random
+from .base import Classes, Features, Method, PromptTrainer, starting_context, unit
 from .dept import DePTMixin
 from .prompts import VisionPrompts, check_depth, deep_prompts, stacked
 
@@ -28,7 +29,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.PROMPTSRC = CfgNode()
     cfg.TRAINER.PROMPTSRC.N_CTX_VISION = 4
     cfg.TRAINER.PROMPTSRC.N_CTX_TEXT = 4
-    cfg.TRAINER.PROMPTSRC.CTX_INIT = "a photo of a"  # its first N_CTX_TEXT tokens start the text
+    cfg.TRAINER.PROMPTSRC.CTX_INIT = "a photo of a"  # its first N_CTX_TEXT tokens start
     cfg.TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION = 9
     cfg.TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT = 9
     cfg.TRAINER.PROMPTSRC.TEXT_LOSS_WEIGHT = 25.0
@@ -39,10 +40,16 @@ def extend_cfg(cfg: CfgNode) -> None:
 
 
 class IndependentPrompts(nn.Module):
-    """Text: ctx (M,d_t), deep (J−1 of (M,d_t)); image: `vision`."""
+    """Text: ctx (M,d_t), deep (J−1 of (M,d_t)); image: `vision`.
 
-    def __init__(self, initial: torch.Tensor, depth: int, vision: VisionPrompts) -> None:
+    words: token ids of the frozen words after the context.
+    """
+
+    def __init__(
+        self, initial: torch.Tensor, depth: int, vision: VisionPrompts, words: Sequence[int] = ()
+    ) -> None:
         super().__init__()
+        self.words = words
         self.ctx = nn.Parameter(initial)
         self.deep = deep_prompts(depth, *initial.shape)
         self.vision = vision
@@ -77,7 +84,7 @@ class PromptSRCMethod(Method):
     ) -> None:
         super().__init__(encoders, classes)
         self.prompts = prompts
-        self.layout = encoders.text.layout(classes.names, len(prompts.ctx))
+        self.layout = encoders.text.layout(classes.names, len(prompts.ctx), words=prompts.words)
         self.register_buffer("frozen_text", unit(frozen_text), persistent=False)
         self.text_weight = text_weight
         self.image_weight = image_weight
@@ -91,13 +98,13 @@ class PromptSRCMethod(Method):
             ("PROMPT_DEPTH_TEXT", c.PROMPT_DEPTH_TEXT, encoders.text.layers),
         ):
             check_depth(f"TRAINER.PROMPTSRC.{key}", depth, layers)
-        initial, shown = words_or_random(encoders, c.CTX_INIT, c.N_CTX_TEXT, limit=c.N_CTX_TEXT)
-        print(f'Initial context: "{shown}"')
+        start = starting_context(encoders, c.CTX_INIT, c.N_CTX_TEXT, vectors=c.N_CTX_TEXT)
+        print(f"Initial context: {start.shown}")
         vision = VisionPrompts(c.N_CTX_VISION, c.PROMPT_DEPTH_VISION, vision_width)
         return cls(
             encoders,
             classes,
-            IndependentPrompts(initial, c.PROMPT_DEPTH_TEXT, vision),
+            IndependentPrompts(start.vectors, c.PROMPT_DEPTH_TEXT, vision, start.words),
             mean_text_features(encoders, classes, imagenet_templates()[:_TEMPLATES]),
             c.TEXT_LOSS_WEIGHT,
             c.IMAGE_LOSS_WEIGHT,

@@ -67,14 +67,15 @@ def test_text_context(dtype, shape, position):
 
 
 @dtypes
+@pytest.mark.parametrize("words", ["", "of a"])
 @pytest.mark.parametrize("contexts", [None, 3])
 @pytest.mark.parametrize("n_deep", [2, 1])
-def test_deep_text_prompts(dtype, contexts, n_deep):
+def test_deep_text_prompts(dtype, contexts, n_deep, words):
     fast, plain = both(dtype)
     lead = () if contexts is None else (contexts,)
     ctx = random(*lead, *((1,) if lead else ()), 2, 128, dtype=dtype)
     deep = random(*lead, 2, n_deep, 128, dtype=dtype, seed=2)
-    layout = fast.text.layout(NAMES, 2)
+    layout = fast.text.layout(NAMES, 2, words=fast.text.token_ids(words))
     agree(fast.text(layout, ctx, deep), plain.text(layout, ctx, deep), [ctx, deep])
 
 
@@ -176,6 +177,23 @@ def test_layout_writes_what_coop_writes():
     assert (layout.tokens[free] == expected[free]).all()
     assert layout.slots[:, 1:4].tolist() == [[0, 1, 2]] * 2
     assert (layout.eot == expected.argmax(-1)).all()
+
+
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_words_after_the_context_stay_as_tokens(position):
+    """Vectors equal to their words' embeddings give the sentence's own features."""
+    encoder = both(torch.float64)[0].text
+    words = encoder.token_ids("a photo of the")
+    ctx = encoder.embed(words[:2]).double()
+    sentences = {
+        "end": "a photo of the {}.",
+        "middle": "a {} photo of the.",
+        "front": "{} a photo of the.",
+    }
+    layout = encoder.layout(NAMES, 2, position, words[2:])
+    assert layout.prefix_length == (5 if position == "end" else 0)
+    expected = encoder.encode([sentences[position].format(n.replace("_", " ")) for n in NAMES])
+    torch.testing.assert_close(encoder(layout, ctx), expected, rtol=0, atol=1e-10)
 
 
 def test_half_precision_is_no_farther_from_exact_than_the_plain_path():

@@ -29,10 +29,10 @@ class Oracle:
         self.images, self.labels = images, labels
         self.tau = self.clip.logit_scale.exp()
 
-    def text(self, names, ctx, deep=()):
-        """ctx (M,d): features of [SOS][ctx][name][.][EOT], deep[i] replacing the context."""
+    def text(self, names, ctx, deep=(), words=""):
+        """ctx (M,d): features of [SOS][ctx][words][name][.][EOT], deep[i] replacing the context."""
         m = ctx.shape[-2]
-        tokens = tokenize([" ".join(["X"] * m) + f" {name}." for name in names])
+        tokens = tokenize([" ".join(["X"] * m) + f" {words} {name}." for name in names])
         x = self.clip.token_embedding(tokens)
         x = torch.cat([x[:, :1], ctx.expand(len(names), m, -1), x[:, 1 + m :]], dim=1)
         x = (x + self.clip.positional_embedding).transpose(0, 1)
@@ -97,7 +97,7 @@ def maple(o, p, images, names):
         F.linear(v, p[f"projections.{i}.weight"], p[f"projections.{i}.bias"])
         for i, v in enumerate(vectors)
     )
-    return o.image(images, first, deep), o.text(names, vectors[0], vectors[1:])
+    return o.image(images, first, deep), o.text(names, vectors[0], vectors[1:], "of a")
 
 
 def vpt(o, p, images, names):
@@ -234,3 +234,40 @@ def test_six_steps(command, make_trainer, backbone, tmp_path, method, dept):
         assert list(saved["classnames"]) == [
             n.replace(" ", "_") if n == "brown bear" else n for n in names
         ]
+
+
+STARTS = [
+    # Trainer, its options, its number of vectors; the words start it, and the rest stays.
+    ("CoOp", {"TRAINER__COOP__CTX_INIT": "a photo of a"}, 4),
+    ("CoOp", {"TRAINER__COOP__CTX_INIT": "an x-ray of"}, 3),  # five tokens, three words
+    ("KgCoOp", {}, 4),
+    ("CoCoOp", {}, 4),
+    ("MaPLe", {}, 2),
+    ("PromptSRC", {}, 4),
+    ("PromptSRC", {"TRAINER__PROMPTSRC__N_CTX_TEXT": 2}, 2),
+]
+
+
+@pytest.mark.parametrize("trainer,options,n", STARTS)
+def test_a_start_from_words_is_that_sentence(make_trainer, trainer, options, n):
+    """Without deep prompts, the text features at the start are those of the initial words."""
+    depths = {"TRAINER__MAPLE__PROMPT_DEPTH": 1, "TRAINER__PROMPTSRC__PROMPT_DEPTH_TEXT": 1}
+    method = make_trainer(trainer, **depths, **options).method.eval()
+    if trainer == "CoCoOp":
+        with torch.no_grad():
+            for parameter in method.context.meta_net.parameters():
+                parameter.zero_()
+    words = options.get("TRAINER__COOP__CTX_INIT", "a photo of a")
+    sentences = [f"{words} {name.replace('_', ' ')}." for name in method.classes.names]
+    expected = method.encoders.text.encode(sentences)
+    assert method.trained()["ctx"].shape == (n, 64)
+    with torch.no_grad():
+        features = method.features(torch.zeros(2, 3, 32, 32)).text
+    torch.testing.assert_close(features, expected.expand_as(features), rtol=1e-4, atol=1e-4)
+
+
+def test_more_vectors_than_words_start_at_random(make_trainer, capsys):
+    method = make_trainer("MaPLe", TRAINER__MAPLE__N_CTX=6).method
+    assert '"a photo of a" has 4 tokens for 6 vectors' in capsys.readouterr().out
+    assert method.trained()["ctx"].shape == (6, 64)
+    assert method.layout.prefix_length == 7
