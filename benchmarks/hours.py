@@ -41,17 +41,17 @@ import torch
 from PIL import Image
 
 import datasets  # noqa: F401  (its modules register the data sets)
-import train
-from benchmarks import measure
-from benchmarks.workload import SIZES, Settings, Workload, images
+from benchmarks import timing
+from benchmarks.method_setup import SIZES, MethodSetup, Settings, images
 from clip.model import CLIP
 from dassl.config import CfgNode
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.transforms import build_transform
 from dassl.utils import UserError, read_image, user_errors, write_json
-from scripts.cli import markdown_table, output_file, seed_list
-from scripts.protocols import PROTOCOLS, ROOT, Chain, Plan
-from trainers.base import resolve_precision
+from dassl.utils.cli import Parser, markdown_table, output_file, seed_list
+from experiments.protocols import PROTOCOLS, ROOT, Chain, Plan
+from tuning import options
+from tuning.trainer import resolve_precision
 
 JPEG = (500, 375)  # width and height of the image that is decoded, in pixels
 COLUMNS = ("protocol", "trainers", "runs", "steps", "images encoded", "PFLOP", "hours")
@@ -106,8 +106,8 @@ def runs_of(chains: Iterable[Chain]) -> dict[Path, Run]:
     """The runs of a plan by folder; the same run twice is done once."""
     runs = {}
     for job in chain.from_iterable(each.jobs for each in chains):
-        words = train.parse_args(list(job.arguments))
-        runs[job.folder] = Run(train.setup_cfg(words), words.eval_only)
+        words = options.parse_args(list(job.arguments))
+        runs[job.folder] = Run(options.setup_cfg(words), words.eval_only)
     return runs
 
 
@@ -128,16 +128,16 @@ def sizes_of(cfg: CfgNode) -> tuple[int, int, int]:
     return chosen, min(shots * chosen, training) if shots > 0 else training, round(tested * share)
 
 
-def kinds(trainers: Iterable[str]) -> dict[str, Workload]:
+def kinds(trainers: Iterable[str]) -> dict[str, MethodSetup]:
     """A small workload of each trainer: it knows what is trained, and what can be kept."""
     model = Settings("", "tiny").model()
     return {
-        name: Workload(Settings(name, "tiny", classes=2), model, fast=True)
+        name: MethodSetup(Settings(name, "tiny", classes=2), model, fast=True)
         for name in sorted(set(trainers))
     }
 
 
-def count(run: Run, method: Workload, cached: set[tuple]) -> Counter[Unit]:
+def count(run: Run, method: MethodSetup, cached: set[tuple]) -> Counter[Unit]:
     """How often a run does what.
 
     Args:
@@ -176,8 +176,8 @@ def count(run: Run, method: Workload, cached: set[tuple]) -> Counter[Unit]:
 
 def cost(call: Callable[[], object], repeats: int, device: torch.device, of: int = 1) -> Cost:
     """Of one of the `of` units that a call does; the call that counts operations is not timed."""
-    gflop = measure.gflop(call)
-    seconds = measure.interleaved({"": call}, repeats, device, warm=True)[""]
+    gflop = timing.gflop(call)
+    seconds = timing.interleaved({"": call}, repeats, device, warm=True)[""]
     return Cost(seconds / of, gflop / of)
 
 
@@ -200,7 +200,7 @@ def method_costs(
     given: tuple = ()
     for classes in args.classes:
         settings = Settings(trainer, args.backbone, classes, batch, args.precision)
-        workload = Workload(settings, model, fast=True)
+        workload = MethodSetup(settings, model, fast=True)
         text = partial(workload.score, feature, fresh=True)
         costs["text"][classes] = cost(text, args.repeats, device)
         if workload.trains:
@@ -217,7 +217,7 @@ def method_costs(
 
 def view_cost(args: argparse.Namespace, model: CLIP, trainer: str) -> Cost:
     """Of a view through the untouched tower, many at a time."""
-    workload = Workload(Settings(trainer, args.backbone, 2, 1, args.precision), model, fast=True)
+    workload = MethodSetup(Settings(trainer, args.backbone, 2, 1, args.precision), model, fast=True)
     many = images(args.images or workload.views_at_once, model)
     return cost(partial(workload.encode, many), args.repeats, workload.device, len(many))
 
@@ -308,7 +308,7 @@ def _told(cost: Cost) -> str:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line. Raises UserError for a value that makes no sense."""
-    parser = train.Parser(
+    parser = Parser(
         prog="hours.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
@@ -349,7 +349,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     args.precision = resolve_precision(args.precision, device, "--precision")
     result: dict[str, Any] = {
-        "device": measure.device_name(device),
+        "device": timing.device_name(device),
         "threads": torch.get_num_threads(),
         "precision": args.precision,
         "torch": torch.__version__,

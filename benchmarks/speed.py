@@ -27,11 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks import measure, runs
-from benchmarks.workload import SIZES, Settings, Workload, images, method_names
+from benchmarks import process_timing, timing
+from benchmarks.method_setup import SIZES, MethodSetup, Settings, images, method_names
 from dassl.utils import UserError, peak_memory_mb, user_errors, write_json
-from scripts.cli import markdown_table, output_file
-from train import Parser
+from dassl.utils.cli import Parser, markdown_table, output_file
 
 PARTS = ("steps", "evaluation", "memory", "runs")
 
@@ -90,8 +89,8 @@ class Pair:
 
     def __init__(self, settings: Settings) -> None:
         model = settings.model()
-        self.plain = Workload(settings, model, fast=False)
-        self.fast = Workload(settings, model, fast=True)
+        self.plain = MethodSetup(settings, model, fast=False)
+        self.fast = MethodSetup(settings, model, fast=True)
         self.device = self.plain.device
         self.model = model
 
@@ -106,14 +105,14 @@ class Pair:
             "plain": lambda: losses["plain"].append(float(self.plain.step(image, label, {}))),
             "fast": lambda: losses["fast"].append(float(self.fast.step(given, label, known))),
         }
-        work = {name: measure.gflop(call) for name, call in calls.items()}
-        times = measure.interleaved(calls, repeats, self.device, warm=True)
+        work = {name: timing.gflop(call) for name, call in calls.items()}
+        times = timing.interleaved(calls, repeats, self.device, warm=True)
         views = 0.0
         if self.fast.features_for_images or self.fast.features_with_images:
             many = images(self.fast.views_at_once, self.model)
             encode = {"": lambda: self.fast.encode(many)}
-            work["views"] = measure.gflop(encode[""]) * batch / len(many)
-            seconds = measure.interleaved(encode, 1, self.device, warm=True)[""]
+            work["views"] = timing.gflop(encode[""]) * batch / len(many)
+            seconds = timing.interleaved(encode, 1, self.device, warm=True)[""]
             views = seconds * batch / len(many)
         pairs = zip(losses["plain"], losses["fast"], strict=True)
         return {
@@ -142,7 +141,7 @@ class Pair:
             "fast score": lambda: fast.score(features, fresh=True),
             "fast score again": lambda: fast.score(features, fresh=False),
         }
-        times = measure.interleaved(calls, args.repeats, self.device)
+        times = timing.interleaved(calls, args.repeats, self.device)
         batches = math.ceil(args.tested / rows)
         slow = times["plain score"] * batches
         quick = times["fast score"] + times["fast score again"] * (batches - 1)
@@ -163,7 +162,7 @@ def _against(plain: float | None, fast: float) -> dict[str, float | None]:
 
 def _peak(settings: Settings, fast: bool) -> float:
     """Run in a process of its own: its peak memory in MB after one step, views encoded."""
-    workload = Workload(settings, settings.model(), fast)
+    workload = MethodSetup(settings, settings.model(), fast)
     image = images(workload.batch, workload.model)
     label = torch.zeros(workload.batch, dtype=torch.long, device=workload.device)
     if workload.features_for_images or workload.features_with_images:
@@ -226,13 +225,13 @@ def circumstances(args: argparse.Namespace, device: torch.device) -> dict[str, A
     precision = {"fp16": torch.float16, "amp": torch.float16, "bf16": torch.bfloat16}
     dtype = precision.get(args.precision, torch.float32)
     return {
-        "device": measure.device_name(device),
+        "device": timing.device_name(device),
         "threads": torch.get_num_threads(),
         "backbone": args.backbone,
         "precision": args.precision,
-        "matmul_gflops": measure.matmul_gflops(device, dtype),
+        "matmul_gflops": timing.matmul_gflops(device, dtype),
         # Of products of so many multiplications: PyTorch's own time over oneDNN's.
-        "onednn": measure.onednn_ratios() if device.type == "cpu" else {},
+        "onednn": timing.onednn_ratios() if device.type == "cpu" else {},
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
@@ -303,7 +302,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             value = ", ".join(f"{size}: {ratio:.2f}×" for size, ratio in value.items())
         print(f"{name:<14} {value if not isinstance(value, float) else round(value, 1)}")
     if "runs" in args.only:
-        result["start_up"] = runs.start_up(args.repeats)
+        result["start_up"] = process_timing.start_up(args.repeats)
         for name, value in result["start_up"].items():
             print(f"{name:<14} {value:.2f} s")
     shown = columns(args)
@@ -316,8 +315,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for trainer in methods:
         row = measure_method(args, trainer)
         if "runs" in args.only:
-            row |= {"run": _against(*runs.mini_run(trainer))}
-            row |= {"seeds": _against(*runs.seeds_together(trainer))}
+            row |= {"run": _against(*process_timing.mini_run(trainer))}
+            row |= {"seeds": _against(*process_timing.seeds_together(trainer))}
         result["rows"].append(row)
         print(line(row, shown), flush=True)
     if args.markdown:

@@ -25,7 +25,7 @@ __all__ = ["available_models", "build_model", "load", "tokenize"]
 
 _HOST = "https://openaipublic.azureedge.net/clip/models"
 _CACHE = "~/.cache/clip"
-_TINY = Path(__file__).parent / "tiny" / "tiny_clip.pt"
+_TINY = Path(__file__).parents[1] / "mini_world" / "tiny_clip.pt"
 
 
 class _Models(dict):

@@ -16,7 +16,7 @@ from dassl.data.datasets import DatasetBase, Datum
 from dassl.utils import UserError, missing_files, read_json, suggest
 
 from . import splits
-from .files import Row, rows_hash, seeded
+from .annotations import Row, rows_hash, seeded
 from .splits import PARTS, SPLIT_SEED, Items, Lists, rows_of, write_compact
 
 

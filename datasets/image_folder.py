@@ -10,8 +10,8 @@ from dataclasses import replace
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import UserError, read_json
 
+from .annotations import class_folders, has_folders, image_files, read_lines, scan
 from .base import ImageDataset
-from .files import class_folders, has_folders, image_files, read_lines, scan
 from .splits import Items, Lists, class_items, extend, split_class
 
 TABLE = "labels.csv"

@@ -12,8 +12,8 @@ from typing import IO
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import UserError
 
+from .annotations import class_folders, find_file, has_folders, image_files, read_lines, read_mat
 from .base import ImageDataset
-from .files import class_folders, find_file, has_folders, image_files, read_lines, read_mat
 from .splits import Items, Lists, class_items
 
 CLASSNAMES = "classnames.txt"

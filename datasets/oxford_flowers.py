@@ -6,8 +6,8 @@ from collections import defaultdict
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import UserError, read_json
 
+from .annotations import read_mat
 from .base import ImageDataset
-from .files import read_mat
 from .splits import Lists, extend, split_class
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from dassl.data.datasets import Datum
 from dassl.utils import UserError, atomic_write, read_json, suggest
 
-from .files import Row, class_folders, image_files
+from .annotations import Row, class_folders, image_files
 
 Items = list[Datum]
 Lists = tuple[Items, Items, Items]  # train, val, test

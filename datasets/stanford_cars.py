@@ -4,8 +4,8 @@ import os
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 
+from .annotations import find_file, read_mat
 from .base import ImageDataset
-from .files import find_file, read_mat
 from .splits import Items, Lists
 
 

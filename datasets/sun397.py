@@ -5,8 +5,8 @@ import os
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import UserError
 
+from .annotations import find_file, read_lines
 from .base import ImageDataset
-from .files import find_file, read_lines
 from .splits import Items, Lists
 
 

@@ -6,8 +6,8 @@ import re
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import UserError
 
+from .annotations import read_lines
 from .base import ImageDataset
-from .files import read_lines
 from .splits import Items, Lists
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-import train
 from clip.model import CLIP
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
+from tuning.options import parse_args, setup_cfg
 
 # One thread, here and in what the tests start: sums are then the same in every process, and
 # workers side by side don't fight over the cores.
@@ -123,10 +123,42 @@ def make_trainer(command):
     """make_trainer(trainer, …) → the built trainer."""
 
     def build(trainer: str, **options):
-        cfg = train.setup_cfg(train.parse_args(command(trainer, **options)))
+        cfg = setup_cfg(parse_args(command(trainer, **options)))
         import datasets  # noqa: F401
 
         set_random_seed(cfg.SEED)
         return build_trainer(cfg)
 
     return build
+
+
+# Of the trained runs.
+SMALL = (
+    *("INPUT.SIZE", "(32, 32)", "OPTIM.MAX_EPOCH", "2", "DATASET.NUM_SHOTS", "2"),
+    *("TRAINER.COOP.N_CTX", "3", "DATALOADER.TEST.BATCH_SIZE", "4"),
+)
+
+
+@pytest.fixture(scope="session")
+def runs(picture_root, backbone, tmp_path_factory) -> dict[str, Path]:
+    """Run folders: DePT_CoOp and CoOp trained on the base classes, the oracle on all of them."""
+    folders = {}
+    for name, trainer, classes in (
+        ("DePT_CoOp", "DePT_CoOp", "base"),
+        ("CoOp", "CoOp", "base"),
+        ("oracle", "CoOp", "all"),
+    ):
+        folders[name] = tmp_path_factory.mktemp(name) / "run"
+        arguments = [
+            *("--trainer", trainer, "--root", str(picture_root), "--backbone", str(backbone)),
+            *("--output-dir", str(folders[name]), "--seed", "1"),
+            *("--dataset-config-file", "configs/datasets/image_folder.yaml"),
+            *("--config-file", f"configs/trainers/{trainer}/mini.yaml", *SMALL),
+            *("DATASET.SUBSAMPLE_CLASSES", classes),
+        ]
+        import datasets  # noqa: F401
+
+        cfg = setup_cfg(parse_args(arguments))
+        set_random_seed(cfg.SEED)
+        build_trainer(cfg).train()
+    return folders

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-import train
 import trainers
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
+from tuning.options import parse_args, setup_cfg
 
 trainers.modules()
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -17,7 +17,7 @@ FILES = sorted(CONFIGS.glob("trainers/[!_]*/**/*.yaml"))
 
 
 def merged(file=None):
-    return train.setup_cfg(train.parse_args(["--config-file", str(file)] if file else []))
+    return setup_cfg(parse_args(["--config-file", str(file)] if file else []))
 
 
 def flat(node, prefix=""):

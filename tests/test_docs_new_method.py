@@ -16,7 +16,17 @@ REPO = Path(__file__).parents[1]
 @pytest.fixture
 def checkout(tmp_path):
     copy = tmp_path / "checkout"
-    parts = ("clip", "configs", "dassl", "datasets", "tests", "trainers", "train.py")
+    parts = (
+        "clip",
+        "configs",
+        "dassl",
+        "datasets",
+        "mini_world",
+        "tests",
+        "trainers",
+        "tuning",
+        "train.py",
+    )
     for part in (*parts, "pyproject.toml"):
         if (REPO / part).is_dir():
             ignored = shutil.ignore_patterns("__pycache__", "*.resume")

@@ -20,7 +20,7 @@ def run(*words: str) -> subprocess.CompletedProcess:
 
 
 def test_help_needs_no_torch():
-    code = "import sys, train; train.parse_args([]); print('torch' in sys.modules)"
+    code = "import sys, train; train.parse_runs([]); print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO)
     assert out.stdout.strip() == "False", out.stderr
     helped = run("--help")

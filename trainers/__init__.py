@@ -14,7 +14,10 @@ def modules() -> list[ModuleType]:
 
 
 def extend_cfg(cfg) -> None:
-    """Add the defaults each method declares beside its own code: its module's `extend_cfg`."""
+    """Add the defaults of the shared code, and those each method declares beside its own."""
+    from tuning.trainer import extend_cfg
+
+    extend_cfg(cfg)
     for module in modules():
         if hasattr(module, "extend_cfg"):
             module.extend_cfg(cfg)

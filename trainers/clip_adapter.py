@@ -11,8 +11,9 @@ from torch import nn
 from clip.prompting import Encoders
 from dassl.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
+from tuning.method import Classes, Features, Method
+from tuning.trainer import PromptTrainer
 
-from .base import Classes, Features, Method, PromptTrainer
 from .dept import DePTMixin
 
 

@@ -15,8 +15,10 @@ from torch import nn
 from clip.prompting import Encoders
 from dassl.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
+from tuning.method import Classes, Features, Method, unit
+from tuning.prompts import starting_context
+from tuning.trainer import PromptTrainer
 
-from .base import Classes, Features, Method, PromptTrainer, starting_context, unit
 from .dept import DePTMixin
 
 

@@ -14,8 +14,10 @@ from torch import nn
 from clip.prompting import Encoders
 from dassl.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
+from tuning.method import Classes, Method
+from tuning.prompts import starting_context
+from tuning.trainer import PromptTrainer
 
-from .base import Classes, Method, PromptTrainer, starting_context
 from .dept import DePTMixin
 
 

@@ -20,8 +20,7 @@ from torch import nn
 from clip.prompting import Encoders
 from dassl.config import CfgNode
 from dassl.utils import UserError, suggest
-
-from .base import Classes, Features, Method, cosine_logits, rows_of
+from tuning.method import Classes, Features, Method, cosine_logits, rows_of
 
 HEADS = ("linear", "similarity")
 CWTS = ("separate", "shared", "none")

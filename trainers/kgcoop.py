@@ -11,8 +11,9 @@ import torch
 from clip.prompting import Encoders
 from dassl.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
+from tuning.method import Classes, Features, unit
+from tuning.trainer import PromptTrainer
 
-from .base import Classes, Features, PromptTrainer, unit
 from .coop import Context, CoOpMethod, initial_context
 from .dept import DePTMixin
 

@@ -16,10 +16,11 @@ from torch import nn
 from clip.prompting import Encoders
 from dassl.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
+from tuning.method import Classes, Method
+from tuning.prompts import check_depth, deep_prompts, stacked, starting_context
+from tuning.trainer import PromptTrainer
 
-from .base import Classes, Method, PromptTrainer, starting_context
 from .dept import DePTMixin
-from .prompts import check_depth, deep_prompts, stacked
 
 
 def extend_cfg(cfg: CfgNode) -> None:

@@ -17,10 +17,11 @@ from clip.open_clip_parts import imagenet_templates
 from clip.prompting import Encoders
 from dassl.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
+from tuning.method import Classes, Features, Method, unit
+from tuning.prompts import VisionPrompts, check_depth, deep_prompts, stacked, starting_context
+from tuning.trainer import PromptTrainer
 
-from .base import Classes, Features, Method, PromptTrainer, starting_context, unit
 from .dept import DePTMixin
-from .prompts import VisionPrompts, check_depth, deep_prompts, stacked
 
 _TEMPLATES = 60  # the first of OpenAI's 80 ImageNet templates
 

@@ -11,10 +11,11 @@ from torch import nn
 from clip.prompting import Encoders
 from dassl.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
+from tuning.method import Classes, Method
+from tuning.prompts import VisionPrompts, check_depth
+from tuning.trainer import PromptTrainer
 
-from .base import Classes, Method, PromptTrainer
 from .dept import DePTMixin
-from .prompts import VisionPrompts, check_depth
 
 
 def extend_cfg(cfg: CfgNode) -> None:

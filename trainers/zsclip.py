@@ -8,8 +8,8 @@ from clip.open_clip_parts import selected_imagenet_templates
 from clip.prompting import Encoders
 from dassl.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
-
-from .base import Classes, Method, PromptTrainer, unit
+from tuning.method import Classes, Method, unit
+from tuning.trainer import PromptTrainer
 
 
 def extend_cfg(cfg: CfgNode) -> None:

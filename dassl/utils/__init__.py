@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ],
         "environment": ["collect_env_info", "library_versions", "peak_memory_mb"],
         "errors": ["UserError", "check_choice", "suggest", "user_errors"],
-        "files": [
+        "storage": [
             "atomic_copy",
             "atomic_write",
             "check_isfile",

@@ -14,7 +14,7 @@ from torch import nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from .errors import UserError
-from .files import atomic_copy, atomic_write, write_tensors
+from .storage import atomic_copy, atomic_write, write_tensors
 
 POINTER = "checkpoint"  # the file that names the newest checkpoint of its folder
 BEST = "model-best.pth.tar"

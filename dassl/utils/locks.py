@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from .errors import UserError
-from .files import mkdir_if_missing
+from .storage import mkdir_if_missing
 
 try:
     import fcntl

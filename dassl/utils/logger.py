@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from .files import mkdir_if_missing
+from .storage import mkdir_if_missing
 
 
 class Tee:

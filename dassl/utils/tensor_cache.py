@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import partial_files, write_tensors
+from .storage import partial_files, write_tensors
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,7 @@ import pytest
 from benchmarks import hours
 from benchmarks.hours import TEST_JPEG, TRAINING_JPEG, VIEW, Cost, Unit
 from dassl.utils import UserError
-from scripts.protocols import ROOT, Plan
+from experiments.protocols import ROOT, Plan
 
 TINY = ("--backbone", "tiny", "--repeats", "1", "--images", "2", "--classes", "2", "5")
 PLAN = Plan(Path("data"), Path("output"))

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from benchmarks import runs, speed
-from benchmarks.workload import Settings, Workload, images, method_names
+from benchmarks import process_timing, speed
+from benchmarks.method_setup import MethodSetup, Settings, images, method_names
 from dassl.utils import UserError
 
 TINY = ("--backbone", "tiny", "--classes", "3", "--repeats", "1", "--images", "2")
@@ -56,7 +56,7 @@ def test_whole_runs(monkeypatch):
         commands.append(" ".join(words))
         return 6.0 if "MODEL.FAST False" in commands[-1] else 3.0
 
-    monkeypatch.setattr(runs, "_python", python)
+    monkeypatch.setattr(process_timing, "_python", python)
     only = ["--only", "runs", "--methods", "DePT_CoOp", "ZeroshotCLIP", "--repeats", "1"]
     result = speed.main([*TINY, *only])
     assert set(result["start_up"]) == {"train.py --help", "first step"}
@@ -76,7 +76,7 @@ def test_plain_path_encodes_the_text_at_every_batch():
     model = settings.model()
     calls = []
     for fast in (True, False):
-        workload = Workload(settings, model, fast)
+        workload = MethodSetup(settings, model, fast)
         forward = workload.method.encoders.text.forward
         workload.method.encoders.text.forward = lambda *a, f=forward: calls.append(1) or f(*a)
         features = workload.encode(images(2, model))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import datasets  # noqa: F401 - registers the readers
 from dassl.data.datasets import DATASET_REGISTRY
-from scripts.data.sources import SOURCES
+from datasets.preparation.sources import SOURCES
 
 TEXT = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text(encoding="utf-8")
 

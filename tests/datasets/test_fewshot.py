@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from layouts import build, image, write_split
 
 import datasets  # noqa: F401 - registers the readers
 from dassl.config import get_cfg_default
 from dassl.data.datasets import build_dataset
+from tests.datasets.layouts import build, image, write_split
 
 REPO = Path(__file__).parents[2]
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from layouts import awkward, broken, image, lines
 from PIL import Image
 
 import datasets  # noqa: F401 - registers the readers
@@ -15,6 +14,7 @@ from dassl.config import get_cfg_default
 from dassl.data import DataManager
 from dassl.data.datasets import build_dataset
 from dassl.utils import UserError
+from tests.datasets.layouts import awkward, broken, image, lines
 
 
 def load(root: Path, shots: int = -1, classes: str = "all"):

@@ -9,16 +9,16 @@ import tarfile
 from collections import Counter
 from pathlib import Path
 
-import layouts
 import numpy as np
 import pytest
-from layouts import BUILDERS, build, write_split
 from scipy.io import savemat
 
 import datasets
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, build_dataset
 from dassl.utils import UserError
+from tests.datasets import layouts
+from tests.datasets.layouts import BUILDERS, build, write_split
 
 ALL = sorted(BUILDERS)
 VARIANTS = {"ImageNetA", "ImageNetR", "ImageNetSketch", "ImageNetV2"}

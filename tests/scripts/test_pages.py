@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts import analyze, parse_results
-from scripts.protocols import PROTOCOLS
-from scripts.run_protocol import make_plan, parse_args
+from experiments import analysis as analyze
+from experiments.launch import make_plan, parse_args
+from experiments.protocols import PROTOCOLS
+from experiments.results import command as parse_results
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/reproduce.md")

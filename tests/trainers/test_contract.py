@@ -92,7 +92,7 @@ def test_resumed_equals_uninterrupted(make_trainer, tmp_path, name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_permuting_classes_permutes_logits(make_trainer, name):
-    from trainers.base import Classes
+    from tuning.method import Classes
 
     trainer = make_trainer(name)
     method = trainer.method.eval()

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from clip.prompting import Encoders
 from dassl.utils import UserError
 from tests.conftest import tiny_clip
-from trainers.base import Classes, Features, Method
 from trainers.dept import CATHead, DePT
+from tuning.method import Classes, Features, Method
 
 B, C, D = 6, 4, 32
 

@@ -17,7 +17,7 @@ REPO = HERE.parents[1]
 def checkout(tmp_path):
     """A copy of the code with the two files dropped into trainers/."""
     copy = tmp_path / "checkout"
-    for part in ("clip", "dassl", "datasets", "trainers"):
+    for part in ("clip", "dassl", "datasets", "mini_world", "trainers", "tuning"):
         shutil.copytree(REPO / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPO / "train.py", copy)
     for file in HERE.glob("drop_in_*.py"):

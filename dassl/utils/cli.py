@@ -1,0 +1,58 @@
+"""What the Python entry points share: words on their command lines, tables for pages."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, as all of this program's."""
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message} (python {self.prog} --help lists the options)")
+
+
+def positive(text: str) -> int:
+    """Return a whole number from 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
+    return int(text)
+
+
+def seed_list(text: str) -> list[int]:
+    """Return the seeds of "2", "1-3" or "1,2,5"."""
+    seeds = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise argparse.ArgumentTypeError(f"{text!r} is no seed: write 2, 1-3 or 1,2,5")
+        seeds += range(int(first), int(last or first) + 1)
+    return seeds
+
+
+def output_file(text: str) -> str:
+    """Return the name of a file to write, if it can be written: said before the work, not after."""
+    path = Path(text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot write {text}: {error.strerror}") from None
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"cannot write {text}: it is a folder")
+    if not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"cannot write {text}: Permission denied")
+    return text
+
+
+def markdown_table(rows: Sequence[Sequence[str]], heads: int = 1) -> str:
+    """Return rows, the titles first, as a Markdown table.
+
+    heads: how many columns are words; the others are numbers.
+    """
+    rule = ["---"] * heads + ["---:"] * (len(rows[0]) - heads)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))

@@ -1,0 +1,1 @@
+"""Protocols: what to run, running it, and what came out."""

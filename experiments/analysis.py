@@ -1,0 +1,249 @@
+#!/usr/bin/env python3
+"""Look into trained models.
+
+    python scripts/analyze.py channel-importance RUN RUN … --window 64
+    python scripts/analyze.py nearest-words RUN
+    python scripts/analyze.py confusion RUN --classes new
+    python scripts/analyze.py embedding RUN
+
+RUN is the folder of a run (its --output-dir), or a checkpoint in it. Pictures (PNG and PDF) and
+their numbers (CSV) go to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dassl.utils import UserError, atomic_write, user_errors
+from dassl.utils.cli import Parser, positive
+from experiments.results.plots import COLOURS, plt, save
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, function: object, runs: str, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(function=function)
+        command.add_argument("runs", nargs=runs, metavar="RUN")
+        command.add_argument("--root", default="", help="where the data sets lie, if not as then")
+        command.add_argument("--backbone", default="", help="CLIP's name or file, if not the run's")
+        command.add_argument("--out", default="analysis", help="folder of the outputs (analysis)")
+        return command
+
+    parts = {"choices": ("base", "new", "all"), "default": "", "help": "if not those of the run"}
+    channels = add("channel-importance", importance, "+", "CI of base and new classes per channel")
+    channels.add_argument("--window", type=positive, default=1, help="channels at once (1)")
+    words = add("nearest-words", nearest_words, 1, "the words closest to each context token")
+    words.add_argument("--top", type=positive, default=5)
+    confused = add("confusion", confusion, 1, "which classes are taken for which")
+    confused.add_argument("--classes", **parts)
+    confused.add_argument("--top", type=positive, default=10, help="pairs printed (10)")
+    map_ = add("embedding", embedding, 1, "t-SNE of image and text features")
+    map_.add_argument("--classes", **parts)
+    map_.add_argument("--max-images", type=positive, default=2000)
+    return parser.parse_args()
+
+
+def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence]) -> None:
+    """Write a table, whole or not at all."""
+    with atomic_write(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(head)
+        writer.writerows(rows)
+
+
+def save_both(figure: plt.Figure, stem: Path) -> None:
+    """Write a figure as PNG and PDF."""
+    save(figure, f"{stem}.png", f"{stem}.pdf")
+    print(f"written: {stem}.png, {stem}.pdf")
+
+
+def importance(args: argparse.Namespace) -> None:
+    """Channel importance of base and new classes for each run, as in the paper's Figure 2.
+
+    A run trained on all classes is the oracle: it has seen the new ones.
+    """
+    from experiments.features import channel_importance, load_run
+
+    names, base, new = [], [], []
+    for run in args.runs:
+        for classes, values in (("base", base), ("new", new)):
+            trainer = load_run(run, args.root, classes, args.backbone)
+            values.append(channel_importance(trainer, args.window))
+        names.append(_run_name(run, names))
+    ratios = [b / np.maximum(n, 1e-12) for b, n in zip(base, new, strict=True)]
+    out = Path(args.out)
+    rows = [
+        (name, channel, base[i][channel], new[i][channel], ratios[i][channel])
+        for i, name in enumerate(names)
+        for channel in range(len(base[i]))
+    ]
+    write_csv(out / "channel_importance.csv", ["run", "channel", "base", "new", "ratio"], rows)
+    print(f"{'run':30} {'CI base':>8} {'CI new':>8} {'median base/new':>16}")
+    for name, b, n, ratio in zip(names, base, new, ratios, strict=True):
+        print(f"{name:30} {b.mean():8.3f} {n.mean():8.3f} {np.median(ratio):16.3f}")
+    save_both(_sorted_channels(names, base, new), out / "channels_sorted")
+    save_both(_ratio_density(names, ratios), out / "channels_ratio")
+
+
+def _run_name(run: str, taken: Sequence[str]) -> str:
+    from tuning.prediction import read_run
+
+    _, _, cfg = read_run(run)
+    oracle = " (oracle)" * (cfg.DATASET.SUBSAMPLE_CLASSES == "all")
+    name = f"{cfg.TRAINER.NAME}{oracle}, seed {cfg.SEED}"
+    return name if name not in taken else f"{name} #{len(taken) + 1}"
+
+
+def _sorted_channels(names: Sequence[str], base: list, new: list) -> plt.Figure:
+    figure, axes = plt.subplots(
+        1, len(names), figsize=(max(3.6, 2.8 * len(names)), 3.2), sharey=True, squeeze=False
+    )
+    for axis, name, b, n in zip(axes.flat, names, base, new, strict=True):
+        order = np.argsort(b)
+        axis.plot(b[order], ".", ms=3, color=COLOURS[0], label="base")
+        axis.plot(n[order], ".", ms=3, color=COLOURS[1], label="new")
+        axis.set(title=name, xlabel="channel, sorted by base CI")
+    axes.flat[0].set_ylabel("channel importance")
+    axes.flat[0].legend()
+    return figure
+
+
+def _ratio_density(names: Sequence[str], ratios: list) -> plt.Figure:
+    from scipy.stats import gaussian_kde
+
+    figure, axis = plt.subplots(figsize=(4.5, 3.2))
+    end = max(np.percentile(ratio, 99) for ratio in ratios)
+    x = np.linspace(0, end, 400)
+    for i, (name, ratio) in enumerate(zip(names, ratios, strict=True)):
+        if np.ptp(ratio) == 0:
+            raise UserError(f"{name}: base and new importance are in the same ratio everywhere")
+        density = gaussian_kde(ratio[ratio <= end])(x)
+        axis.fill_between(x, density, alpha=0.4, color=COLOURS[i % len(COLOURS)], label=name)
+    axis.set(xlabel="CI base : CI new", ylabel="density")
+    axis.legend()
+    return figure
+
+
+def nearest_words(args: argparse.Namespace) -> None:
+    """Print and save, for each learned context token, the vocabulary's nearest embeddings."""
+    import torch
+
+    from clip.clip import load_model
+    from clip.simple_tokenizer import SimpleTokenizer
+    from dassl.utils import load_checkpoint
+    from tuning.prediction import read_run
+
+    folder, epoch, cfg = read_run(args.runs[0])
+    pattern = "*/model*.pth.tar*" if epoch is None else f"*/model.pth.tar-{epoch}"
+    files = sorted(folder.glob(pattern))
+    if not files:
+        raise UserError(f"{folder} holds no checkpoint")
+    state = load_checkpoint(files[-1])["state_dict"]
+    contexts = {name: value for name, value in state.items() if name.split(".")[-1] == "ctx"}
+    if not contexts:
+        raise UserError(f"{cfg.TRAINER.NAME} learns no context; it has: {', '.join(state)}")
+    model, _ = load_model(args.backbone or cfg.MODEL.BACKBONE.NAME)
+    embedding = model.token_embedding.weight.detach().float()
+    known = embedding.abs().sum(dim=1).nonzero().squeeze(1)  # a small model stores few words
+    decoder = SimpleTokenizer()
+    rows = []
+    for name, ctx in contexts.items():
+        for token, vector in enumerate(ctx.detach().float().reshape(-1, ctx.shape[-1])):
+            distance = torch.cdist(vector[None], embedding[known])[0]
+            near = distance.topk(min(args.top, len(known)), largest=False)
+            words = [decoder.decode([int(known[i])]).strip() for i in near.indices]
+            rows += [
+                (name, token, rank, word, float(d))
+                for rank, (word, d) in enumerate(zip(words, near.values, strict=True), start=1)
+            ]
+            shown = ", ".join(f"{w} {d:.2f}" for w, d in zip(words, near.values, strict=True))
+            print(f"{name}[{token}]: {shown}")
+    head = ["parameter", "token", "rank", "word", "distance"]
+    write_csv(Path(args.out) / "nearest_words.csv", head, rows)
+
+
+def confusion(args: argparse.Namespace) -> None:
+    """Print the most frequent confusions; save the matrix and its picture."""
+    from experiments.features import batches, load_run
+
+    trainer = load_run(args.runs[0], args.root, args.classes, args.backbone)
+    names = list(trainer.dm.classnames)
+    counts = np.zeros((len(names), len(names)), int)
+    for batch in batches(trainer):
+        np.add.at(counts, (batch.labels.numpy(), batch.logits.argmax(dim=1).numpy()), 1)
+    out = Path(args.out)
+    write_csv(
+        out / "confusion.csv",
+        ["class", *names],
+        ((name, *row) for name, row in zip(names, counts.tolist(), strict=True)),
+    )
+    wrong = counts - np.diag(counts.diagonal())
+    print(f"accuracy {100 * counts.diagonal().sum() / counts.sum():.2f} %; most often confused:")
+    for place in np.argsort(wrong, axis=None)[::-1][: args.top]:
+        true, taken = np.unravel_index(place, wrong.shape)
+        if wrong[true, taken]:
+            share = 100 * wrong[true, taken] / counts[true].sum()
+            print(f"  {names[true]} taken for {names[taken]}: {wrong[true, taken]} ({share:.0f} %)")
+    side = min(12, max(3.6, 0.22 * len(names) + 1.5))
+    figure, axis = plt.subplots(figsize=(side, side))
+    axis.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0)
+    axis.grid(visible=False)
+    axis.set(xlabel="predicted", ylabel="true")
+    if len(names) <= 50:
+        axis.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+        axis.set_yticks(range(len(names)), names, fontsize=6)
+    save_both(figure, out / "confusion")
+
+
+def embedding(args: argparse.Namespace) -> None:
+    """Save a t-SNE map of image features and class text features.
+
+    Each kind is centred first: CLIP's images and texts lie in two cones apart.
+    """
+    import torch
+    from sklearn.manifold import TSNE
+
+    from experiments.features import batches, load_run
+
+    trainer = load_run(args.runs[0], args.root, args.classes, args.backbone)
+    names = list(trainer.dm.classnames)
+    seen = list(batches(trainer))
+    images, labels = (torch.cat([getattr(b, key) for b in seen]) for key in ("image", "labels"))
+    text = seen[0].text if seen[0].text.dim() == 2 else torch.cat([b.text for b in seen]).mean(0)
+    if len(images) > args.max_images:
+        chosen = torch.linspace(0, len(images) - 1, args.max_images).long()
+        images, labels = images[chosen], labels[chosen]
+    points = torch.cat([images - images.mean(dim=0), text - text.mean(dim=0)]).numpy()
+    perplexity = min(30, (len(points) - 1) / 3)
+    xy = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(points)
+    kinds = ["image"] * len(images) + ["text"] * len(text)
+    classes = [names[i] for i in [*labels.tolist(), *range(len(text))]]
+    out = Path(args.out)
+    rows = ((k, c, *p) for k, c, p in zip(kinds, classes, xy.tolist(), strict=True))
+    write_csv(out / "embedding.csv", ["kind", "class", "x", "y"], rows)
+    figure, axis = plt.subplots(figsize=(6, 6))
+    colours = plt.get_cmap("turbo")(np.linspace(0, 1, len(names)))
+    axis.scatter(*xy[: len(images)].T, s=6, c=colours[labels.numpy()], alpha=0.6, lw=0)
+    axis.scatter(*xy[len(images) :].T, s=70, c=colours, marker="*", edgecolors="black", lw=0.5)
+    if len(names) <= 50:
+        for name, place in zip(names, xy[len(images) :], strict=True):
+            axis.annotate(name, place, fontsize=6)
+    axis.set(title="dots: images, stars: class texts", xticks=[], yticks=[])
+    axis.grid(visible=False)
+    save_both(figure, out / "embedding")
+
+
+@user_errors()
+def main() -> None:
+    """Carry out the command."""
+    args = parse_args()
+    args.function(args)

@@ -1,0 +1,200 @@
+#!/usr/bin/env python3
+"""Run a whole protocol: plan its runs, skip the complete ones, go on past failures.
+
+    python scripts/run_protocol.py base_to_new --root DATA --trainers CoOp DePT_CoOp --seeds 1-3
+    python scripts/run_protocol.py cross_dataset --datasets caltech101 dtd --dry-run
+    python scripts/run_protocol.py few_shot --cluster slurm --partition gpu
+
+Protocols: base_to_new, cross_dataset, domain_generalization, few_shot, zero_shot, lambda, ablation.
+Each has the paper's trainers, data sets, seeds and shots as its defaults; for the two transfers,
+--datasets are the targets and --source is what is trained on. Models that differ only in seed, or
+in λ, are trained side by side. The same command again takes up what is missing. Exit status: 0 if
+all is complete, 1 if a run failed, 2 for a mistake in the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from itertools import chain
+from pathlib import Path
+
+from dassl.utils import UserError, user_errors
+from dassl.utils.cli import Parser, seed_list
+from experiments.protocols import PROTOCOLS, ROOT, Chain, Plan, side_by_side, without_repetitions
+from experiments.runner import (
+    USER_ERROR,
+    Outcome,
+    Settings,
+    heed_termination,
+    is_complete,
+    local_slots,
+    run_local,
+    run_slurm,
+)
+
+TOGETHER = 8
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("protocol", choices=PROTOCOLS)
+    add("--trainers", nargs="+", help="names under configs/trainers")
+    add("--datasets", nargs="+", help="names under configs/datasets")
+    add("--seeds", nargs="+", type=seed_list, help="such as 1-3")
+    add("--shots", nargs="+", type=int, help="images per class")
+    add("--source", default="imagenet", help="what transfers are trained on (imagenet)")
+    add("--root", default="data", help="the folder that holds the data sets (data)")
+    add("--output", default="output", help="the folder that gets the runs (output)")
+    add("--config", default="", help="a name under configs/trainers/TRAINER, where it has several")
+    add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="changed config settings; a")
+    add("--dry-run", action="store_true", help="print the commands, one a run, and stop")
+    add("--show", action="store_true", help="show what the runs print")
+    add("--attempts", type=int, default=2, help="how often a failing run is tried (2)")
+    add("--jobs", type=int, default=0, help="runs at once (one per GPU place, or per two cores)")
+    add("--together", type=int, help=f"models at most that are trained side by side ({TOGETHER})")
+    add("--per-gpu", type=int, default=1, help="runs at once on a GPU (1)")
+    add("--cluster", choices=("local", "slurm"), default="local")
+    add("--partition", help="Slurm partition")
+    add("--account", help="Slurm account")
+    add("--time", type=int, default=24 * 60, help="minutes a Slurm job has for its models (1440)")
+    add("--gpus-per-job", type=int, default=1, help="GPUs of a Slurm job (1)")
+    add("--cpus-per-job", type=int, default=8, help="cores of a Slurm job (8)")
+    add("--memory-gb", type=int, help="memory of a Slurm job")
+    args = parser.parse_args(argv)
+    if len(args.opts) % 2:  # an odd one out in front: the config's name
+        args.config, *args.opts = args.opts
+    if min(args.attempts, 1 if args.together is None else args.together) < 1:
+        raise UserError("--together and --attempts: from 1")
+    return args
+
+
+def make_plan(args: argparse.Namespace) -> list[Chain]:
+    """Return the chains of the command. Raises UserError for an unknown name or setting."""
+    protocol = PROTOCOLS[args.protocol]
+    plan = Plan(Path(args.root), Path(args.output), args.config, tuple(args.opts), args.source)
+    seeds = list(chain(*args.seeds)) if args.seeds else protocol.seeds
+    chains = protocol.chains(
+        plan,
+        args.trainers or protocol.trainers,
+        args.datasets or protocol.datasets,
+        seeds,
+        args.shots or protocol.shots,
+    )
+    return without_repetitions(chains)
+
+
+def side_by_side_at_most(args: argparse.Namespace, chains: int, slots: int) -> int:
+    """How many models are trained side by side: no more than leave each slot something to do."""
+    return args.together or min(TOGETHER, -(-chains // slots))
+
+
+class Progress:
+    """Prints a line per finished chain, with the time to go, and the failures at the end."""
+
+    def __init__(self, chains: list[Chain], width: int) -> None:
+        self.total, self.width = len(chains), width
+        self.finished, self.started = 0, time.monotonic()
+        self.ran: list[float] = []
+        self.outcomes: list[Outcome] = []
+
+    def report(self, chain: Chain, outcomes: list[Outcome]) -> None:
+        """Take in what became of a chain."""
+        self.finished += 1
+        self.outcomes += outcomes
+        seconds = sum(outcome.seconds for outcome in outcomes)
+        if any(outcome.state != "skipped" for outcome in outcomes):
+            self.ran.append(seconds)
+        results = ", ".join(
+            f"{o.accuracy:.2f}" if o.accuracy is not None else o.state.upper() for o in outcomes
+        )
+        skipped = all(o.state == "skipped" for o in outcomes)
+        spent = "was complete" if skipped else duration(seconds)
+        line = f"[{self.finished}/{self.total}] {chain.name}: {results} ({spent})"
+        left = self.total - self.finished
+        if left and self.ran:
+            to_go = left * sum(self.ran) / len(self.ran) / min(self.width, left)
+            line += f"; about {duration(to_go)} to go"
+        print(line, flush=True)
+
+    def close(self) -> int:
+        """Print the end of it; return the exit status."""
+        counts = {
+            state: sum(o.state == state for o in self.outcomes)
+            for state in ("done", "skipped", "failed", "left out")
+        }
+        told = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
+        print(f"{told} in {duration(time.monotonic() - self.started)}")
+        failures = [o for o in self.outcomes if o.state in ("failed", "left out")]
+        for outcome in failures:
+            print(f"{outcome.state}: {outcome.job.folder}: {outcome.reason}", file=sys.stderr)
+        if not failures:
+            return 0
+        mistakes = all(o.status == USER_ERROR for o in self.outcomes if o.state != "left out")
+        return USER_ERROR if mistakes else 1
+
+
+def duration(seconds: float) -> str:
+    """Return "45 s", "12 min" or "3 h 20 min"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def print_commands(chains: list[Chain]) -> None:
+    """Print what would be run, and which runs are complete already."""
+    for job in chain.from_iterable(each.jobs for each in chains):
+        try:
+            note = "# complete: " if is_complete(job) else ""
+        except UserError as error:
+            note = f"# refused, {error}: "
+        print(note + job.command)
+
+
+def main() -> int:
+    """Carry out the command; return the exit status, 130 if it was interrupted."""
+    heed_termination()
+    try:
+        with user_errors():
+            return launch(parse_args())
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def launch(args: argparse.Namespace) -> int:
+    """Plan, run, report; return the exit status."""
+    if Path.cwd() != ROOT:  # the runs start in the repository
+        args.root, args.output = os.path.abspath(args.root), os.path.abspath(args.output)
+        os.chdir(ROOT)
+    chains = make_plan(args)
+    if args.dry_run:
+        print_commands(chains)
+        return 0
+    settings = Settings(attempts=args.attempts, show=args.show)
+    if args.cluster == "slurm":
+        parameters = {
+            "slurm_partition": args.partition,
+            "slurm_account": args.account,
+            "timeout_min": args.time,
+            "gpus_per_node": args.gpus_per_job,
+            "cpus_per_task": args.cpus_per_job,
+            "mem_gb": args.memory_gb,
+        }
+        parameters = {key: value for key, value in parameters.items() if value}
+        chains = side_by_side(chains, side_by_side_at_most(args, len(chains), 1))
+        progress = Progress(chains, len(chains))
+        run_slurm(chains, settings, Path(args.output) / "slurm", parameters, progress.report)
+    else:
+        import torch
+
+        slots = local_slots(torch.cuda.device_count(), args.per_gpu, args.jobs)
+        chains = side_by_side(chains, side_by_side_at_most(args, len(chains), len(slots)))
+        progress = Progress(chains, len(slots))
+        run_local(chains, settings, slots, progress.report)
+    return progress.close()

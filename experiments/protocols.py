@@ -1,0 +1,322 @@
+"""The paper's protocols as plans: which runs of train.py each needs, and where they lie.
+
+A plan is a list of chains. The runs of a chain go one after the other (a model must be trained
+before it is tested elsewhere); chains are independent of each other.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from dassl.utils import UserError, suggest
+from experiments.results import published
+from experiments.results.layout import Place, config_label
+from experiments.results.sweeps import ABLATION, LAMBDA, LAMBDAS, PREFIX
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+USUAL_CONFIG = "vit_b16"  # the paper's backbone
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of train.py.
+
+    `folder` gets its result.json; `config_hash` is what that must carry to count as this run's;
+    `model` is the folder of the run whose model it tests, if it doesn't train its own; runs of one
+    `kin` differ only in what runs that are trained side by side may differ in.
+    """
+
+    folder: Path
+    arguments: tuple[str, ...]
+    config_hash: str
+    model: Path | None = None
+    kin: str = ""
+
+    @property
+    def command(self) -> str:
+        """The command as a person would type it."""
+        return shlex.join(["python", "train.py", *self.arguments])
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Runs of one or several models, those that train before those that test."""
+
+    name: str
+    jobs: tuple[Job, ...]
+
+    @property
+    def steps(self) -> tuple[tuple[Job, ...], ...]:
+        """The runs that train, then those that test: each go in one process."""
+        parts = ([job for job in self.jobs if (job.model is None) == own] for own in (True, False))
+        return tuple(tuple(part) for part in parts if part)
+
+
+def without_repetitions(chains: Sequence[Chain]) -> list[Chain]:
+    """Leave out runs that a chain has twice, and chains of runs that stand before them."""
+    kept: list[Chain] = []
+    seen: set[Path] = set()
+    for chain in chains:
+        jobs = {job.folder: job for job in chain.jobs}
+        if not jobs.keys() <= seen:
+            kept.append(Chain(chain.name, tuple(jobs.values())))
+        seen |= jobs.keys()
+    return kept
+
+
+def side_by_side(chains: Sequence[Chain], limit: int) -> list[Chain]:
+    """Join chains whose models can be trained as one, at most `limit` models in each."""
+    groups: dict[tuple[str, ...], list[list[Chain]]] = {}
+    joined = []
+    for i, chain in enumerate(chains):
+        kin = tuple(job.kin or str(i) for job in chain.jobs)
+        groups.setdefault(kin, [])
+        if not groups[kin] or len(groups[kin][-1]) == limit:
+            groups[kin].append([])
+            joined.append(groups[kin][-1])
+        groups[kin][-1].append(chain)
+    return [
+        Chain(_common_name([chain.name for chain in group]), tuple(dict.fromkeys(_by_place(group))))
+        for group in joined
+    ]
+
+
+def _by_place(chains: Sequence[Chain]) -> list[Job]:
+    """The first runs of all, then the second ones, …"""
+    return [job for jobs in zip(*(chain.jobs for chain in chains), strict=True) for job in jobs]
+
+
+def _common_name(names: Sequence[str]) -> str:
+    """ "CoOp dtd seed 1", "CoOp dtd seed 2" → "CoOp dtd seed 1|2"."""
+    columns = zip(*(name.split(" ") for name in names), strict=True)
+    return " ".join("|".join(dict.fromkeys(words)) for words in columns)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all runs of a plan share: where data and outputs lie, the config, changed settings."""
+
+    root: Path
+    output: Path
+    config: str = ""
+    opts: tuple[str, ...] = ()
+    source: str = "imagenet"
+
+    def config_of(self, trainer: str, dataset: str, purpose: str = "") -> str:
+        """Return the name of the trainer's config file for a data set.
+
+        Unless one is given: the one named after the data set's family (`mini` for `mini_world`),
+        else the paper's backbone with the schedule of a protocol where it differs
+        (`vit_b16_<purpose>`), else with its usual one (`vit_b16_ep<N>`). Raises UserError if there
+        is none.
+        """
+        folder = CONFIGS / "trainers" / trainer
+        names = sorted(path.stem for path in folder.glob("*.yaml"))
+        if not names:
+            found = (CONFIGS / "trainers").glob("[!_]*")
+            raise _unknown("trainer", trainer, [path.name for path in found])
+        if self.config:
+            if self.config not in names:
+                raise _unknown(f"{trainer} config", self.config, names)
+            return self.config
+        family = [name for name in names if f"{dataset}_".startswith(f"{name}_")]
+        special = [name for name in names if name == f"{USUAL_CONFIG}_{purpose}"]
+        usual = [name for name in names if name.startswith(f"{USUAL_CONFIG}_ep")]
+        usual += [name for name in names if name == USUAL_CONFIG]
+        return (family or special or usual or names)[0]
+
+    def job(
+        self,
+        stage: str,
+        trainer: str,
+        dataset: str,
+        seed: int,
+        shots: int,
+        classes: str,
+        opts: Sequence[str] = (),
+        model: Job | None = None,
+        purpose: str = "",
+    ) -> Job:
+        """Return a run; `stage` is <group>/<stage> of the layout, `opts` are KEY, VALUE, …"""
+        names = sorted(path.stem for path in (CONFIGS / "datasets").glob("*.yaml"))
+        if dataset not in names:
+            raise _unknown("data set", dataset, names)
+        config = self.config_of(trainer, dataset, purpose)
+        arguments = ["--root", str(self.root), "--seed", str(seed), "--trainer", trainer]
+        arguments += ["--dataset-config-file", f"configs/datasets/{dataset}.yaml"]
+        arguments += ["--config-file", f"configs/trainers/{trainer}/{config}.yaml"]
+        fixed = ["DATASET.NUM_SHOTS", str(shots), "DATASET.SUBSAMPLE_CLASSES", classes]
+        changes = _that_matter(tuple(arguments), (*self.opts, *opts))
+        group, _, name = stage.partition("/")
+        label = config_label(config, changes)
+        folder = self.output / Place(name, dataset, shots, trainer, label, seed, group).folder
+        arguments += ["--output-dir", str(folder)]
+        config_hash, kin = resolve((*arguments, *fixed, *self.opts, *opts))
+        if model:
+            arguments += ["--eval-only", "--model-dir", str(model.folder)]
+        arguments += [*fixed, *self.opts, *opts]
+        return Job(folder, tuple(arguments), config_hash, model.folder if model else None, kin)
+
+    def base_to_new(
+        self, trainer: str, dataset: str, seed: int, shots: int, opts: Sequence[str] = ()
+    ) -> Chain:
+        """Train on the base classes, test on them and on the new ones."""
+        key = (trainer, dataset, seed, shots)
+        train = self.job("base2new/train_base", *key, "base", opts)
+        test = self.job("base2new/test_new", *key, "new", opts, model=train)
+        changed = " ".join(["", *opts])
+        return Chain(f"{trainer} {dataset} {shots} shots seed {seed}{changed}", (train, test))
+
+    def all_classes(
+        self, trainer: str, dataset: str, seed: int, shots: int, purpose: str = "few_shot"
+    ) -> Chain:
+        """Train and test on all classes."""
+        key = (trainer, dataset, seed, shots)
+        job = self.job("all_classes/train_all", *key, "all", purpose=purpose)
+        return Chain(f"{trainer} {dataset} all classes {shots} shots seed {seed}", (job,))
+
+    def transfer(
+        self, protocol: str, trainer: str, targets: Sequence[str], seed: int, shots: int
+    ) -> Chain:
+        """Train on all classes of the source, test on the targets."""
+        (train,) = self.all_classes(trainer, self.source, seed, shots, purpose="cross_dataset").jobs
+        stage = f"{protocol}/from_{self.source}"
+        tests = (
+            self.job(
+                stage, trainer, target, seed, shots, "all", model=train, purpose="cross_dataset"
+            )
+            for target in targets
+            if target != self.source
+        )
+        return Chain(f"{trainer} {protocol} {shots} shots seed {seed}", (train, *tests))
+
+
+Seeds = Sequence[int]
+Names = Sequence[str]
+
+
+def _each(make: Callable[..., Chain]) -> Callable[..., list[Chain]]:
+    """Return a protocol of one chain per shots, data set, seed and trainer."""
+
+    def chains(plan: Plan, trainers: Names, datasets: Names, seeds: Seeds, shots: Seeds):
+        return [
+            make(plan, trainer, dataset, seed, number)
+            for number in shots
+            for dataset in datasets
+            for seed in seeds
+            for trainer in trainers
+        ]
+
+    return chains
+
+
+_base_to_new = _each(Plan.base_to_new)
+_all_classes = _each(Plan.all_classes)
+
+
+def _both(*what: object) -> list[Chain]:
+    return _base_to_new(*what) + _all_classes(*what)
+
+
+def _transfer(protocol: str) -> Callable[..., list[Chain]]:
+    def chains(plan: Plan, trainers: Names, datasets: Names, seeds: Seeds, shots: Seeds):
+        return [
+            plan.transfer(protocol, trainer, datasets, seed, number)
+            for number in shots
+            for trainer in trainers
+            for seed in seeds
+        ]
+
+    return chains
+
+
+def _varied(changes_of: Callable[[str], list[tuple[str, tuple[str, ...]]]]):
+    """Return a protocol that repeats base-to-new with the settings of `changes_of(trainer)`."""
+
+    def chains(plan: Plan, trainers: Names, datasets: Names, seeds: Seeds, shots: Seeds):
+        return [
+            plan.base_to_new(name, dataset, seed, number, opts)
+            for number in shots
+            for trainer in trainers
+            for name, opts in changes_of(trainer)
+            for dataset in datasets
+            for seed in seeds
+        ]
+
+    return chains
+
+
+def _lambdas(trainer: str) -> list[tuple[str, tuple[str, ...]]]:
+    return [(trainer, (LAMBDA, f"{value:g}")) for value in LAMBDAS]
+
+
+def _settings(trainer: str) -> list[tuple[str, tuple[str, ...]]]:
+    return [
+        (
+            trainer.removeprefix(PREFIX) if setting.bare else trainer,
+            tuple(part for pair in setting.changes.items() for part in pair),
+        )
+        for setting in ABLATION
+    ]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a protocol makes its chains, and what it runs when nothing is said."""
+
+    chains: Callable[..., list[Chain]]
+    datasets: tuple[str, ...]
+    trainers: tuple[str, ...] = ("CoOp", "DePT_CoOp")
+    seeds: tuple[int, ...] = (1, 2, 3)
+    shots: tuple[int, ...] = (16,)
+
+
+ELEVEN = published.datasets("base_to_new")
+PROTOCOLS = {
+    "base_to_new": Protocol(_base_to_new, ELEVEN),
+    "cross_dataset": Protocol(_transfer("cross_dataset"), published.datasets("cross_dataset")),
+    "domain_generalization": Protocol(
+        _transfer("domain_generalization"), published.datasets("domain_generalization")
+    ),
+    "few_shot": Protocol(_both, ELEVEN, shots=(1, 2, 4, 8, 16)),
+    # Nothing is drawn or trained: one seed says all.
+    "zero_shot": Protocol(_both, ELEVEN, trainers=("ZeroshotCLIP",), seeds=(1,)),
+    "lambda": Protocol(_varied(_lambdas), ELEVEN, trainers=("DePT_CoOp",)),
+    "ablation": Protocol(_varied(_settings), ELEVEN, trainers=("DePT_CoOp",)),
+}
+
+
+def _unknown(kind: str, name: str, known: Sequence[str]) -> UserError:
+    choices = ", ".join(sorted(known))
+    return UserError(f"no {kind} {name}{suggest(name, known)}; one of: {choices}")
+
+
+def _that_matter(arguments: tuple[str, ...], opts: tuple[str, ...]) -> list[str]:
+    """Return the changes that alter a result: not the machine's, not a default repeated."""
+    plain = resolve(arguments)
+    kept = []
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        if resolve((*arguments, key, value)) != plain:
+            kept += [key, value]
+    return kept
+
+
+@cache
+def resolve(arguments: tuple[str, ...]) -> tuple[str, str]:
+    """Return the hash of the config that train.py makes of these arguments, and its kin's.
+
+    The latter leaves out what runs side by side may differ in; "" where there can't be any. Raises
+    UserError for arguments that make no config.
+    """
+    from dassl.config import config_hash
+    from dassl.engine import TRAINER_REGISTRY
+    from tuning import options
+
+    cfg = options.setup_cfg(options.parse_args(list(arguments)))
+    may_differ = TRAINER_REGISTRY.get(cfg.TRAINER.NAME).may_differ
+    return config_hash(cfg), config_hash(cfg, leave_out=may_differ) if may_differ else ""

@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""Tables of finished runs: base, new and H per data set and on average, mean ± std over seeds.
+
+    python scripts/parse_results.py [output]                      text tables
+    python scripts/parse_results.py output --format csv           or markdown, latex, json
+    python scripts/parse_results.py output --plot base_new.png    and a picture (png, pdf, svg)
+    python scripts/parse_results.py output --html report.html     and a page to look at
+
+Reads this code's result.json and the original Dassl-based code's log.txt. Standard deviations are
+over seeds (n - 1). Missing runs are named on stderr; a row whose runs differ in their configuration
+is refused, and the exit status is then 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import chain
+
+from dassl.utils import UserError, atomic_write, user_errors
+from dassl.utils.cli import Parser, output_file, seed_list
+from experiments.results.scores import load_scores
+from experiments.results.summary import Summary, summarise
+from experiments.results.sweeps import add_sweeps
+from experiments.results.tables import FORMATS
+
+
+def parse_args() -> object:
+    """Read the command line."""
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", default="output", help="where the runs lie (output)")
+    parser.add_argument("--format", choices=FORMATS, default="text")
+    parser.add_argument(
+        "--out",
+        type=output_file,
+        metavar="FILE",
+        help="write the tables there, not to the terminal",
+    )
+    parser.add_argument("--seeds", nargs="+", type=seed_list, default=[], help="1-3: those wanted")
+    parser.add_argument("--datasets", nargs="+", default=[], help="those wanted (all that exist)")
+    parser.add_argument("--trainers", nargs="+", default=[], help="those shown (all)")
+    parser.add_argument(
+        "--plot",
+        type=output_file,
+        metavar="FILE",
+        help="base against new, methods joined by arrows",
+    )
+    parser.add_argument("--plots", metavar="FOLDER", help="every plot there is, as PNG and PDF")
+    parser.add_argument(
+        "--html", type=output_file, metavar="FILE", help="a report: one self-contained page"
+    )
+    return parser.parse_args()
+
+
+def read_summary(args: object) -> Summary:
+    """Load, filter and summarise the runs; UserError if there is none."""
+    scores, unreadable = load_scores(args.folder)
+    if args.trainers:
+        scores = [score for score in scores if score.trainer in args.trainers]
+    if not scores:
+        hint = f" ({len(unreadable)} unfinished)" if unreadable else ""
+        raise UserError(f"no finished run of that kind in {args.folder}{hint}")
+    summary = summarise(scores, chain(*args.seeds), args.datasets)
+    add_sweeps(summary)
+    summary.missing += unreadable
+    return summary
+
+
+@user_errors()
+def main() -> int:
+    """Print the tables; return the exit status."""
+    args = parse_args()
+    summary = read_summary(args)
+    content = FORMATS[args.format](summary)
+    if args.out:
+        with atomic_write(args.out) as file:
+            file.write(content + "\n")
+    else:
+        print(content)
+    if args.plot:
+        from experiments.results.plots import base_new_arrows, save
+
+        figure = base_new_arrows(summary)
+        if figure is None:
+            raise UserError("nothing to plot: no data set has both a base and a new accuracy")
+        save(figure, args.plot)
+    if args.plots:
+        from experiments.results.plots import save_all
+
+        print("plots:", *save_all(summary, args.plots), sep="\n  ", file=sys.stderr)
+    if args.html:
+        from experiments.results.report import write_report
+
+        write_report(summary, args.html)
+    for line in summary.missing:
+        print(f"missing: {line}", file=sys.stderr)
+    for line in summary.refused:
+        print(f"error: refused {line}", file=sys.stderr)
+    return 2 if summary.refused else 0

@@ -1,0 +1,215 @@
+"""Read finished runs: `result.json` of this code, `log.txt` of the original Dassl-based code."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dassl.config import config_values
+from dassl.utils import UserError, read_json
+from experiments.results import published
+from experiments.results.layout import Place, read_place
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+# The public DePT code's trainer names; data set names differ in case alone or stand in a config.
+_OLD_TRAINER = re.compile(r"^ExtrasLinearProbe(?=\w)")
+# What may differ between the runs of one row, beside the machine: which images, which classes.
+_FREE_SETTINGS = re.compile(
+    r"^(SEED|TRAIN\.\w+_FREQ"
+    r"|TEST\.(SAVE_PREDICTIONS|PER_CLASS_RESULT|NO_TEST)|DATASET\.(?!NUM_SHOTS$).*)$"
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One accuracy, in percent: a trained model on one set of classes of one data set.
+
+    `protocol` is base_to_new, all_classes, cross_dataset or domain_generalization; `source` is the
+    data set the model was trained on where that is another one. `settings` holds the resolved
+    configuration as far as all runs of a row must share it.
+    """
+
+    protocol: str
+    trainer: str
+    config: str
+    shots: int
+    dataset: str
+    seed: int
+    classes: str
+    accuracy: float
+    folder: Path
+    source: str = ""
+    settings: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    result: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+@cache
+def dataset_stems() -> dict[str, str]:
+    """Return {DATASET.NAME: name of its config file}, so that OxfordPets is oxford_pets."""
+    stems = {}
+    for path in sorted((CONFIGS / "datasets").glob("*.yaml")):
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        name = (content.get("DATASET") or {}).get("NAME")
+        if name:
+            stems.setdefault(name, path.stem)
+    return stems
+
+
+def load_scores(root: str | os.PathLike) -> tuple[list[Score], list[str]]:
+    """Return the scores of all runs below `root`, and a line for each run that has none.
+
+    Raises UserError if there is no such folder.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"no such folder: {root}; give the folder that the runs were written to")
+    scores, problems = [], []
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders.sort()
+        if "result.json" not in files and not any(name.startswith("log.txt") for name in files):
+            continue
+        try:
+            scores.append(read_score(Path(folder)))
+        except UserError as error:
+            problems.append(str(error))
+    return scores, problems
+
+
+def read_score(folder: Path) -> Score:
+    """Return the score of one run. Raises UserError, naming the folder, if it has none."""
+    if (folder / "result.json").is_file():
+        result = read_json(folder / "result.json")
+        config_file = folder / "config.yaml"
+        config = yaml.safe_load(config_file.read_text()) if config_file.is_file() else {}
+    elif (folder / ".lock").is_file() or (folder / "config.yaml").is_file():  # a run of this code
+        raise UserError(f"unfinished: {folder} has no result.json")
+    else:
+        result, config = read_original_log(folder)
+
+    place = read_place(folder) or Place(
+        stage="",
+        dataset=dataset_stems().get(str(result.get("dataset")), str(result.get("dataset", "?"))),
+        shots=int(result.get("shots", -1)),
+        trainer=str(result.get("trainer", "?")),
+        config=result.get("config") or folder.name,
+        seed=int(result.get("seed", -1)),
+    )
+    accuracy = result.get("accuracy")
+    if not isinstance(accuracy, (int, float)):
+        raise UserError(f"no accuracy in {folder / 'result.json'}")
+    classes = result.get("classes") or _classes_of_stage(place.stage)
+    protocol, source = _protocol(place, classes, result)
+    return Score(
+        protocol=protocol,
+        trainer=_OLD_TRAINER.sub("DePT_", place.trainer),
+        config=place.config,
+        shots=place.shots,
+        dataset=place.dataset,
+        seed=place.seed,
+        classes=classes,
+        accuracy=float(accuracy),
+        folder=folder,
+        source=source,
+        settings=_shared_settings(config, result),
+        result=result,
+    )
+
+
+def _classes_of_stage(stage: str) -> str:
+    return next((name for name in ("base", "new") if stage.endswith(f"_{name}")), "all")
+
+
+def _protocol(place: Place, classes: str, result: dict[str, Any]) -> tuple[str, str]:
+    """Return which protocol a run belongs to, and the data set its model comes from."""
+    if classes in ("base", "new"):
+        return "base_to_new", ""
+    if place.stage.startswith("from_"):
+        return place.group, place.stage.removeprefix("from_")
+    trained_in = read_place(Path(result["model_dir"])) if result.get("model_dir") else None
+    if trained_in:
+        source = trained_in.dataset
+    else:  # CoOp's scripts put there what a model of ImageNet does elsewhere
+        source = "imagenet" if place.stage == "evaluation" else place.dataset
+    if source == place.dataset:
+        return "all_classes", ""
+    # The original scripts keep both transfer protocols in one folder.
+    variant = place.dataset in published.datasets("domain_generalization")
+    return ("domain_generalization" if variant else "cross_dataset"), source
+
+
+def _shared_settings(config: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    if not config:
+        return {"config_hash": result["config_hash"]} if "config_hash" in result else {}
+    values = config_values(config)
+    return {key: value for key, value in values.items() if not _FREE_SETTINGS.match(key)}
+
+
+_RESULT = re.compile(
+    r"Evaluate on the \*test\* set(?:(?!Evaluate on).)*?"
+    r"\* total: ([\d,]+)\s+\* correct: ([\d,]+)\s+"
+    r"\* accuracy: ([\d.]+)%",
+    re.DOTALL,
+)
+_BARE_ACCURACY = re.compile(r"^\* accuracy: ([\d.]+)%\s*$", re.MULTILINE)
+
+
+def read_original_log(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (result, config) of a run of the original code.
+
+    A repeated run writes `log.txt-<time>` beside `log.txt`; the newest one that reached its test
+    counts. Raises UserError if none did.
+    """
+    logs = sorted(folder.glob("log.txt*"), reverse=True)  # the names sort by time
+    for log in logs:
+        text = log.read_text(encoding="utf-8", errors="replace")
+        if (accuracy := _tested_accuracy(text)) is not None:
+            arguments, config = _log_header(text)
+            dataset_file = arguments.get("dataset_config_file") or "?"
+            return {
+                "accuracy": accuracy,
+                "trainer": arguments.get("trainer", "?"),
+                "dataset": Path(dataset_file).stem,
+                "config": Path(arguments.get("config_file", "")).stem,
+                "seed": arguments.get("seed", "-1"),
+                "shots": config.get("DATASET", {}).get("NUM_SHOTS", -1),
+                "classes": config.get("DATASET", {}).get("SUBSAMPLE_CLASSES"),
+                "model_dir": arguments.get("model_dir"),
+            }, config
+    raise UserError(f"unfinished: {folder} has no log.txt with a test accuracy")
+
+
+def _tested_accuracy(log: str) -> float | None:
+    """Return the last test accuracy in percent: the counts', as a log rounds to one decimal."""
+    found = _RESULT.findall(log)
+    if found:
+        total, correct, printed = found[-1]
+        total, correct = int(total.replace(",", "")), int(correct.replace(",", ""))
+        return 100 * correct / total if total else float(printed)
+    if "Evaluate on the *val* set" in log:
+        return None  # stopped between validation and test
+    bare = _BARE_ACCURACY.findall(log)
+    return float(bare[-1]) if bare else None
+
+
+def _log_header(log: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the command line and the configuration that Dassl prints at the start of a log."""
+    head, _, rest = log.partition("** Config **")
+    _, _, arguments = head.partition("** Arguments **")
+    pairs = re.findall(r"^(\w+): (.*)$", arguments, re.MULTILINE)
+    body = re.sub(r"^\s*\*+\s*", "", rest)
+    lines = []
+    for line in body.splitlines():
+        if not re.match(r"^\s*[A-Z_0-9a-z]+:|^\s+- |^\s*$", line) or line.startswith("Collecting"):
+            break
+        lines.append(line)
+    try:
+        config = yaml.safe_load("\n".join(lines)) or {}
+    except yaml.YAMLError:
+        config = {}
+    return dict(pairs), config if isinstance(config, dict) else {}

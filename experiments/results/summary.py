@@ -1,0 +1,273 @@
+"""From scores to the records of each protocol: means, spreads, H, the paper's numbers, gaps.
+
+One record is one line of a table: a method on a data set, or on the average of its data sets.
+Standard deviations are over seeds, of the sample (n - 1). H is taken of mean accuracies: on a data
+set of the means over seeds, on an average row of the averaged base and new accuracies.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import Any
+
+from experiments.results import published
+from experiments.results.layout import changed_settings
+from experiments.results.scores import Score
+
+AVERAGE = "average"
+TRANSFERS = ("cross_dataset", "domain_generalization")
+BySeed = dict[int, float]  # {seed: accuracy in percent}
+
+
+@dataclass(frozen=True)
+class Stat:
+    """A mean in percent over seeds; `std` is None for a single seed."""
+
+    mean: float
+    std: float | None
+    seeds: tuple[int, ...]
+
+    @classmethod
+    def of(cls, by_seed: Mapping[int, float], mean: float | None = None) -> Stat:
+        """Summarise {seed: percent}; `mean` replaces the mean where it is defined otherwise."""
+        values = list(by_seed.values())
+        spread = stdev(values) if len(values) > 1 else None
+        return cls(fmean(values) if mean is None else mean, spread, tuple(sorted(by_seed)))
+
+
+@dataclass
+class Row:
+    """The runs of one method with one configuration: the unit in which settings may not differ."""
+
+    protocol: str
+    source: str
+    trainer: str
+    config: str
+    shots: int
+    cells: dict[tuple[str, str], BySeed] = field(default_factory=lambda: defaultdict(dict))
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What messages call the row."""
+        return f"{self.protocol}: {self.trainer} {self.config}, {self.shots} shots"
+
+    @property
+    def changes(self) -> dict[str, str]:
+        """The settings that were changed on the command line."""
+        return changed_settings(self.config)
+
+    @property
+    def has_papers_backbone(self) -> bool:
+        """Whether the backbone is the paper's, as far as the runs say."""
+        backbone = self.settings.get("MODEL.BACKBONE.NAME") or published.BACKBONE
+        return published.is_papers_backbone(backbone)
+
+    @property
+    def datasets(self) -> list[str]:
+        """The row's data sets in the paper's order, the source left out."""
+        table = self.protocol if self.protocol in TRANSFERS else "base_to_new"
+        order = published.datasets(table)
+        names = {dataset for dataset, _ in self.cells} - {self.source}
+        return sorted(names, key=lambda n: (order.index(n) if n in order else len(order), n))
+
+    def record(
+        self, dataset: str, metrics: dict[str, Stat], paper: dict[str, float] | None = None
+    ) -> Record:
+        """Return a line of this row; the paper's numbers are dropped where they don't compare."""
+        shown = paper if paper and self.has_papers_backbone and not self.changes else {}
+        key = (self.protocol, self.trainer, self.config, self.shots)
+        return Record(*key, dataset, metrics, shown, self.source)
+
+    def papers(self, dataset: str) -> dict[str, float]:
+        """Return the paper's numbers for a data set, or its average; {} if there are none."""
+        if self.shots != published.SHOTS:
+            return {}
+        return published.lookup(self.protocol, trainer=self.trainer, dataset=dataset)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line: `metrics` are base, new, h or accuracy; `published` has the paper's, same names."""
+
+    protocol: str
+    trainer: str
+    config: str
+    shots: int
+    dataset: str
+    metrics: dict[str, Stat]
+    published: dict[str, float] = field(default_factory=dict)
+    source: str = ""
+
+
+@dataclass
+class Summary:
+    """The scores, their rows and records, the runs that are missing, the rows that are refused."""
+
+    scores: list[Score] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+    def of(self, protocol: str) -> list[Record]:
+        """Return the records of one protocol."""
+        return [record for record in self.records if record.protocol == protocol]
+
+
+def summarise(
+    scores: Iterable[Score], seeds: Iterable[int] = (), datasets: Iterable[str] = ()
+) -> Summary:
+    """Return the records of every protocol that the scores belong to.
+
+    A run is missing if its row has other runs of that seed, or rows with the same changed settings
+    have that data set; `seeds` and `datasets` say what is wanted instead.
+    """
+    seeds, datasets = set(seeds), set(datasets)
+    groups = defaultdict(list)
+    for score in scores:
+        transfer_source = datasets and score.protocol == "all_classes"
+        if (seeds and score.seed not in seeds) or (
+            datasets and score.dataset not in datasets and not transfer_source
+        ):
+            continue
+        groups[score.protocol, score.source, score.trainer, score.config, score.shots].append(score)
+
+    summary = Summary([score for group in groups.values() for score in group])
+    for key, group in sorted(groups.items()):
+        row = Row(*key)
+        try:
+            _fill(row, group)
+            summary.rows.append(row)
+        except ValueError as error:
+            summary.refused.append(f"{row.name}: {error}")
+    for row in summary.rows:
+        if row.protocol in TRANSFERS:
+            _add_source(row, summary.rows)
+        lines = _base_new_lines(row) if row.protocol == "base_to_new" else _accuracy_lines(row)
+        summary.records += lines
+        summary.missing += _missing(row, summary.rows, seeds, datasets)
+    return summary
+
+
+def _fill(row: Row, scores: list[Score]) -> None:
+    """Put the scores into the row. Raises ValueError if they can't stand in one row."""
+    first: dict[tuple, Score] = {}
+    reference = next((score for score in scores if score.settings), None)
+    for score in scores:
+        key = (score.dataset, score.classes, score.seed)
+        if key in first:
+            raise ValueError(f"two results for one run: {first[key].folder} and {score.folder}")
+        first[key] = score
+        if reference and score.settings and score.settings != reference.settings:
+            raise ValueError(f"mixed configurations: {_difference(reference, score)}")
+        row.cells[score.dataset, score.classes][score.seed] = score.accuracy
+    row.settings = reference.settings if reference else {}
+
+
+def _difference(one: Score, other: Score) -> str:
+    keys = sorted(
+        key
+        for key in one.settings | other.settings
+        if one.settings.get(key) != other.settings.get(key)
+    )
+    shown = "; ".join(
+        f"{key} is {one.settings.get(key)!r} in {one.folder} and {other.settings.get(key)!r} in "
+        f"{other.folder}"
+        for key in keys[:2]
+    )
+    return shown + (f"; {len(keys) - 2} more settings differ" if len(keys) > 2 else "")
+
+
+def _add_source(row: Row, rows: list[Row]) -> None:
+    """Give a transfer row the accuracy of its model at home: the all-classes run of the source."""
+    key = (row.trainer, row.config, row.shots)
+    for other in rows:
+        if other.protocol == "all_classes" and (other.trainer, other.config, other.shots) == key:
+            at_home = other.cells.get((row.source, "all"))
+            if at_home:
+                row.cells[row.source, "all"] = at_home
+
+
+def average(cells: list[BySeed]) -> tuple[float, BySeed]:
+    """Return the mean over data sets, and {seed: mean} for the seeds that all of them have."""
+    common = set.intersection(*(set(cell) for cell in cells))
+    return (
+        fmean(fmean(cell.values()) for cell in cells),
+        {seed: fmean(cell[seed] for cell in cells) for seed in sorted(common)},
+    )
+
+
+def base_new_h(bases: list[BySeed], news: list[BySeed]) -> dict[str, Stat]:
+    """Return base, new and H over data sets (one or more); without a part, the other alone."""
+    metrics, parts = {}, {}
+    for name, cells in (("base", bases), ("new", news)):
+        if all(cells):
+            mean, parts[name] = average(cells)
+            metrics[name] = Stat.of(parts[name], mean) if parts[name] else Stat(mean, None, ())
+    if len(metrics) == 2:
+        base, new = parts["base"], parts["new"]
+        paired = {s: published.harmonic_mean(base[s], new[s]) for s in base if s in new}
+        h = published.harmonic_mean(metrics["base"].mean, metrics["new"].mean)
+        metrics["h"] = Stat.of(paired, h) if paired else Stat(h, None, ())
+    return metrics
+
+
+def row_base_new_h(row: Row, names: list[str]) -> dict[str, Stat]:
+    """Return base, new and H of a row, averaged over the data sets `names`."""
+    return base_new_h(*([row.cells.get((n, part), {}) for n in names] for part in ("base", "new")))
+
+
+def whole_datasets(row: Row) -> list[str]:
+    """Return the data sets of a base-to-new row that have both accuracies."""
+    return [n for n in row.datasets if (n, "base") in row.cells and (n, "new") in row.cells]
+
+
+def _base_new_lines(row: Row) -> list[Record]:
+    lines = [row.record(n, row_base_new_h(row, [n]), row.papers(n)) for n in row.datasets]
+    whole = whole_datasets(row)
+    if len(whole) > 1:
+        # The paper's average is that of its eleven data sets, and of no other choice.
+        same = set(whole) == set(published.datasets(row.protocol))
+        paper = published.average(row.trainer, row.shots) if same else {}
+        lines.append(row.record(AVERAGE, row_base_new_h(row, whole), paper))
+    return lines
+
+
+def _accuracy_lines(row: Row) -> list[Record]:
+    """Return the lines of a protocol with one accuracy; an average leaves the source out."""
+    in_paper = row.protocol in TRANSFERS
+    at_home = [row.source] if (row.source, "all") in row.cells else []
+    lines = []
+    for name in at_home + row.datasets:
+        metrics = {"accuracy": Stat.of(row.cells[name, "all"])}
+        lines.append(row.record(name, metrics, row.papers(name) if in_paper else {}))
+    if len(row.datasets) > 1:
+        mean, by_seed = average([row.cells[name, "all"] for name in row.datasets])
+        stat = Stat.of(by_seed, mean) if by_seed else Stat(mean, None, ())
+        same = in_paper and {row.source, *row.datasets} == set(published.datasets(row.protocol))
+        lines.append(row.record(AVERAGE, {"accuracy": stat}, row.papers(AVERAGE) if same else {}))
+    return lines
+
+
+def _missing(row: Row, rows: list[Row], seeds: set[int], datasets: set[str]) -> list[str]:
+    """Name what a row lacks, a line for each data set and set of classes."""
+    alike = [r for r in rows if (r.protocol, r.changes) == (row.protocol, row.changes)]
+    wanted = datasets or {n for r in alike if r.shots == row.shots for n in r.datasets}
+    parts = ("base", "new") if row.protocol == "base_to_new" else ("all",)
+    if row.protocol == "all_classes":
+        wanted = set(row.datasets)  # the source of a transfer stands here alone
+    if row.source:
+        wanted = {row.source, *wanted}
+    seeds = seeds or {seed for cell in row.cells.values() for seed in cell}
+    lines = []
+    for dataset in sorted(wanted):
+        for part in parts:
+            absent = sorted(seeds - set(row.cells.get((dataset, part), ())))
+            if absent:
+                listed = f"seed{'s' * (len(absent) > 1)} {', '.join(map(str, absent))}"
+                lines.append(f"{row.name}: {dataset}, {part} classes, {listed}")
+    return lines

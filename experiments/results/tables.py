@@ -1,0 +1,308 @@
+"""Records as tables, laid out as the paper does; text, Markdown, LaTeX, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+
+from dassl.utils.cli import markdown_table
+from experiments.results import published
+from experiments.results.scores import Score
+from experiments.results.summary import AVERAGE, TRANSFERS, Record, Row, Stat, Summary
+from experiments.results.sweeps import PREFIX, is_swept
+
+TITLES = {
+    "base_to_new": "Base to new",
+    "all_classes": "All classes",
+    "cross_dataset": "Cross-dataset transfer",
+    "domain_generalization": "Domain generalisation",
+    "few_shot": "Few-shot learning",
+    "lambda": "Weight of the CAT loss (λ)",
+    "ablation": "Ablation",
+}
+HEADS = {"base": "Base", "new": "New", "h": "H", "accuracy": "Accuracy"}
+
+
+@dataclass
+class Line:
+    """A line of a table: what it is about, and a number per column."""
+
+    keys: list[str]
+    cells: dict[str, Stat]
+    published: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Table:
+    """`heads` name the key columns, `columns` the number columns."""
+
+    title: str
+    heads: list[str]
+    columns: list[str]
+    lines: list[Line]
+    grouped: bool = False  # lines with the same first key stand together
+
+    def has_published(self) -> bool:
+        """Whether the paper has a number for any cell."""
+        return any(line.published for line in self.lines)
+
+
+def make_tables(summary: Summary) -> list[Table]:
+    """Return the tables of all protocols that have records."""
+    tables = []
+    base_to_new = [r for r in summary.of("base_to_new") if not is_swept(r.config)]
+    for shots in sorted({r.shots for r in base_to_new}, reverse=True):
+        of_shots = [r for r in base_to_new if r.shots == shots]
+        tables.append(_by_dataset(f"{TITLES['base_to_new']}, {_shots(shots)}", of_shots))
+    for protocol in TRANSFERS:
+        records = summary.of(protocol)
+        for source, shots in sorted({(r.source, r.shots) for r in records}):
+            chosen = [r for r in records if (r.source, r.shots) == (source, shots)]
+            title = f"{TITLES[protocol]} from {source}, {_shots(shots)}"
+            tables.append(_one_line_per_method(title, chosen))
+    all_classes = summary.of("all_classes")
+    for shots in sorted({r.shots for r in all_classes}, reverse=True):
+        of_shots = [r for r in all_classes if r.shots == shots]
+        tables.append(_one_line_per_method(f"{TITLES['all_classes']}, {_shots(shots)}", of_shots))
+    tables += _few_shot(summary)
+    for protocol, head in (("lambda", "λ"), ("ablation", "Setting")):
+        records = summary.of(protocol)
+        for source in sorted({r.source for r in records}):
+            lines = [
+                Line([r.dataset, r.trainer, str(r.shots)], r.metrics, r.published)
+                for r in records
+                if r.source == source
+            ]
+            title = f"{TITLES[protocol]}, {source}"
+            tables.append(Table(title, [head, "Method", "Shots"], ["base", "new", "h"], lines))
+    return tables
+
+
+def _shots(shots: int) -> str:
+    return "all images" if shots < 1 else f"{shots} shot{'s' * (shots > 1)}"
+
+
+def _names(records: Iterable[Record]) -> list[str]:
+    return list(dict.fromkeys(record.dataset for record in records))
+
+
+def _by_dataset(title: str, records: list[Record]) -> Table:
+    """Return base, new and H with the average first, methods beneath each other per data set."""
+    names = sorted(_names(records), key=lambda name: name != AVERAGE)
+    method = _method_names(records)
+    lines = [
+        Line([name, method(r)], r.metrics, r.published)
+        for name in names
+        for r in sorted(records, key=method_order)
+        if r.dataset == name
+    ]
+    return Table(title, ["Data set", "Method"], ["base", "new", "h"], lines, grouped=True)
+
+
+def _one_line_per_method(title: str, records: list[Record]) -> Table:
+    """Return a column per data set, a line per method."""
+    columns = sorted(_names(records), key=lambda name: name == AVERAGE)
+    method = _method_names(records)
+    lines: dict[str, Line] = {}
+    for record in sorted(records, key=method_order):
+        line = lines.setdefault(method(record), Line([method(record)], {}))
+        line.cells[record.dataset] = record.metrics["accuracy"]
+        if record.published:
+            line.published[record.dataset] = record.published["accuracy"]
+    return Table(title, ["Method"], columns, list(lines.values()))
+
+
+def _few_shot(summary: Summary) -> list[Table]:
+    """Return how the accuracies grow with the shots, if there is more than one number of shots."""
+    tables = []
+    for protocol, columns in (("base_to_new", ["base", "new", "h"]), ("all_classes", ["accuracy"])):
+        records = [r for r in summary.of(protocol) if not is_swept(r.config)]
+        shots = {name: {r.shots for r in records if r.dataset == name} for name in _names(records)}
+        several = {name for name in shots if len(shots[name]) > 1}
+        chosen = [r for r in records if r.dataset in ({AVERAGE} & several or several)]
+        if not chosen:
+            continue
+        method = _method_names(chosen)
+        chosen.sort(key=lambda r: (r.dataset, method_order(r), r.shots))
+        lines = [Line([r.dataset, method(r), str(r.shots)], r.metrics, r.published) for r in chosen]
+        title = f"{TITLES['few_shot']}, {TITLES[protocol].lower()}"
+        tables.append(Table(title, ["Data set", "Method", "Shots"], columns, lines, grouped=True))
+    return tables
+
+
+def _method_names(records: Iterable[Record]) -> Callable[[Record], str]:
+    """Return how to name a record's method: its trainer, and its config if there are several."""
+    configs: dict[str, set[str]] = {}
+    for record in records:
+        configs.setdefault(record.trainer, set()).add(record.config)
+    return lambda r: r.trainer if len(configs[r.trainer]) == 1 else f"{r.trainer} {r.config}"
+
+
+def method_order(record: Record | Row | Score) -> tuple:
+    """Return what sorts methods: the paper's order, others before, a method before its DePT_."""
+    bare = record.trainer.removeprefix(PREFIX)
+    known = published.methods()
+    place = known.index(bare) if bare in known else -1
+    return place, bare, record.trainer != bare, record.config
+
+
+def _head(column: str) -> str:
+    return HEADS.get(column, column)
+
+
+def _seeds(line: Line) -> str:
+    """Return the seeds behind a line; "1-3" for a run of them, "1 2 / 1-3" where cells differ."""
+    groups = dict.fromkeys(stat.seeds for stat in line.cells.values())
+    return " / ".join(_ranges(seeds) for seeds in groups)
+
+
+def _ranges(seeds: tuple[int, ...]) -> str:
+    if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
+        return f"{seeds[0]}-{seeds[-1]}"
+    return ",".join(map(str, seeds)) or "none in common"
+
+
+def number(stat: Stat | None) -> str:
+    """Return "81.50 ± 0.32"."""
+    if stat is None:
+        return "missing"
+    return f"{stat.mean:.2f}" + ("" if stat.std is None else f" ± {stat.std:.2f}")
+
+
+def grid(table: Table, number: Callable[[Stat | None], str] = number) -> list[list[str]]:
+    """Return the table as text cells, the head first; the paper's numbers and gaps beneath ours."""
+    rows = [[*table.heads, *(_head(column) for column in table.columns), "Seeds"]]
+    blank = [""] * (len(table.heads) - 1)
+    for line in table.lines:
+        stats = [line.cells.get(column) for column in table.columns]
+        rows.append([*line.keys, *map(number, stats), _seeds(line)])
+        if line.published:
+            paper = [line.published.get(column) for column in table.columns]
+            rows.append([*blank, "  paper", *("" if p is None else f"{p:.2f}" for p in paper), ""])
+            gaps = [
+                "" if p is None or s is None else f"{s.mean - p:+.2f}"
+                for p, s in zip(paper, stats, strict=True)
+            ]
+            rows.append([*blank, "  gap", *gaps, ""])
+    return rows
+
+
+def as_text(tables: list[Table]) -> str:
+    """Return aligned columns for a terminal."""
+    blocks = []
+    for table in tables:
+        rows = grid(table)
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        keys = len(table.heads)
+        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+        block = [table.title, rule]
+        previous = ""
+        for place, row in enumerate(rows):
+            if place > 1 and table.grouped and row[0] and row[0] != previous:
+                block.append("")
+            shown = "" if place > 1 and row[0] == previous and len(table.heads) > 1 else row[0]
+            previous = row[0] or previous
+            texts = [shown, *row[1:]]
+            block.append(
+                "  ".join(
+                    text.ljust(width) if i < keys else text.rjust(width)
+                    for i, (text, width) in enumerate(zip(texts, widths, strict=True))
+                ).rstrip()
+            )
+            if place == 0:
+                block.append(rule)
+        blocks.append("\n".join(block))
+    return "\n\n".join(blocks)
+
+
+def as_markdown(tables: list[Table]) -> str:
+    """Return GitHub's Markdown tables."""
+    blocks = []
+    for table in tables:
+        rows = grid(table)
+        blocks.append(f"**{table.title}**\n\n{markdown_table(rows, len(table.heads))}")
+    return "\n\n".join(blocks)
+
+
+_LATEX = str.maketrans(
+    {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "@": r"{@}", "λ": r"$\lambda$"}
+)
+
+
+def _latex_number(stat: Stat | None) -> str:
+    text = number(stat)
+    mean, sign, std = text.partition(" ± ")
+    return rf"{mean}{{\scriptsize$\,\pm\,${std}}}" if sign else mean
+
+
+def as_latex(tables: list[Table]) -> str:
+    """Return booktabs tables, one float each."""
+    blocks = []
+    for table in tables:
+        rows = grid(table, _latex_number)
+        keys = len(table.heads)
+        rows[0] = [text.translate(_LATEX) for text in rows[0]]
+        for row in rows[1:]:
+            row[:keys] = [text.translate(_LATEX) for text in row[:keys]]
+        body = [" & ".join(row) + r" \\" for row in rows]
+        caption = f"{table.title}. Accuracy in percent: mean, standard deviation over seeds."
+        block = [
+            r"\begin{table}[t]",
+            r"\centering",
+            rf"\caption{{{caption.translate(_LATEX)}}}",
+            rf"\begin{{tabular}}{{{'l' * keys}{'r' * (len(rows[0]) - keys)}}}",
+            r"\toprule",
+            body[0],
+            r"\midrule",
+            *body[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        blocks.append("\n".join(block))
+    return "\n\n".join(blocks)
+
+
+METRICS = ("base", "new", "h", "accuracy")
+
+
+def as_csv(summary: Summary) -> str:
+    """Return one line per record: full precision, empty where a protocol has no such number."""
+    head = ["protocol", "trainer", "config", "shots", "source", "dataset", "seeds"]
+    for metric in METRICS:
+        head += [metric, f"{metric}_std", f"published_{metric}", f"gap_{metric}"]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(head)
+    for r in summary.records:
+        seeds = sorted({seed for stat in r.metrics.values() for seed in stat.seeds})
+        row = [r.protocol, r.trainer, r.config, r.shots, r.source, r.dataset]
+        row.append(" ".join(map(str, seeds)))
+        for metric in METRICS:
+            stat, paper = r.metrics.get(metric), r.published.get(metric)
+            gap = None if stat is None or paper is None else stat.mean - paper
+            row += [stat and stat.mean, stat and stat.std, paper, gap]
+        writer.writerow("" if value is None else value for value in row)
+    return out.getvalue().rstrip("\n")
+
+
+def as_json(summary: Summary) -> str:
+    """Return the records, the missing runs and the refused rows."""
+    content = {
+        "records": [asdict(record) for record in summary.records],
+        "missing": summary.missing,
+        "refused": summary.refused,
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False)
+
+
+FORMATS: dict[str, Callable[[Summary], str]] = {
+    "text": lambda summary: as_text(make_tables(summary)),
+    "markdown": lambda summary: as_markdown(make_tables(summary)),
+    "latex": lambda summary: as_latex(make_tables(summary)),
+    "csv": as_csv,
+    "json": as_json,
+}

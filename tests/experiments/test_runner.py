@@ -1,0 +1,263 @@
+"""The runner with a stand-in for `python train.py`: what is run, skipped, repeated, left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dassl.utils import UserError
+from experiments.protocols import Chain, Job
+from experiments.runner import Runs, Settings, hold, is_complete, local_slots, run_chain, run_local
+
+ROOT = Path(__file__).resolve().parents[2]
+# Called as `<this> train.py <folder> <what to do>`,
+# and for runs side by side `… --and <folder> <what to do>`.
+STAND_IN = """\
+#!/bin/bash
+shift
+together=$(( ($# + 1) / 3 ))
+while [[ $# -gt 0 ]]; do
+    echo "started with $together" >> "$1/starts"
+    case "$2" in
+        fail) echo "Traceback"; echo "RuntimeError: no luck"; exit 1 ;;
+        mistake) echo "error: no such file"; exit 2 ;;
+        once) [[ $(wc -l < "$1/starts") -gt 1 ]] || exit 1 ;;
+        slow) sleep 1 ;;
+        slower) sleep 4 ;;
+        die) kill -9 $$ ;;
+    esac
+    echo '{"accuracy": 50.0, "config_hash": "ours"}' > "$1/result.json"
+    shift $(( $# > 2 ? 3 : 2 ))
+done
+"""
+
+
+@pytest.fixture
+def settings(tmp_path) -> Settings:
+    path = tmp_path / "stand-in"
+    path.write_text(STAND_IN)
+    path.chmod(0o755)
+    return Settings(python=str(path))
+
+
+def job(folder: Path, what: str = "work", model: Path | None = None) -> Job:
+    return Job(folder, (str(folder), what), "ours", model)
+
+
+def starts(folder: Path) -> int:
+    path = folder / "starts"
+    return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
+def run(settings: Settings, *jobs: Job):
+    return run_chain(Chain("chain", jobs), settings, {}, Runs())
+
+
+@pytest.mark.parametrize(
+    ("what", "state", "tries", "reason"),
+    [
+        ("work", "done", 1, ""),
+        ("once", "done", 2, ""),
+        ("fail", "failed", 2, "RuntimeError: no luck"),
+        ("mistake", "failed", 1, "no such file"),
+        ("die", "failed", 2, "killed by SIGKILL"),
+    ],
+)
+def test_a_failing_run_is_tried_twice_a_mistake_once(
+    tmp_path, settings, what, state, tries, reason
+):
+    (outcome,) = run(settings, job(tmp_path / "run", what))
+    assert (outcome.state, outcome.reason) == (state, reason)
+    assert starts(tmp_path / "run") == tries
+    assert (outcome.accuracy == 50.0) == (state == "done")
+
+
+def test_complete_runs_are_skipped(tmp_path, settings):
+    run(settings, job(tmp_path / "run"))
+    (again,) = run(settings, job(tmp_path / "run"))
+    assert again.state == "skipped" and again.accuracy == 50.0 and starts(tmp_path / "run") == 1
+
+
+def test_another_configurations_result_is_left_alone(tmp_path, settings):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "result.json").write_text(json.dumps({"config_hash": "theirs", "accuracy": 1}))
+    (outcome,) = run(settings, job(folder))
+    assert outcome.state == "failed" and "another configuration" in outcome.reason
+    assert "theirs" in (folder / "result.json").read_text() and starts(folder) == 0
+    with pytest.raises(UserError):
+        is_complete(job(folder))
+
+
+def test_a_test_of_a_model_that_was_trained_anew_is_repeated(tmp_path, settings):
+    train, test = tmp_path / "train", tmp_path / "test"
+    jobs = job(train), job(test, model=train)
+    run(settings, *jobs)
+    assert [o.state for o in run(settings, *jobs)] == ["skipped", "skipped"]
+    later = time.time() + 10
+    os.utime(train / "result.json", (later, later))
+    assert not is_complete(jobs[1])
+    assert [o.state for o in run(settings, *jobs)] == ["skipped", "done"]
+
+
+def test_without_its_model_a_test_is_left_out_but_not_its_siblings(tmp_path, settings):
+    train = tmp_path / "train"
+    tests = [job(tmp_path / name, what, train) for name, what in (("a", "fail"), ("b", "work"))]
+    assert [o.state for o in run(settings, job(train), *tests)] == ["done", "failed", "done"]
+    lost = tmp_path / "lost"
+    outcomes = run(settings, job(lost, "fail"), job(tmp_path / "c", model=lost))
+    assert [o.state for o in outcomes] == ["failed", "left out"]
+    assert starts(tmp_path / "c") == 0
+
+
+def test_a_step_goes_in_one_process(tmp_path, settings):
+    jobs = [job(tmp_path / f"model{i}") for i in range(3)]
+    tests = [job(tmp_path / f"test{i}", model=jobs[i].folder) for i in range(3)]
+    outcomes = run(settings, *jobs, *tests)
+    assert [o.job for o in outcomes] == [*jobs, *tests] and {o.state for o in outcomes} == {"done"}
+    for each in (*jobs, *tests):
+        assert (each.folder / "starts").read_text() == "started with 3\n"
+    assert {o.state for o in run(settings, *jobs, *tests)} == {"skipped"}
+
+
+def test_what_failed_together_is_tried_alone_and_the_rest_is_kept(tmp_path, settings, capsys):
+    jobs = [job(tmp_path / str(i), what) for i, what in enumerate(("work", "fail", "work", "once"))]
+    tests = [job(tmp_path / f"test{i}", model=jobs[i].folder) for i in (0, 1)]
+    outcomes = run(settings, *jobs, *tests)
+    states = [outcome.state for outcome in outcomes]
+    assert states == ["done", "failed", "done", "done", "done", "left out"]
+    # The first was done together; those behind the failing one were begun alone.
+    assert [starts(each.folder) for each in jobs] == [1, 3, 1, 2]
+    assert "failed together (RuntimeError: no luck)" in capsys.readouterr().out
+
+
+def test_a_test_that_fails_again_is_not_done_by_its_old_result(tmp_path, settings):
+    models = [job(tmp_path / f"model{i}") for i in range(2)]
+    tests = [job(tmp_path / f"test{i}", model=models[i].folder) for i in range(2)]
+    run(settings, *models, *tests)
+    for model in models:
+        later = time.time() + 10
+        os.utime(model.folder / "result.json", (later, later))
+    failing = [job(each.folder, "fail", each.model) for each in tests]
+    assert [o.state for o in run(settings, *models, *failing)] == ["skipped"] * 2 + ["failed"] * 2
+
+
+def test_without_a_python_the_runs_fail_and_the_others_go_on(tmp_path):
+    nowhere = Settings(python=str(tmp_path / "nowhere"))
+    outcomes = run(nowhere, *(job(tmp_path / str(i)) for i in range(2)))
+    assert [o.state for o in outcomes] == ["failed", "failed"]
+    assert all("nowhere" in o.reason for o in outcomes)
+
+
+def test_each_run_has_its_own_reason(tmp_path, settings):
+    jobs = [job(tmp_path / what, what) for what in ("mistake", "fail")]
+    assert [o.reason for o in run(settings, *jobs)] == ["no such file", "RuntimeError: no luck"]
+
+
+def test_a_run_that_another_process_has_is_left_to_the_end(tmp_path, settings):
+    jobs = [job(tmp_path / str(i)) for i in range(3)]
+    with hold(jobs[1].folder), pytest.raises(BlockingIOError), hold(jobs[1].folder, wait=False):
+        pass
+    other = start_runner(settings, jobs[1].folder)
+    while not starts(jobs[1].folder):
+        time.sleep(0.02)
+    outcomes = run(settings, *jobs)
+    other.wait(timeout=30)
+    assert [o.state for o in outcomes] == ["done", "skipped", "done"]
+    assert (jobs[0].folder / "starts").read_text() == "started with 2\n"
+
+
+def test_runs_that_are_complete_are_left_out_of_a_step(tmp_path, settings):
+    jobs = [job(tmp_path / str(i)) for i in range(3)]
+    run(settings, jobs[1])
+    assert [o.state for o in run(settings, *jobs)] == ["done", "skipped", "done"]
+    assert (jobs[0].folder / "starts").read_text() == "started with 2\n"
+    (jobs[2].folder / "result.json").write_text('{"config_hash": "theirs"}')
+    (jobs[0].folder / "result.json").unlink()
+    assert [o.state for o in run(settings, *jobs)] == ["done", "skipped", "failed"]
+
+
+def test_chains_go_side_by_side_and_past_failures(tmp_path, settings):
+    chains = [
+        Chain(str(i), (job(tmp_path / str(i), what),))
+        for i, what in enumerate(("slow", "fail", "slow", "slow"))
+    ]
+    seen = {}
+    started = time.monotonic()
+    run_local(
+        chains, settings, [{}] * 4, lambda chain, outcomes: seen.update({chain.name: outcomes})
+    )
+    assert time.monotonic() - started < 2.5
+    assert [seen[str(i)][0].state for i in range(4)] == ["done", "failed", "done", "done"]
+
+
+RUNNER = """\
+import signal
+import sys
+from pathlib import Path
+from experiments.protocols import Chain, Job
+from experiments.runner import Settings, heed_termination, run_local
+heed_termination()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell's & may have turned off
+python, what, *folders = sys.argv[1:]
+chains = [Chain(f, (Job(Path(f), (f, what), "ours"),)) for f in folders]
+run_local(chains, Settings(python), [{}], lambda chain, o: print(o[0].state, flush=True))
+"""
+
+
+def start_runner(settings: Settings, *folders: Path, what: str = "slow") -> subprocess.Popen:
+    command = [sys.executable, "-c", RUNNER, settings.python, what, *map(str, folders)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+
+
+def test_two_runners_at_once_do_each_run_once(tmp_path, settings):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    runners = [start_runner(settings, *folders) for _ in range(2)]
+    for runner in runners:
+        assert runner.wait(timeout=30) == 0
+    assert [starts(folder) for folder in folders] == [1, 1]
+
+
+def test_a_killed_runners_run_is_waited_for_and_the_rest_taken_up(tmp_path, settings):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    runner = start_runner(settings, *folders)
+    while not starts(folders[0]):
+        time.sleep(0.02)
+    runner.send_signal(signal.SIGKILL)
+    runner.wait()
+    again = start_runner(settings, *folders)
+    out, _ = again.communicate(timeout=30)
+    assert again.returncode == 0
+    assert all((folder / "result.json").is_file() for folder in folders)
+    assert [starts(folder) for folder in folders] == [1, 1], out
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_ends_the_runs_under_way(tmp_path, settings, by):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    runner = start_runner(settings, *folders, what="slower")
+    while not starts(folders[0]):
+        time.sleep(0.02)
+    runner.send_signal(by)
+    runner.wait(timeout=30)
+    time.sleep(4.2)  # longer than the run would have taken
+    assert not (folders[0] / "result.json").exists() and starts(folders[1]) == 0
+
+
+def test_slots(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    gpu = [slot["CUDA_VISIBLE_DEVICES"] for slot in local_slots(gpus=2, per_gpu=2, jobs=0)]
+    assert gpu == ["0", "1", "0", "1"]
+    assert local_slots(0, 1, 0) == [{"OMP_NUM_THREADS": "2"}] * 4
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert [s["CUDA_VISIBLE_DEVICES"] for s in local_slots(2, 1, 0)] == ["5", "7"]

@@ -1,0 +1,91 @@
+"""predict.py: an image and a run in, classes with probabilities out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dassl.utils import UserError
+from experiments.features import batches, load_run
+from tuning import prediction as predict
+from tuning.prediction import Predictor
+
+
+def run(capsys, *arguments: object) -> str:
+    predict.main([str(argument) for argument in arguments])
+    return capsys.readouterr().out
+
+
+def test_probabilities_are_those_of_the_evaluation(runs):
+    trainer = load_run(runs["DePT_CoOp"])
+    batch = next(batches(trainer))
+    paths = [item.impath for item in trainer.dm.dataset.test[: len(batch.labels)]]
+    predictor = Predictor(runs["DePT_CoOp"])
+    assert predictor.classes == trainer.dm.classnames
+    expected = batch.logits.softmax(dim=-1)
+    for row, best in zip(expected, predictor(paths, top=len(predictor.classes)), strict=True):
+        found = {guess.classname: guess.probability for guess in best}
+        values = [found[name] for name in predictor.classes]
+        np.testing.assert_allclose(values, row.numpy(), atol=1e-5)
+        assert [g.probability for g in best] == sorted(found.values(), reverse=True)
+
+
+def test_classes_of_ones_own(runs, picture_root):
+    paths = [picture_root / "ant" / "0.png", Image.new("RGB", (50, 30))]
+    for best in Predictor(runs["DePT_CoOp"], ["dog", "red car", "ant"])(paths, top=9):
+        assert {guess.classname for guess in best} == {"dog", "red car", "ant"}
+        assert sum(guess.probability for guess in best) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(UserError, match="twice"):
+        Predictor(runs["CoOp"], ["dog", "dog"])
+
+
+def test_a_checkpoint_file_stands_for_its_run(runs, picture_root):
+    (checkpoint,) = runs["CoOp"].glob("*/model.pth.tar-2")
+    image = [picture_root / "ant" / "0.png"]
+    assert Predictor(checkpoint)(image) == Predictor(runs["CoOp"])(image)
+
+
+def test_folders_globs_and_formats(runs, picture_root, tmp_path, capsys):
+    options = ("--model", runs["CoOp"], "--top", 2)
+    table = run(capsys, picture_root / "ant", f"{picture_root}/e*/[0-1].png", *options)
+    assert table.count("%") == 2 * 12 and str(picture_root / "ant" / "0.png") in table
+    out = tmp_path / "guesses.csv"
+    assert run(capsys, picture_root / "ant", *options, "--format", "csv", "--out", out) == ""
+    rows = list(csv.DictReader(out.open()))
+    assert len(rows) == 20 and [row["rank"] for row in rows[:2]] == ["1", "2"]
+    entries = json.loads(run(capsys, picture_root / "ant" / "0.png", *options, "--format", "json"))
+    assert len(entries[0]["predictions"]) == 2
+
+
+def test_a_damaged_file_among_others_is_named_and_passed_over(runs, picture_root, tmp_path, capsys):
+    shutil.copy(picture_root / "ant" / "0.png", tmp_path / "good.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "good.png").read_bytes()[:200])
+    predict.main([str(tmp_path), "--model", str(runs["CoOp"])])
+    captured = capsys.readouterr()
+    assert "good.png" in captured.out and "half.png" not in captured.out
+    assert captured.err.startswith("skipped: ") and "half.png" in captured.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nowhere.png", "--model", "{run}"],
+        ["{image}", "--model", "nowhere"],
+        ["{image}", "--model", "{run}", "--top", "0"],
+        ["{image}", "--model", "{run}", "--classes", ","],
+        ["setup.cfg", "--model", "{run}"],
+        ["{image}"],
+    ],
+)
+def test_a_mistake_is_one_line(runs, picture_root, capsys, arguments):
+    words = {"run": runs["CoOp"], "image": picture_root / "ant" / "0.png"}
+    with pytest.raises(SystemExit) as stop:
+        predict.main([argument.format(**words) for argument in arguments])
+    captured = capsys.readouterr()
+    assert stop.value.code == 2 and captured.out == ""
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1

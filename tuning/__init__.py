@@ -1,0 +1,1 @@
+"""What all methods share: the contract, the trainer, a run and its identity."""

@@ -1,0 +1,222 @@
+"""The contract of a method: what all prompt-tuning methods implement, and what they share.
+
+A method is parts passed in (prompts to learn, the two prompt-taking encoders), and three functions:
+
+    features = method.features(image)          image (B,D), text (C,D) or (B,C,D); not normalised
+    losses   = method.losses(features, label)  {"itm": …, "kg": …}: named, already weighted
+    logits   = method.logits(features)         (B,C)
+
+It names the modules it trains; freezing, optimiser groups and checkpoints follow from that.
+
+Letters in shape comments: B images, C classes, D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from clip.prompting import Encoders
+from dassl.config import CfgNode
+from dassl.utils import UserError
+
+
+@dataclass
+class Features:
+    """What the encoders give for a batch, not normalised.
+
+    image: (B,D). text: (C,D), or (B,C,D) where each image has its own. frozen_image: (B,D), the
+    unprompted tower's features of the same view, for methods that stay close to them.
+    """
+
+    image: torch.Tensor
+    text: torch.Tensor
+    frozen_image: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a run. names: for prompts; keys: their identity; template: with one {}."""
+
+    names: list[str]
+    keys: list[str]
+    template: str = "a photo of a {}."
+
+    def sentences(self, template: str | None = None) -> list[str]:
+        """The template filled with every class name, underscores as spaces."""
+        template = template or self.template
+        return [template.replace("{}", name.replace("_", " ")) for name in self.names]
+
+
+def unit(x: torch.Tensor) -> torch.Tensor:
+    """L2-normalised rows, in fp32 at least whatever the towers' precision."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+
+
+def cosine_logits(image: torch.Tensor, text: torch.Tensor, temperature: torch.Tensor):
+    """τ f̂ êᵀ: image (B,D), text (C,D) or (B,C,D) → (B,C)."""
+    image, text = unit(image), unit(text)
+    if text.dim() == 3:
+        return temperature * (text @ image.unsqueeze(-1)).squeeze(-1)
+    return temperature * image @ text.t()
+
+
+def rows_of(keys: Sequence[str], among: Sequence[str]) -> list[int] | None:
+    """Where each key stands in `among`; None if one isn't there."""
+    place = {key: i for i, key in enumerate(among)}
+    if any(key not in place for key in keys):
+        return None
+    return [place[key] for key in keys]
+
+
+class Method(nn.Module):
+    """Base of all methods: the ITM head on the features of `encode_image` and `encode_text`."""
+
+    # The submodules it trains, by attribute name; everything else is frozen.
+    trained_modules: tuple[str, ...] = ()
+    # Trained parameters with one row per class, by name in `trained()`.
+    class_bound: tuple[str, ...] = ()
+    # Whether a view's image features never change: no trained input enters the image tower.
+    image_tower_untouched = True
+    # Whether its losses also read the unprompted tower's features of each view; its `features` then
+    # takes them as `frozen_image` where they are at hand.
+    compares_with_frozen_image = False
+
+    def __init__(self, encoders: Encoders, classes: Classes) -> None:
+        super().__init__()
+        self.encoders = encoders
+        self.classes = classes
+        self._text_cache: tuple[tuple, torch.Tensor] | None = None
+
+    @classmethod
+    def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> Method:
+        """The one place where a method reads its config."""
+        raise NotImplementedError
+
+    # What a method may override.
+
+    def encode_text(self) -> torch.Tensor:
+        """(C,D) text features, where they don't depend on the image."""
+        raise NotImplementedError
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """(B,3,H,H) → (B,D). Where the tower is untouched, (B,D) features pass as they are."""
+        return image if image.dim() == 2 else self.encoders.image(image)
+
+    def features(self, image: torch.Tensor) -> Features:
+        return Features(image=self.encode_image(image), text=self.text_features())
+
+    def losses(self, features: Features, label: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"itm": F.cross_entropy(self.itm_logits(features), label)}
+
+    def logits(self, features: Features) -> torch.Tensor:
+        return self.itm_logits(features)
+
+    # What all have.
+
+    def itm_logits(self, features: Features) -> torch.Tensor:
+        """The image-text-matching head: τ f̂ êᵀ, (B,C)."""
+        return cosine_logits(features.image, features.text, self.encoders.temperature)
+
+    def text_features(self) -> torch.Tensor:
+        """`encode_text`, computed once for as long as no trained parameter changes."""
+        if torch.is_grad_enabled():
+            return self.encode_text()
+        state = tuple((id(p), p._version, p.device) for p in self.trained().values())
+        if self._text_cache is None or self._text_cache[0] != state:
+            self._text_cache = (state, self.encode_text())
+        return self._text_cache[1]
+
+    def forget_text(self) -> None:
+        """Have the text features computed anew at their next use."""
+        self._text_cache = None
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters this method trains, by the names they have in checkpoints."""
+        return {
+            name: parameter
+            for module in self.trained_modules
+            for name, parameter in getattr(self, module).named_parameters()
+        }
+
+    def param_groups(self, lr: float) -> list[dict]:
+        """Optimiser groups at the base learning rate `lr`."""
+        return [{"params": list(self.trained().values()), "lr": lr}]
+
+    def freeze(self) -> Method:
+        """Let gradients flow to exactly what `trained` names."""
+        self.requires_grad_(False)
+        for parameter in self.trained().values():
+            parameter.requires_grad_(True)
+        return self
+
+    def train(self, mode: bool = True) -> Method:
+        """As nn.Module's, but the frozen towers always stay in eval mode."""
+        super().train(mode)
+        self.encoders.eval()
+        return self
+
+    def trained_state(self) -> dict[str, torch.Tensor]:
+        """The values of `trained()`, detached."""
+        return {name: p.detach().clone() for name, p in self.trained().items()}
+
+    @torch.no_grad()
+    def load_trained(
+        self, state: dict[str, torch.Tensor], keys: Sequence[str] | None, partial: bool = False
+    ) -> list[str]:
+        """Copy values in by name; class-bound ones by class key. Returns the names taken.
+
+        Args:
+            state: values by the names of `trained()`.
+            keys: the class keys they were trained on; None if unknown.
+            partial: accept missing names and leave what is bound to other classes (a start for
+                training) instead of refusing.
+
+        Raises:
+            UserError: names or shapes differ, or class-bound values of other classes.
+        """
+        own = self.trained()
+        unknown = [name for name in state if name not in own]
+        missing = [name for name in own if name not in state]
+        if unknown or (missing and not partial):
+            raise UserError(
+                "the checkpoint is of another method: "
+                + "; ".join(
+                    f"{what} {', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
+                    for what, names in (("it lacks", missing), ("it also has", unknown))
+                    if names
+                )
+            )
+        taken = []
+        for name, value in state.items():
+            if name in self.class_bound:
+                value = self._own_rows(name, value, keys)
+                if value is None and partial:
+                    continue
+                if value is None:
+                    raise UserError(
+                        f"{name} is learned per class, and the checkpoint was trained on other "
+                        "classes than this run's: it can't be applied to them"
+                    )
+            if value.shape != own[name].shape:
+                raise UserError(
+                    f"{name} has shape {tuple(value.shape)} in the checkpoint and "
+                    f"{tuple(own[name].shape)} here: set the method's options as in training"
+                )
+            own[name].copy_(value)
+            taken.append(name)
+        return taken
+
+    def _own_rows(
+        self, name: str, value: torch.Tensor, keys: Sequence[str] | None
+    ) -> torch.Tensor | None:
+        if value.dim() != self.trained()[name].dim():  # not per class in the checkpoint
+            return value
+        if keys is None:
+            return value if len(value) == len(self.classes.keys) else None
+        rows = rows_of(self.classes.keys, keys)
+        return None if rows is None else value[rows]

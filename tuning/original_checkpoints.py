@@ -1,0 +1,136 @@
+"""Checkpoints of the original CoOp, CoCoOp, KgCoOp, MaPLe, VPT, PromptSRC and DePT code.
+
+They are recognised by their content: the names in their `state_dict`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+
+from dassl.utils import UserError, load_checkpoint
+
+if TYPE_CHECKING:
+    from tuning.method import Method
+
+# Original name → ours; a VPT layer's own prompts are numbered from its second layer on.
+_RENAMED = [
+    (r"(?:prompt_learner\.)?ctx", lambda m: "ctx"),
+    (r"(?:prompt_learner\.)?meta_net\.(.+)", lambda m: f"meta_net.{m[1]}"),
+    (r"prompt_learner\.proj\.(.+)", lambda m: f"projections.0.{m[1]}"),
+    (r"prompt_learner\.compound_prompts_text\.(\d+)", lambda m: f"deep.{m[1]}"),
+    (
+        r"prompt_learner\.compound_prompt_projections\.(\d+)\.(.+)",
+        lambda m: f"projections.{int(m[1]) + 1}.{m[2]}",
+    ),
+    (r"image_encoder\.VPT", lambda m: "vision.prompts"),
+    (
+        r"image_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow",
+        lambda m: f"vision.deep.{int(m[1]) - 1}",
+    ),
+    (
+        r"text_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow",
+        lambda m: f"deep.{int(m[1]) - 1}",
+    ),
+    (r"film_lp_img\.(scale|bias)", lambda m: f"cat.cwt_image.{m[1]}"),
+    (r"film_lp_text\.(scale|bias)", lambda m: f"cat.cwt_text.{m[1]}"),
+    (r"linear_probe_proj\.(weight|bias)", lambda m: f"cat.classifier.{m[1]}"),
+]
+
+# Names only the original code's state dicts have.
+_ORIGINAL = re.compile(
+    r"prompt_learner\.|token_prefix|token_suffix|film_lp_|linear_probe_proj|image_encoder\."
+    r"|text_encoder\."
+)
+
+
+def read(path: str | os.PathLike) -> dict:
+    """Read a checkpoint file, ours, an original one, or bare parameters.
+
+    Raises:
+        UserError: the file is missing, unreadable or holds no parameters.
+    """
+    checkpoint = load_checkpoint(path)
+    if "state_dict" not in checkpoint:
+        checkpoint = {"state_dict": checkpoint}
+    state = checkpoint["state_dict"]
+    state = {k.removeprefix("module."): v for k, v in state.items() if torch.is_tensor(v)}
+    if not state:
+        raise UserError(f"{os.fspath(path)} holds no parameters")
+    return {**checkpoint, "state_dict": state}
+
+
+def is_original(state: Iterable[str]) -> bool:
+    """Whether these names are the original code's."""
+    return any(_ORIGINAL.match(name) for name in state)
+
+
+def kind(state: Iterable[str]) -> str:
+    """Which of the original layouts these names are, in words."""
+    names = list(state)
+
+    def has(pattern: str) -> bool:
+        return any(re.search(pattern, name) for name in names)
+
+    if has("compound_prompts_text"):
+        method = "MaPLe"
+    elif has(r"^text_encoder.*VPT_shallow"):
+        method = "PromptSRC"
+    elif has(r"^image_encoder\.VPT"):
+        method = "PromptSRC" if has(r"^prompt_learner\.ctx") else "VPT"
+    elif has(r"bias_vectors"):
+        method = "KgCoOp"
+    elif has(r"meta_net\."):
+        method = "CoCoOp"
+    else:
+        method = "CoOp or KgCoOp"
+    return f"DePT on {method}" if has("^film_lp_|^linear_probe_proj") else method
+
+
+def translate(
+    state: dict[str, torch.Tensor], wanted: Iterable[str]
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Values by our names, as far as they are `wanted`, and the original names left behind.
+
+    The frozen CLIP's own tensors and the class-bound token buffers are neither: they are rebuilt.
+    """
+    wanted = set(wanted)
+    ours, left = {}, []
+    for name, value in state.items():
+        new = next((to(m) for p, to in _RENAMED if (m := re.fullmatch(p, name))), None)
+        if new in wanted:
+            ours[new] = value
+        elif new is not None or name.startswith("prompt_learner.bias_vectors"):
+            left.append(name)
+    return ours, left
+
+
+def class_keys(state: dict[str, torch.Tensor], method: Method) -> list[str] | None:
+    """The classes a checkpoint was trained on, told by its stored class-name embeddings.
+
+    The original code keeps no class names, but `token_suffix` holds the token embeddings of each
+    prompt after its context: a row equal to one of this run's classes is that class.
+
+    Returns:
+        One key per trained class, one that no class has where the class isn't of this run; None
+        when the checkpoint lacks the buffer.
+    """
+    suffix = next((v for k, v in state.items() if k.endswith("token_suffix")), None)
+    if suffix is None:
+        return None
+    encoder = method.encoders.text
+    n_ctx = encoder.context_length - 1 - suffix.shape[1]
+    layout = encoder.layout(method.classes.names, n_ctx)
+    with torch.no_grad():
+        own = encoder.token_embedding(layout.tokens[:, 1 + n_ctx :]).to("cpu", torch.float16)
+    trained = suffix.to("cpu", torch.float16)
+    keys = [f"<class {row} of the checkpoint>" for row in range(len(trained))]
+    for key, embedding in zip(method.classes.keys, own, strict=True):
+        same = torch.isclose(trained.float(), embedding.float(), rtol=2e-3, atol=1e-5)
+        for row in same.flatten(1).all(dim=1).nonzero().flatten().tolist():
+            keys[row] = key
+    return keys

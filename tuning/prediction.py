@@ -1,0 +1,293 @@
+"""Classify images with a trained model.
+
+    python predict.py photo.jpg --model output/…/seed1               a run's folder or a checkpoint
+    python predict.py photos/ 'more/*.png' --model RUN --top 3 --format csv --out guesses.csv
+    python predict.py photo.jpg --model RUN --classes 'cat,dog,axolotl'
+
+From Python:
+
+    from tuning.prediction import Predictor
+    predictor = Predictor("output/…/seed1")
+    print(predictor(["photo.jpg"], top=3))
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import glob
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from dassl.utils import UserError, atomic_write, read_image, user_errors
+from dassl.utils.cli import Parser, output_file, positive
+
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class and its probability, from 0 to 1."""
+
+    classname: str
+    probability: float
+
+
+def read_run(model: str | os.PathLike) -> tuple[Path, int | None, Any]:
+    """Return (run folder, epoch, its config) for a run's folder or a checkpoint file in it.
+
+    Raises UserError if there is no such thing, or no config.yaml with it.
+    """
+    import trainers
+    from dassl.config import get_cfg_default
+
+    path, epoch = Path(model), None
+    if path.is_file():
+        number = path.name.rpartition("-")[2]
+        epoch = int(number) if number.isdigit() else None
+        path = path.parent.parent  # <run>/<model name>/model.pth.tar-<epoch>
+    config = path / "config.yaml"
+    if not config.is_file():
+        raise UserError(
+            f"{model} is no run of train.py: there is no {config}; give the folder that was its "
+            "--output-dir, or a checkpoint in it"
+        )
+    cfg = get_cfg_default()
+    trainers.extend_cfg(cfg)
+    cfg.merge_from_file(str(config))
+    return path, epoch, cfg
+
+
+class Predictor:
+    """A trained model that classifies image files.
+
+    Args:
+        model: the folder of a run, or a checkpoint file in it.
+        classes: the class names to choose from; by default those the model was trained on.
+        backbone: instead of the run's: a CLIP model's name, or its file on this machine.
+
+    Raises:
+        UserError: if there is no such run, or it doesn't say its classes and none are given.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike,
+        classes: Sequence[str] | None = None,
+        backbone: str = "",
+    ) -> None:
+        import datasets  # noqa: F401 - registers the data sets
+        from dassl.data.datasets import DATASET_REGISTRY
+        from dassl.data.transforms import build_transform
+        from dassl.engine import TRAINER_REGISTRY
+
+        folder, epoch, cfg = read_run(model)
+        if backbone:
+            cfg.MODEL.BACKBONE.NAME = backbone
+        cfg.OUTPUT_DIR = ""  # nothing is written
+        cfg.VERBOSE = False
+        cfg.freeze()
+        names, keys = (list(classes), list(classes)) if classes else trained_classes(folder, epoch)
+        if len(set(keys)) < len(keys):
+            raise UserError("a class is named twice")
+        template = cfg.DATASET.TEMPLATE or DATASET_REGISTRY.get(cfg.DATASET.NAME).template
+        data = SimpleNamespace(
+            classnames=names,
+            class_keys=keys,
+            template=template,
+            num_classes=len(names),
+            num_source_domains=0,
+            lab2cname=dict(enumerate(names)),
+            dataset=SimpleNamespace(classnames=names),
+            train_loader_x=None,
+            train_loader_u=None,
+            val_loader=None,
+            test_loader=None,
+        )
+        trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+        with contextlib.redirect_stdout(io.StringIO()):  # what a training run would tell
+            self.trainer = _without_data(trainer_class, data)(cfg)
+            self.trainer.load_model(folder, epoch)
+        self.trainer.set_model_mode("eval")
+        self.classes = names
+        self.transform = build_transform(cfg, is_train=False)
+        self.batch_size = cfg.DATALOADER.TEST.BATCH_SIZE
+
+    def __call__(self, images: Sequence[Any], top: int = 5) -> list[list[Guess]]:
+        """Return the `top` likeliest classes of each image, likeliest first.
+
+        Args:
+            images: paths of image files, or PIL images.
+            top: how many classes.
+
+        Raises:
+            UserError: if a file is no image.
+        """
+        import torch
+
+        guesses = []
+        for start in range(0, len(images), self.batch_size):
+            views = []
+            for image in images[start : start + self.batch_size]:
+                is_path = isinstance(image, (str, os.PathLike))
+                views.append(self.transform(read_image(image) if is_path else image.convert("RGB")))
+            with torch.no_grad():
+                logits = self.trainer.model_inference(torch.stack(views).to(self.trainer.device))
+            best = logits.float().softmax(dim=-1).topk(min(top, len(self.classes)))
+            guesses += [
+                [Guess(self.classes[i], p) for i, p in zip(labels, values, strict=True)]
+                for labels, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            ]
+        return guesses
+
+
+def _without_data(trainer_class: type, data: SimpleNamespace) -> type:
+    """Return the trainer with class names in place of a data set."""
+
+    class Deployed(trainer_class):
+        def build_data_loader(self) -> None:
+            self.dm = data
+            for name in ("num_classes", "num_source_domains", "lab2cname"):
+                setattr(self, name, getattr(data, name))
+            for name in ("train_loader_x", "train_loader_u", "val_loader", "test_loader"):
+                setattr(self, name, None)
+
+    return Deployed
+
+
+def trained_classes(folder: Path, epoch: int | None = None) -> tuple[list[str], list[str]]:
+    """Return (names, keys) of the classes that the run in `folder` was trained on."""
+    from dassl.utils import load_checkpoint
+
+    pattern = "*/model*.pth.tar*" if epoch is None else f"*/model.pth.tar-{epoch}"
+    for path in sorted(folder.glob(pattern)):
+        checkpoint = load_checkpoint(path)
+        keys = checkpoint.get("class_keys")
+        if keys:
+            return list(checkpoint.get("classnames") or keys), list(keys)
+    raise UserError(f"{folder} holds no checkpoint that says its classes: name them, --classes")
+
+
+def find_images(sources: Iterable[str]) -> list[str]:
+    """Return the image files that files, folders (searched to the bottom) and globs stand for.
+
+    Raises UserError for a source that gives none.
+    """
+    found: list[str] = []
+    for source in sources:
+        if os.path.isdir(source):
+            files = sorted(p for p in Path(source).rglob("*") if p.suffix.lower() in IMAGES)
+        elif os.path.exists(source):
+            files = [source]
+        else:
+            files = sorted(p for p in glob.glob(source, recursive=True) if os.path.isfile(p))
+        if not files:
+            raise UserError(f"no image at {source}")
+        found += map(str, files)
+    return list(dict.fromkeys(found))
+
+
+def class_list(text: str) -> list[str]:
+    """Return the names of "a,b,c", or of a file with one a line."""
+    if os.path.isfile(text):
+        lines = Path(text).read_text(encoding="utf-8").splitlines()
+    else:
+        lines = text.split(",")
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError("no class name in it")
+    return names
+
+
+def as_table(paths: Sequence[str], guesses: Sequence[Sequence[Guess]]) -> str:
+    """Return a block per image."""
+    blocks = []
+    for path, best in zip(paths, guesses, strict=True):
+        lines = [f"  {100 * guess.probability:6.2f} %  {guess.classname}" for guess in best]
+        blocks.append("\n".join([path, *lines]))
+    return "\n".join(blocks)
+
+
+def as_csv(paths: Sequence[str], guesses: Sequence[Sequence[Guess]]) -> str:
+    """Return a line per image and class."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["path", "rank", "class", "probability"])
+    for path, best in zip(paths, guesses, strict=True):
+        for rank, guess in enumerate(best, start=1):
+            writer.writerow([path, rank, guess.classname, guess.probability])
+    return out.getvalue().rstrip("\n")
+
+
+def as_json(paths: Sequence[str], guesses: Sequence[Sequence[Guess]]) -> str:
+    """Return a list of {"path", "predictions": [{"class", "probability"}]}."""
+    entries = [
+        {
+            "path": path,
+            "predictions": [{"class": g.classname, "probability": g.probability} for g in best],
+        }
+        for path, best in zip(paths, guesses, strict=True)
+    ]
+    return json.dumps(entries, indent=2, ensure_ascii=False)
+
+
+FORMATS = {"table": as_table, "csv": as_csv, "json": as_json}
+
+
+def classify(
+    predictor: Predictor, paths: Sequence[str], top: int
+) -> tuple[list[str], list[list[Guess]]]:
+    """Return the files that are images, and their guesses; say of the others why not.
+
+    Raises UserError if none is an image.
+    """
+    done, guesses = [], []
+    for start in range(0, len(paths), predictor.batch_size):
+        images = []
+        for path in paths[start : start + predictor.batch_size]:
+            try:
+                images.append(read_image(path))
+                done.append(path)
+            except UserError as error:
+                if len(paths) == 1:
+                    raise
+                print(f"skipped: {error}", file=sys.stderr)
+        guesses += predictor(images, top)
+    if not done:
+        raise UserError("none of the files is an image")
+    return done, guesses
+
+
+@user_errors()
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line, classify, print."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+", help="image files, folders, globs")
+    parser.add_argument("--model", required=True, help="a run's folder, or a checkpoint in it")
+    parser.add_argument("--top", type=positive, default=5, help="classes per image (5)")
+    parser.add_argument(
+        "--classes", type=class_list, help="names to choose from: a,b,c or a file, one a line"
+    )
+    parser.add_argument("--backbone", default="", help="CLIP's name or file, if not the run's")
+    parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument(
+        "--out", type=output_file, metavar="FILE", help="write there, not to the terminal"
+    )
+    args = parser.parse_args(argv)
+    paths = find_images(args.images)
+    predictor = Predictor(args.model, args.classes, args.backbone)
+    paths, guesses = classify(predictor, paths, args.top)
+    text = FORMATS[args.format](paths, guesses)
+    if args.out:
+        with atomic_write(args.out) as file:
+            file.write(text + "\n")
+    else:
+        print(text)

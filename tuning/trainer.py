@@ -1,0 +1,306 @@
+"""The trainer that runs one method: one step for all precisions, one save, one load.
+
+Letters in shape comments: B images, D embedding width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from weakref import WeakValueDictionary
+
+import torch
+
+from clip.clip import find_model, load_state_dict
+from clip.model import build_model, convert_weights
+from clip.prompting import Encoders
+from dassl.config import CfgNode
+from dassl.data.data_manager import ImageLoader
+from dassl.engine import TrainerX
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import UserError, count_num_param, file_sha256
+
+from . import original_checkpoints
+from .cuda_graphs import GraphedStep
+from .feature_cache import Encoder, NextEpoch
+from .method import Classes, Method
+
+PRECISIONS = ("fp32", "fp16", "bf16", "amp")
+# Views encoded in one pass of the image tower, on a CPU and on a GPU.
+VIEWS_AT_ONCE = (32, 512)
+
+_ENCODERS: WeakValueDictionary[tuple, Encoders] = WeakValueDictionary()
+
+
+def extend_cfg(cfg: CfgNode) -> None:
+    # False: the plain encoders, for benchmarks and doubts; the numbers are the same.
+    cfg.MODEL.FAST = True
+    # On a GPU a step's kernels are recorded once and replayed. Off until measured on one.
+    cfg.TRAIN.CUDA_GRAPH = False
+
+
+def resolve_precision(wanted: str, device: torch.device, key: str) -> str:
+    """The precision to run in: half precision of the towers needs a GPU, except bf16.
+
+    Raises:
+        UserError: an unknown one.
+    """
+    if wanted not in PRECISIONS:
+        raise UserError(f"{key} is {wanted!r}; one of: {', '.join(PRECISIONS)}")
+    if wanted in ("fp16", "amp") and device.type == "cpu":
+        print(f"{key}: {wanted} needs a GPU; running in fp32 on this CPU")
+        return "fp32"
+    return wanted
+
+
+class PromptTrainer(TrainerX):
+    """Trains one `Method`: one step for all precisions, one save, one load.
+
+    A subclass names its method, its config node under TRAINER and its model's folder name.
+    """
+
+    method_class: type[Method]
+    config_node: str
+    model_name = "prompt_learner"
+    may_differ = ("SEED",)
+    side_by_side = 1  # the number of runs that are trained together
+    label = ""  # which of them it is
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        self.method_cfg(cfg)  # names the missing node before any work
+
+    @classmethod
+    def method_cfg(cls, cfg: CfgNode) -> CfgNode:
+        return cfg.TRAINER[cls.config_node]
+
+    @classmethod
+    def build_method(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> Method:
+        return cls.method_class.from_cfg(cfg, encoders, classes)
+
+    def build_model(self) -> None:
+        cfg = self.cfg
+        key = f"TRAINER.{self.config_node}.PREC"
+        self.precision = resolve_precision(self.method_cfg(cfg).PREC, self.device, key)
+        print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
+        encoders = self.load_encoders()
+        dm = self.dm
+        classes = Classes(list(dm.classnames), list(dm.class_keys), dm.template)
+        self.method = self.build_method(cfg, encoders, classes).to(self.device).freeze()
+        if cfg.MODEL.INIT_WEIGHTS:
+            self.initialise_from(cfg.MODEL.INIT_WEIGHTS)
+
+        trained = self.method.trained()
+        print(f"Parameters to train: {', '.join(trained) or 'none'}")
+        print(f"Number of them: {sum(p.numel() for p in trained.values()):,}")
+        print(f"Number of all: {count_num_param(self.method):,}")
+        optim = sched = None
+        if trained:
+            groups = self.method.param_groups(cfg.OPTIM.LR)
+            optim = build_optimizer(self.method, cfg.OPTIM, groups)
+            sched = build_lr_scheduler(optim, cfg.OPTIM)
+        self.register_model(self.model_name, self.method, optim, sched)
+        self.gradients = self.compute_gradients
+        if self.device.type == "cuda" and cfg.MODEL.FAST and cfg.TRAIN.CUDA_GRAPH:
+            self.gradients = GraphedStep(self.compute_gradients, trained.values())
+        self.encoder = self.next_epoch = None
+        untouched = self.method.image_tower_untouched
+        if cfg.MODEL.FAST and (untouched or self.method.compares_with_frozen_image):
+            tower = {
+                "backbone": self.backbone_sha256,
+                "precision": self.precision,
+                "code": type(self).encode_views.__qualname__,
+            }
+            self.encoder = Encoder(cfg, self.encode_views, self.device, tower)
+        # fp16 gradients underflow without a scale; the scaled loss of CLIP's τ = 100 overflows at
+        # the default one.
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, init_scale=2.0**10, enabled=self.precision in ("fp16", "amp")
+        )
+
+    def load_encoders(self) -> Encoders:
+        """The frozen towers in this run's precision, shared by all trainers alive at a time."""
+        cfg = self.cfg
+        path = find_model(cfg.MODEL.BACKBONE.NAME)
+        self.backbone_sha256 = file_sha256(path)
+        key = (self.backbone_sha256, self.precision, str(self.device), cfg.MODEL.FAST)
+        encoders = _ENCODERS.get(key)
+        if encoders is None:
+            clip_model = build_model(load_state_dict(path))
+            if self.precision != "fp16":
+                clip_model.float()
+            if self.precision == "bf16":
+                convert_weights(clip_model, torch.bfloat16)
+            encoders = _ENCODERS[key] = Encoders(clip_model.to(self.device), cfg.MODEL.FAST)
+        _check_resolution(cfg, encoders.image.visual.input_resolution)
+        return encoders
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, dtype=torch.float16, enabled=self.precision == "amp"
+        )
+
+    # Training.
+
+    def train(self) -> None:
+        if not self.method.trained():
+            print(f"{type(self).__name__} has nothing to train")
+            self.final_test()
+            return
+        super().train()
+
+    def training_batches(self) -> Iterable[dict]:
+        """The epoch's batches; where no trained input enters the image tower, already encoded.
+
+        Where methods compare with the unprompted tower's features, those come with the images.
+        """
+        batches = super().training_batches()
+        if self.encoder is None or not isinstance(batches, ImageLoader):
+            return batches
+        per_batch = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        at_once = max(1, VIEWS_AT_ONCE[self.device.type == "cuda"] // per_batch)
+        if not self.method.image_tower_untouched:
+            return self.encoder.batches(batches, at_once, "frozen_image")
+        if not self.encodes_beside_training:
+            return self.encoder.batches(batches, at_once)
+        if self.next_epoch is None or self.next_epoch.loader is not batches:
+            self.next_epoch = NextEpoch(self.encoder, batches, at_once, self.max_epoch)
+        return self.next_epoch.batches(self.epoch)
+
+    @property
+    def encodes_beside_training(self) -> bool:
+        """Whether the next epoch's views are encoded while this one trains.
+
+        On a GPU a step is many small kernels, with room beside them; a CPU has none.
+        """
+        return self.device.type == "cuda" and self.cfg.DATALOADER.NUM_WORKERS > 0
+
+    def testing_batches(self, loader: Iterable[dict]) -> Iterable[dict]:
+        """As `training_batches`, for evaluation."""
+        untouched = self.method.image_tower_untouched
+        if self.encoder is None or not untouched or not isinstance(loader, ImageLoader):
+            return loader
+        return self.encoder.batches(loader)
+
+    @torch.no_grad()
+    def encode_views(self, image: torch.Tensor) -> torch.Tensor:
+        """(B,3,H,H) → (B,D) features of views whose features no training step changes."""
+        with self.autocast():
+            return self.method.encoders.image(image)
+
+    def forward_backward(self, batch: dict) -> dict:
+        image, label = self.parse_batch_train(batch)
+        losses = self.gradients({"image": image, "label": label, **self.known_features(batch)})
+        self.model_update()
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        return losses
+
+    def model_update(self, names: str | list[str] | None = None) -> None:
+        """As Dassl's, but for a step whose scaled gradients overflowed: that one is left out."""
+        for name in self.get_model_names(names):
+            if self._optims[name] is not None:
+                self.scaler.step(self._optims[name])
+                self.scaler.update()
+
+    def compute_gradients(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The losses of a batch; their gradients replace those in the parameters.
+
+        Args:
+            inputs: image, label, and `known_features`.
+        """
+        inputs = dict(inputs)
+        label = inputs.pop("label")
+        with self.autocast():
+            features = self.method.features(inputs.pop("image"), **inputs)
+        losses = self.method.losses(features, label)
+        loss = sum(losses.values())
+        self.model_zero_grad()
+        self.scaler.scale(loss).backward()
+        return {"loss": loss.detach(), **{f"loss_{k}": v.detach() for k, v in losses.items()}}
+
+    def known_features(self, batch: dict) -> dict[str, torch.Tensor]:
+        """What `features` takes beside the images, as far as the batch has it."""
+        return {name: batch[name] for name in ("frozen_image",) if name in batch}
+
+    def parse_batch_train(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        return (
+            batch["img"].to(self.device, non_blocking=True),
+            batch["label"].to(self.device, non_blocking=True),
+        )
+
+    # Evaluation.
+
+    def model_inference(self, input: torch.Tensor) -> torch.Tensor:
+        with self.autocast():
+            features = self.method.features(input)
+        return self.method.logits(features)
+
+    # Checkpoints.
+
+    def model_state(self, name: str) -> dict[str, torch.Tensor]:
+        return self.method.trained_state()
+
+    def checkpoint_extra(self) -> dict:
+        return {
+            "trainer": type(self).__name__,
+            "class_keys": list(self.method.classes.keys),
+            "classnames": list(self.method.classes.names),
+            "backbone_sha256": self.backbone_sha256,
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_checkpoint_extra(self, extra: dict) -> None:
+        self.scaler.load_state_dict(extra["scaler"])
+
+    def result_extra(self) -> dict:
+        return {"backbone_sha256": self.backbone_sha256, "side_by_side": self.side_by_side}
+
+    def load_model(self, directory: str | os.PathLike | None, epoch: int | None = None) -> None:
+        """As Dassl's; a method that trains nothing has nothing to load."""
+        if self.method.trained():
+            super().load_model(directory, epoch)
+
+    def load_model_state(self, name: str, state_dict: dict, checkpoint: dict) -> None:
+        self._load(state_dict, checkpoint, partial=False)
+
+    def initialise_from(self, path: str) -> None:
+        """Start from the parameters of a checkpoint file, ours or one of the original code."""
+        checkpoint = original_checkpoints.read(path)
+        self._load(checkpoint["state_dict"], checkpoint, partial=True, source=path)
+
+    def _load(
+        self, state: dict, checkpoint: dict, partial: bool, source: str = "the checkpoint"
+    ) -> None:
+        """Put a checkpoint's values into the method, strictly; say what was taken and what left."""
+        backbone = checkpoint.get("backbone_sha256")
+        if backbone not in (None, self.backbone_sha256):
+            raise UserError(
+                f"{source} was trained on another backbone (SHA-256 {backbone[:12]}…, this run has "
+                f"{self.backbone_sha256[:12]}…): set MODEL.BACKBONE.NAME as in training"
+            )
+        keys = checkpoint.get("class_keys")
+        left = []
+        if original_checkpoints.is_original(state):
+            kind = original_checkpoints.kind(state)
+            print(f"{source}: a checkpoint of the original code ({kind})")
+            keys = original_checkpoints.class_keys(state, self.method)
+            if keys is None and self.cfg.DATASET.SUBSAMPLE_CLASSES == "new" and not partial:
+                print("It doesn't tell its classes; taken for others than these new ones")
+                keys = []
+            state, left = original_checkpoints.translate(state, self.method.trained())
+        taken = self.method.load_trained(state, keys, partial)
+        left += [name for name in state if name not in taken]
+        print(f"Taken from {source}: {', '.join(taken) or 'nothing'}")
+        if left:
+            print(f"Left there: {', '.join(left)}")
+        if partial and (fresh := [name for name in self.method.trained() if name not in taken]):
+            print(f"Not in it, so at their initial values: {', '.join(fresh)}")
+
+
+def _check_resolution(cfg: CfgNode, resolution: int) -> None:
+    size = cfg.INPUT.SIZE
+    if tuple(size) != (resolution, resolution):
+        raise UserError(
+            f"INPUT.SIZE is {tuple(size)}, but backbone {cfg.MODEL.BACKBONE.NAME} takes "
+            f"{resolution} x {resolution} images: set INPUT.SIZE to ({resolution}, {resolution})"
+        )
