@@ -9,7 +9,7 @@ Letters in shape comments: K contexts, W tower width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -94,6 +94,8 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, x, weight, bias):
+        if any(dim is not None for dim in in_dims[1:]):  # each run has weights of its own
+            return torch.func.vmap(F.linear, in_dims)(x, weight, bias), 0
         return _Product.apply(x.movedim(in_dims[0], 0), weight, bias), 0
 
 
@@ -156,49 +158,57 @@ class _FrozenMLP(torch.autograd.Function):
 # --- Recomputation ------------------------------------------------------------------------------
 
 
-def recomputed(call: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
-    """`call(*inputs)`, all (K,…), of which nothing is kept for the backward pass but the inputs.
+def recomputed(
+    call: Callable[..., tuple[torch.Tensor, ...]], *inputs: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """`call(*inputs)`, of which nothing is kept for the backward pass but the inputs.
 
-    `call` is deterministic. (PyTorch's own checkpointing can't be mapped over several runs.)
+    What `call` closes over gets no gradient. Random numbers are drawn again as they were.
+    (PyTorch's own checkpointing can't be mapped over several runs.)
     """
-    device = inputs[0].device.type
-    precision = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    return _Recomputed.apply(call, precision, *inputs)
+    device = inputs[0].device
+    settings = (
+        (torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)),
+        [device] if device.type == "cuda" else [],
+        torch.get_rng_state(),
+        torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    )
+    return _Recomputed.apply(call, settings, *inputs)
 
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(call, precision, *inputs):
+    def forward(call, settings, *inputs):
         return call(*inputs)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.call, ctx.precision, *rest = inputs
+        ctx.call, ctx.settings, *rest = inputs
         ctx.save_for_backward(*rest)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
-        inputs = [x.detach().requires_grad_() for x in ctx.saved_tensors]
-        enabled, dtype = ctx.precision
-        with torch.enable_grad(), torch.autocast(grad.device.type, dtype, enabled):
-            output = ctx.call(*inputs)
-        return None, None, *torch.autograd.grad(output, inputs, grad)
+    def backward(ctx, *grads):
+        needed = ctx.needs_input_grad[2:]
+        inputs = [
+            x.detach().requires_grad_(need)
+            for x, need in zip(ctx.saved_tensors, needed, strict=True)
+        ]
+        (enabled, dtype), devices, state, device_state = ctx.settings
+        with torch.random.fork_rng(devices), torch.enable_grad():
+            torch.set_rng_state(state)
+            if devices:
+                torch.cuda.set_rng_state(device_state, devices[0])
+            with torch.autocast(grads[0].device.type, dtype, enabled):
+                outputs = ctx.call(*inputs)
+        pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if y.requires_grad]
+        outputs, grads = zip(*pairs, strict=True)
+        leaves = [x for x in inputs if x.requires_grad]
+        found = iter(torch.autograd.grad(outputs, leaves, grads, allow_unused=True))
+        return None, None, *(next(found) if need else None for need in needed)
 
     @staticmethod
-    def vmap(info, in_dims, call, precision, *inputs):
-        """Mapped over R runs: R·K contexts side by side."""
-        inputs = folded(info.batch_size, in_dims[2:], inputs)
-        output = _Recomputed.apply(call, precision, *inputs)
-        return output.unflatten(0, (info.batch_size, -1)), 0
-
-
-def folded(
-    runs: int, dims: Sequence[int | None], inputs: Sequence[torch.Tensor]
-) -> list[torch.Tensor]:
-    """Tensors (K,…) mapped over R runs at these dimensions, or common to all → (R·K,…)."""
-    inputs = [
-        x.expand(runs, *x.shape) if dim is None else x.movedim(dim, 0)
-        for x, dim in zip(inputs, dims, strict=True)
-    ]
-    return [x.flatten(0, 1) for x in inputs]
+    def vmap(info, in_dims, call, settings, *inputs):
+        mapped = torch.func.vmap(call, in_dims=tuple(in_dims[2:]), randomness=info.randomness)
+        outputs = _Recomputed.apply(mapped, settings, *inputs)
+        return outputs, (0,) * len(outputs)

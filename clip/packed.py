@@ -16,8 +16,6 @@ from itertools import accumulate
 import torch
 from torch.autograd.function import once_differentiable
 
-from .fused import folded
-
 # Classes share a bucket while the longest suffix is at most this many times the shortest: fewer
 # buckets are fewer kernels, more of them less padding.
 _STRETCH = 2.2
@@ -57,6 +55,8 @@ class Packing:
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         ends = list(accumulate(lengths))
+        self.lengths = tuple(lengths)
+        self.device = device
         self.tokens = ends[-1]
         self.eot = torch.tensor(ends, device=device) - 1  # (C,): the last token of each class
         self.buckets: list[_Bucket] = []
@@ -66,6 +66,45 @@ class Packing:
                 start = ends[first - 1] if first else 0
                 self.buckets.append(_bucket(lengths[first:last], first, start, device))
                 first = last
+        self._indices: dict[tuple, torch.Tensor] = {}
+
+    @property
+    def starts(self) -> list[int]:
+        """Where each suffix begins."""
+        return [0, *accumulate(self.lengths)][:-1]
+
+    def places(self, at: int, n: int) -> torch.Tensor:
+        """(nC,): where the tokens at…at+n−1 of every suffix stand."""
+        return self._index(("places", at, n))
+
+    def splice(self, at: int, n: int, insert: bool) -> torch.Tensor:
+        """Out of [all tokens][n new ones per class]: the new ones in front of token `at`, or in
+        place of n from it on."""
+        return self._index(("splice", at, n, insert))
+
+    def whole(self, prefix: int, length: int) -> torch.Tensor:
+        """Out of [prefix tokens][all tokens][one of zeros]: the classes' `length` tokens each."""
+        return self._index(("whole", prefix, length))
+
+    def _index(self, key: tuple) -> torch.Tensor:
+        if key not in self._indices:
+            kind, *arguments = key
+            rows: list[int] = []
+            for c, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
+                own = range(start, start + length)
+                if kind == "places":
+                    at, n = arguments
+                    rows += own[at : at + n]
+                elif kind == "splice":
+                    at, n, insert = arguments
+                    new = range(self.tokens + c * n, self.tokens + (c + 1) * n)
+                    rows += [*own[:at], *new, *own[at if insert else at + n :]]
+                else:
+                    prefix, total = arguments
+                    zeros = [prefix + self.tokens] * (total - prefix - length)
+                    rows += [*range(prefix), *(prefix + i for i in own), *zeros]
+            self._indices[key] = torch.tensor(rows, device=self.device)
+        return self._indices[key]
 
 
 def _bucket(lengths: Sequence[int], first: int, start: int, device: torch.device) -> _Bucket:
@@ -108,8 +147,7 @@ def attend(
     """
     contexts = len(prefix_k)
     inputs = (q.expand(contexts, -1, -1), kv.expand(contexts, -1, -1), prefix_k, prefix_v)
-    run = _PackedAttention.apply if torch.is_grad_enabled() else _attend
-    return run(*inputs, packing)[0]
+    return _PackedAttention.apply(*inputs, packing)[0]
 
 
 class _PackedAttention(torch.autograd.Function):
@@ -165,7 +203,7 @@ class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def vmap(info, in_dims, q, kv, prefix_k, prefix_v, packing):
         """Mapped over R runs: R·K contexts side by side."""
-        inputs = folded(info.batch_size, in_dims[:4], (q, kv, prefix_k, prefix_v))
+        inputs = _folded(info.batch_size, in_dims[:4], (q, kv, prefix_k, prefix_v))
         outputs = _PackedAttention.apply(*inputs, packing)
         outputs = tuple(y.unflatten(0, (info.batch_size, -1)) for y in outputs)
         return outputs, (0,) * len(outputs)
@@ -240,3 +278,14 @@ def _pack(
         if bucket.packed is not None and not at_eot:
             part = part.index_select(2, bucket.packed)
         places[:, :, i].copy_(part.transpose(1, 2))
+
+
+def _folded(
+    runs: int, dims: Sequence[int | None], inputs: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Tensors (K,…) mapped over R runs at these dimensions, or common to all → (R·K,…)."""
+    inputs = [
+        x.expand(runs, *x.shape) if dim is None else x.movedim(dim, 0)
+        for x, dim in zip(inputs, dims, strict=True)
+    ]
+    return [x.flatten(0, 1) for x in inputs]

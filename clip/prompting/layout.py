@@ -19,7 +19,8 @@ class PromptLayout(nn.Module):
 
     `position` "end": [SOS][context][words][name][.][EOT]; "middle": the name between the two halves
     of the context; "front": the name before it. `words` are fixed text, the same for all classes:
-    what is left of a context's initial words where it has fewer vectors.
+    what is left of a context's initial words where it has fewer vectors. `tail` stands in the place
+    of the dot: ", a type of pet.", say.
 
     Raises:
         UserError: unknown position, no classes, or a prompt longer than the tower's positions.
@@ -32,17 +33,20 @@ class PromptLayout(nn.Module):
         position: str = "end",
         context_length: int = 77,
         words: Sequence[int] = (),
+        tail: str = ".",
     ) -> None:
         super().__init__()
         names = [name.replace("_", " ") for name in classnames]
         tokenizer = _tokenizer()
-        prompts = []
+        prompts, own = [], []
         for name in names:
-            ids = tokenizer.encode(f"{name}.")
+            ids = tokenizer.encode(f"{name}{tail}")
             length = len(tokenizer.encode(name))
             prompts.append(_arrange(ids[:length], ids[length:], n_ctx, position, words))
+            parts = list(range(length)), list(range(length, len(ids)))
+            own.append(_arrange(*parts, n_ctx, position, [-1] * len(words)))
         prefix = 1 + n_ctx + len(words) if position == "end" else 0
-        self._set(prompts, n_ctx, context_length, names, prefix)
+        self._set(prompts, own, n_ctx, context_length, names, prefix)
 
     @classmethod
     def of_texts(cls, texts: Sequence[str], context_length: int = 77) -> PromptLayout:
@@ -50,12 +54,14 @@ class PromptLayout(nn.Module):
         layout = cls.__new__(cls)
         nn.Module.__init__(layout)
         prompts = [_tokenizer().encode(text) for text in texts]
-        layout._set(prompts, 0, context_length, texts, prefix=1)
+        own = [list(range(len(ids))) for ids in prompts]
+        layout._set(prompts, own, 0, context_length, texts, prefix=1)
         return layout
 
     def _set(
         self,
         prompts: list[list[int]],
+        own: list[list[int]],
         n_ctx: int,
         context_length: int,
         names: Sequence[str],
@@ -63,6 +69,7 @@ class PromptLayout(nn.Module):
     ) -> None:
         """prompts: token ids without SOS and EOT; −1−m stands for context vector m.
 
+        own: which of a class's own tokens each is; negative: none of them.
         prefix: how many tokens all prompts begin with, SOS among them; 0: none to be shared.
         """
         if not prompts:
@@ -79,12 +86,15 @@ class PromptLayout(nn.Module):
         self.n_ctx = n_ctx
         self.context_length = context_length
         full = torch.zeros(len(prompts), context_length, dtype=torch.long)
-        for row, ids in zip(full, prompts, strict=True):
+        own_index = torch.full_like(full, -1)
+        for row, ids, indices, own_ids in zip(full, prompts, own_index, own, strict=True):
             row[: len(ids)] = torch.tensor(ids)
+            indices[1 : 1 + len(own_ids)] = torch.tensor(own_ids, dtype=torch.long).clamp(min=-1)
         # Not in checkpoints: bound to the class names of this run.
         self.register_buffer("tokens", full.clamp(min=0), persistent=False)  # (C,77)
         slots = (-1 - full).clamp(min=-1)
         self.register_buffer("slots", slots, persistent=False)  # (C,77) context vector, or −1
+        self.register_buffer("own", own_index, persistent=False)  # (C,77) own token, or −1
         eot = torch.tensor([len(ids) - 1 for ids in prompts])
         self.register_buffer("eot", eot, persistent=False)  # (C,)
 
@@ -98,22 +108,32 @@ class PromptLayout(nn.Module):
         suffix = (place >= self.prefix_length) & (place <= eot[order, None])  # (C,77)
         self.register_buffer("suffix_ids", self.tokens[order][suffix], persistent=False)
         self.register_buffer("suffix_positions", suffix.nonzero()[:, 1], persistent=False)
+        self.register_buffer("suffix_own", own_index[order][suffix], persistent=False)
         self._packings: dict[tuple, Packing] = {}
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def suffixes(self, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and positions (S,) of the suffixes of the classes order[first:last]."""
-        start = sum(self.lengths[:first])
-        tokens = slice(start, start + sum(self.lengths[first:last]))
-        return self.suffix_ids[tokens], self.suffix_positions[tokens]
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt, SOS and EOT among them."""
+        return self.prefix_length + self.lengths[-1]
 
-    def packing(self, first: int, last: int) -> Packing:
-        """How the suffixes of the classes order[first:last] lie side by side."""
-        key = (first, last, self.order.device)
+    @property
+    def shortest(self) -> int:
+        return self.prefix_length + self.lengths[0]
+
+    def suffix_tokens(self, first: int, last: int) -> slice:
+        """Where the suffixes of the classes order[first:last] lie among all."""
+        start = sum(self.lengths[:first])
+        return slice(start, start + sum(self.lengths[first:last]))
+
+    def packing(self, first: int, last: int, extra: int = 0) -> Packing:
+        """How the suffixes of the classes order[first:last], `extra` tokens longer, lie packed."""
+        key = (first, last, extra, self.order.device)
         if key not in self._packings:
-            self._packings[key] = Packing(self.lengths[first:last], self.order.device)
+            lengths = [length + extra for length in self.lengths[first:last]]
+            self._packings[key] = Packing(lengths, self.order.device)
         return self._packings[key]
 
 

@@ -1,27 +1,55 @@
-"""The text tower, fed with context vectors. Shape letters: the package's."""
+"""The text tower, fed with context vectors and changes. Shape letters: the package's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..clip import _tokenizer
-from ..fused import recomputed
-from ..model import CLIP
-from ..packed import attend
-from .block import finish, heads_apart, heads_joined, per_layer, project, replace, run_block
-from .layout import PromptLayout
+from dassl.utils import UserError
 
-# Activations that one suffix token leaves for the backward pass, in widths per layer: two
-# residuals, q, k and v with their padding, the four-fold hidden layer, attention weights and norms.
-_WIDTHS_PER_TOKEN = 12
-# Without gradients nothing is kept, and pieces of this many tokens stay within the CPU's caches.
-_TOKENS_PER_PIECE = 2048
+from ..clip import _tokenizer
+from ..model import CLIP
+from .block import Head, Layer, head_of, heads_apart, heads_joined, layers_of, plain_block
+from .changes import (
+    END,
+    FEATURES,
+    Change,
+    NameShift,
+    Read,
+    Reads,
+    Tokens,
+    at_layer,
+    check,
+    first_layer,
+    placed,
+    put,
+    shifts,
+)
+from .layout import PromptLayout
+from .shared import run_shared
+
+
+@dataclass(frozen=True, eq=False)
+class TextState:
+    """The tokens of every class before a layer.
+
+    prefix: (K,P,W) what all classes begin with; None: nothing is shared.
+    tokens: (1|K,S,W) packed suffixes in the layout's order, None before they are embedded; without
+        a prefix (KC,L,W) whole sequences; after the last block (KC,1,W) at EOT.
+    side_by_side: whether results keep their dimension K.
+    """
+
+    layout: PromptLayout
+    layer: int
+    contexts: int
+    prefix: torch.Tensor | None
+    tokens: torch.Tensor | None
+    side_by_side: bool = False
 
 
 class TextEncoder(nn.Module):
@@ -62,12 +90,13 @@ class TextEncoder(nn.Module):
         n_ctx: int,
         position: str = "end",
         words: Sequence[int] = (),
+        tail: str = ".",
     ) -> PromptLayout:
         """The prompt layout of these classes for this tower, on its device.
 
-        words: token ids that stand after the context in every prompt.
+        words: token ids that stand after the context in every prompt; tail: what follows the name.
         """
-        layout = PromptLayout(classnames, n_ctx, position, self.context_length, words)
+        layout = PromptLayout(classnames, n_ctx, position, self.context_length, words, tail)
         return layout.to(self.positional_embedding.device)
 
     def token_ids(self, text: str) -> list[int]:
@@ -86,23 +115,103 @@ class TextEncoder(nn.Module):
         layout = PromptLayout.of_texts(texts, self.context_length)
         return self(layout.to(self.positional_embedding.device))
 
+    def first_layer(self, changes: Sequence[Change]) -> int:
+        """The first layer that a change reaches; `layers` where none reaches a block."""
+        return first_layer(changes, self.layers)
+
+    def head(self, changes: Sequence[Change]) -> Head:
+        """What follows the blocks."""
+        parts = ("ln_final", self.ln_final), ("text_projection", self.text_projection)
+        return head_of(*parts, changes, self.layers)
+
     def forward(
         self,
         layout: PromptLayout,
         ctx: torch.Tensor | None = None,
         deep: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        changes: Sequence[Change] = (),
+        reads: Reads | None = None,
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
         """Text features of every class, not normalised.
 
         Args:
             layout: of C classes.
             ctx: (M,W) one context; (C,M,W) one per class; (K,1,M,W) K contexts side by side.
-            deep: (J−1,N,W), the vectors that replace positions 1…N before layers 1…J−1; or
+            deep: (J−1,N,W), short for `Tokens` in place of positions 1…N before layers 1…J−1; or
                 (K,J−1,N,W) with K contexts.
+            changes: what else the tower is to do inside (changes.py).
+            reads: what else is given back, by name.
 
         Returns:
-            (C,D); (K,C,D) for K contexts.
+            (C,D); (K,C,D) for K contexts. With `reads` a dictionary: that as "features", and what
+            was read.
+
+        Raises:
+            UserError: a change or read that this tower hasn't the place for.
         """
+        if deep is not None:
+            vectors = deep.unsqueeze(2).unbind(1) if deep.dim() == 4 else deep.unbind(0)
+            changes = [*(Tokens(1 + i, v) for i, v in enumerate(vectors)), *changes]
+        state = self._start(layout, ctx)
+        return self.above(state, changes, reads)
+
+    @torch.no_grad()
+    def below(self, layout: PromptLayout, layer: int, ctx: torch.Tensor | None = None) -> TextState:
+        """What stands before `layer` without any change, to be kept while nothing below trains.
+
+        layer = `layers`: after the last block, at EOT.
+        """
+        if not 0 <= layer <= self.layers:
+            raise UserError(f"the text tower has layers 0 to {self.layers}, not {layer}")
+        state = self._start(layout, ctx)
+        if layer == 0:
+            return state
+        run = self._run_whole if state.prefix is None else partial(run_shared, self)
+        *prefix, tokens = run(state, state.contexts, (), {}, layer)
+        if state.prefix is not None and layer == self.layers:
+            tokens = tokens.flatten(0, 1).unsqueeze(1)
+        return replace(state, layer=layer, prefix=prefix[0] if prefix else None, tokens=tokens)
+
+    def above(
+        self, state: TextState, changes: Sequence[Change] = (), reads: Reads | None = None
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """From what `below` gave to the features: as `forward`, for changes from that layer on.
+
+        Raises:
+            UserError: also a change or read below that layer.
+        """
+        names = dict(reads or {})
+        check(changes, names, self.layers, state.layer)
+        changes = [self._per_class(change, len(state.layout)) for change in changes]
+        contexts, side_by_side = _contexts(state, changes)
+        changes = placed(changes, state.layout.shortest - 1)
+        _check_reads(state, changes, names, self.layers)
+        run = self._run_whole if state.prefix is None else partial(run_shared, self)
+        features, *found = run(state, contexts, changes, names)
+        results = {FEATURES: features, **dict(zip(names, found, strict=True))}
+        if not side_by_side:
+            results = {name: x[0] for name, x in results.items()}
+        return results if reads is not None else results[FEATURES]
+
+    def _per_class(self, change: Change, classes: int) -> Change:
+        """Tokens' and shifts' vectors with all their dimensions: (K|1,C|1,N,W)."""
+        if not isinstance(change, Tokens | NameShift):
+            return change
+        vectors = change.vectors.to(self.dtype)
+        while vectors.dim() < 4:
+            vectors = vectors.unsqueeze(0)
+        wrong = vectors.shape[1] not in ((1,) if isinstance(change, NameShift) else (1, classes))
+        if wrong or vectors.shape[-1] != self.width or vectors.dim() > 4:
+            raise UserError(
+                f"{type(change).__name__} of shape {tuple(change.vectors.shape)} for {classes} "
+                f"classes and a tower of width {self.width}"
+            )
+        if isinstance(change, Tokens) and change.at is None:
+            raise UserError("texts differ in length: say at which position tokens are put in")
+        return replace(change, vectors=vectors)
+
+    def _start(self, layout: PromptLayout, ctx: torch.Tensor | None) -> TextState:
+        """The prompts' embeddings."""
         if ctx is None:
             ctx = self.positional_embedding.new_zeros(0, self.width)
         side_by_side = ctx.dim() == 4
@@ -110,16 +219,18 @@ class TextEncoder(nn.Module):
         ctx = ctx if side_by_side else ctx.unsqueeze(0)
         if ctx.dim() == 3:
             ctx = ctx.unsqueeze(1)  # (K,1|C,M,W)
-        deep = [] if deep is None else per_layer(deep.to(self.dtype))
-        if not self.fast:
-            features = self._plain(layout, ctx, deep)
-        elif layout.prefix_length and ctx.shape[1] == 1:
-            features = self._shared(layout, ctx[:, 0], deep)
-        else:
-            features = self._truncated(layout, ctx, deep)
-        return features if side_by_side else features[0]
+        state = TextState(layout, 0, len(ctx), None, None, side_by_side)
+        if self.fast and layout.prefix_length and ctx.shape[1] == 1:
+            return replace(state, prefix=self._prefix(layout, ctx[:, 0]))
+        length = layout.longest if self.fast else layout.context_length
+        return replace(state, tokens=self._prompts(layout, ctx, length).flatten(0, 1))
 
-    # The plain path.
+    def _prefix(self, layout: PromptLayout, ctx: torch.Tensor) -> torch.Tensor:
+        """(K,P,W) input embeddings of [SOS][context][words]."""
+        fixed = self.token_embedding(layout.tokens[:1, : layout.prefix_length]).to(self.dtype)
+        fixed = fixed.expand(len(ctx), -1, -1)
+        x = torch.cat([fixed[:, :1], ctx, fixed[:, 1 + layout.n_ctx :]], dim=1)
+        return x + self.positional_embedding[: x.shape[1]].to(self.dtype)
 
     def _prompts(self, layout: PromptLayout, ctx: torch.Tensor, length: int) -> torch.Tensor:
         """(K,C,length,W) input embeddings with the context in place, positions added."""
@@ -133,126 +244,104 @@ class TextEncoder(nn.Module):
             x = x.expand(len(ctx), -1, -1, -1)
         return x + self.positional_embedding[:length].to(self.dtype)
 
-    def _plain(self, layout: PromptLayout, ctx: torch.Tensor, deep: list[torch.Tensor]):
-        x = self._prompts(layout, ctx, layout.context_length).flatten(0, 1)  # (KC,77,W)
-        x = x.transpose(0, 1)
-        for i, block in enumerate(self.transformer.resblocks):
-            if 0 < i <= len(deep):
-                vectors = deep[i - 1].repeat_interleave(x.shape[1] // len(deep[i - 1]), dim=0)
-                x = torch.cat([x[:1], vectors.transpose(0, 1), x[1 + vectors.shape[1] :]])
-            x = block(x)
-        x = self.ln_final(x.transpose(0, 1)).unflatten(0, (len(ctx), len(layout)))
-        classes = torch.arange(len(layout), device=x.device)
-        return x[:, classes, layout.eot] @ self.text_projection
+    # Whole sequences: the plain path; or no token after EOT, and the last layer at EOT alone.
 
-    # The fast path without a shared prefix: no token after EOT, the last layer at EOT alone.
+    def _run_whole(
+        self,
+        state: TextState,
+        contexts: int,
+        changes: Sequence[Change],
+        reads: dict[str, Read],
+        stop: int | None = None,
+    ) -> list[torch.Tensor]:
+        """As `run_shared`; `stop` gives the tokens (KC,L,W), at the tower's end (KC,1,W)."""
+        layout, layers, head = state.layout, self.layers, self.head(changes)
+        last = layers if stop is None else stop
+        x = state.tokens.unflatten(0, (-1, len(layout)))
+        x = x.expand(contexts, -1, -1, -1).flatten(0, 1)  # (KC,L,W)
+        if state.layer == 0:
+            for shift in shifts(changes, layout.own[:, : x.shape[1]]):
+                shift = shift.to(x.dtype).expand(contexts, -1, -1, -1)
+                x = x + shift.flatten(0, 1)
+        eot = layout.eot.repeat(contexts)
+        extra, found = 0, {}
+        everywhere = any(r.at != END and r.reaches(layers) == layers for r in reads.values())
+        at_eot = state.layer == layers
 
-    def _truncated(self, layout: PromptLayout, ctx: torch.Tensor, deep: list[torch.Tensor]):
-        length = layout.prefix_length + layout.lengths[-1]
-        x = self._prompts(layout, ctx, length).flatten(0, 1)  # (KC,L,W)
-        blocks = self.transformer.resblocks
-        for i, block in enumerate(blocks[:-1]):
-            x = run_block(block, replace(x, deep, i), causal=True)[0]
-        x = replace(x, deep, len(blocks) - 1)
-        eot = layout.eot.repeat(len(ctx))
-        rows = torch.arange(len(x), device=x.device)
-        block, heads = blocks[-1], blocks[-1].attn.num_heads
-        y = block.ln_1(x)
-        q = heads_apart(project(block, y[rows, eot].unsqueeze(1), slice(0, 1)), heads)
-        k, v = (heads_apart(z, heads) for z in project(block, y, slice(1, 3)).chunk(2, dim=-1))
-        visible = torch.arange(length, device=x.device) <= eot[:, None]  # (KC,L)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None, None])
-        x = finish(block, x[rows, eot].unsqueeze(1), heads_joined(mixed))
-        return (self.ln_final(x[:, 0]) @ self.text_projection).unflatten(0, (len(ctx), len(layout)))
+        def look(layer: int | None, x: torch.Tensor) -> None:
+            for name, read in reads.items():
+                if read.layer == layer:
+                    y = x if at_eot else _read(x, read, eot, layout.longest + extra)
+                    y = y[:, 0] if at_eot else y
+                    y = y @ head.projection if read.projected else y
+                    found[name] = y.unflatten(0, (contexts, -1))
 
-    # The fast path with a shared prefix.
-
-    def _shared(self, layout: PromptLayout, ctx: torch.Tensor, deep: list[torch.Tensor]):
-        """ctx: (K,M,W) → (K,C,D)."""
-        prefix = self._prefix(layout, ctx, deep)
-        pieces = self._pieces(layout, len(ctx), torch.is_grad_enabled())
-        recompute = len(pieces) > 1 and torch.is_grad_enabled()
-        features = []
-        for first, last in pieces:
-            call = partial(self._suffixes, layout, first, last)
-            features.append(recomputed(call, *prefix) if recompute else call(*prefix))
-        features = features[0] if len(features) == 1 else torch.cat(features, dim=1)
-        return features.index_select(1, layout.inverse)
-
-    def _prefix(self, layout: PromptLayout, ctx: torch.Tensor, deep: list[torch.Tensor]):
-        """Keys and values (K,H,P,W/H) of [SOS][context][words] at every layer, k and v in turn."""
-        fixed = self.token_embedding(layout.tokens[:1, : layout.prefix_length]).to(self.dtype)
-        fixed = fixed.expand(len(ctx), -1, -1)
-        x = torch.cat([fixed[:, :1], ctx, fixed[:, 1 + layout.n_ctx :]], dim=1)
-        x = x + self.positional_embedding[: x.shape[1]].to(self.dtype)
-        keys_values = []
-        blocks = self.transformer.resblocks
-        for i, block in enumerate(blocks):
-            x = replace(x, deep, i)
-            if i == len(blocks) - 1:
-                needed = 0
-            elif i < len(deep) and x.shape[1] == 1 + deep[i].shape[-2]:
-                needed = 1  # the next layer replaces everything but SOS
+        blocks = layers_of(self.transformer.resblocks, changes)
+        for i in range(state.layer, last):
+            look(i, x)
+            for change in at_layer(changes, i, Tokens):
+                vectors = change.vectors.expand(contexts, len(layout), -1, -1)
+                x = put(x, change, vectors.flatten(0, 1))
+                if change.insert:
+                    extra, eot = extra + change.number, eot + change.number
+            if not self.fast:
+                x = plain_block(blocks[i].block, blocks[i].changes, x, causal=True)
+            elif i < layers - 1 or everywhere:
+                x = blocks[i].run(x, causal=True)[0]
             else:
-                needed = x.shape[1]
-            y, k, v = run_block(block, x, needed, causal=True)
-            keys_values += [k, v]
-            if needed < x.shape[1]:
-                y = torch.cat([y, x[:, needed:]], dim=1)  # places to be replaced
-            x = y
-        return keys_values
-
-    def _pieces(self, layout: PromptLayout, contexts: int, grad: bool) -> list[tuple[int, int]]:
-        """Split the classes, in the layout's order, into ranges that fit in memory.
-
-        One needs no recomputation; several are recomputed in the backward pass.
-        """
-        room = self._tokens_per_piece(grad)
-        bounds, used = [0], 0
-        for c, length in enumerate(layout.lengths):
-            if used and used + contexts * length > room:
-                bounds.append(c)
-                used = 0
-            used += contexts * length
-        return list(pairwise([*bounds, len(layout)]))
-
-    def _tokens_per_piece(self, grad: bool) -> int:
-        weight = self.text_projection
-        if not grad:
-            return _TOKENS_PER_PIECE * (1 if weight.device.type == "cpu" else 8)
-        if self.memory_budget is None:
-            self.memory_budget = _free_memory(weight.device) // 2
-        layers = len(self.transformer.resblocks)
-        token = _WIDTHS_PER_TOKEN * self.width * layers * weight.element_size()
-        return max(1, self.memory_budget // (token * self.passes))
-
-    def _suffixes(
-        self, layout: PromptLayout, first: int, last: int, *prefix: torch.Tensor
-    ) -> torch.Tensor:
-        """The suffix pass of some classes → (K,classes,D). prefix: each layer's k and v in turn."""
-        packing = layout.packing(first, last)
-        # The same for all contexts before the first layer.
-        ids, positions = layout.suffixes(first, last)
-        x = self.token_embedding(ids).to(self.dtype)
-        x = (x + self.positional_embedding[positions].to(self.dtype)).unsqueeze(0)  # (1,S,W)
-        blocks = self.transformer.resblocks
-        for i, block in enumerate(blocks):
-            y = block.ln_1(x)
-            kv = project(block, y, slice(1, 3))
-            if i == len(blocks) - 1:
-                x, y = (z.index_select(1, packing.eot) for z in (x, y))
-            q = project(block, y, slice(0, 1))
-            x = finish(block, x, attend(q, kv, *prefix[2 * i : 2 * i + 2], packing))
-        return self.ln_final(x) @ self.text_projection
+                x, at_eot = _at_eot(blocks[i], x, eot), True
+        if last == layers and not (at_eot or everywhere):
+            x, at_eot = _read(x, Read(), eot, 0).unsqueeze(1), True
+        if stop is not None:
+            return [x]
+        look(layers, x)
+        y = head.norm(x)
+        look(None, y)
+        y = y[:, 0] if at_eot else _read(y, Read(), eot, 0)
+        features = (y @ head.projection).unflatten(0, (contexts, -1))
+        return [features, *(found[name] for name in reads)]
 
 
-def _free_memory(device: torch.device) -> int:
-    """Bytes that can be allocated on `device` now."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return 4 << 30  # not a Linux: assume a small machine
+def _read(x: torch.Tensor, read: Read, eot: torch.Tensor, longest: int) -> torch.Tensor:
+    """What `read` asks of whole sequences x (KC,L,W) that end at eot (KC,)."""
+    if read.at == END:
+        return x[torch.arange(len(x), device=x.device), eot]
+    real = torch.arange(longest, device=x.device) <= eot[:, None]
+    return torch.where(real[..., None], x[:, :longest], 0)[:, read.at]
+
+
+def _at_eot(block: Layer, x: torch.Tensor, eot: torch.Tensor) -> torch.Tensor:
+    """The last block's outputs (KC,1,W) at EOT alone."""
+    rows = torch.arange(len(x), device=x.device)
+    y = block.norm("ln_1", x)
+    own = y[rows, eot].unsqueeze(1)
+    q = heads_apart(block.project(own, slice(0, 1)), block.heads)
+    k, v = block.keys_values(y)
+    visible = torch.arange(x.shape[1], device=x.device) <= eot[:, None]  # (KC,L)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None, None])
+    return block.finish(x[rows, eot].unsqueeze(1), own, heads_joined(mixed))
+
+
+def _contexts(state: TextState, changes: Sequence[Change]) -> tuple[int, bool]:
+    """K, and whether the caller spoke of K contexts at all."""
+    numbers = [len(c.vectors) for c in changes if isinstance(c, Tokens | NameShift)]
+    contexts = max([state.contexts, *numbers])
+    if any(number not in (1, contexts) for number in [state.contexts, *numbers]):
+        raise UserError(f"contexts side by side: {state.contexts} given, changes for {numbers}")
+    return contexts, state.side_by_side or contexts > state.contexts
+
+
+def _check_reads(
+    state: TextState, changes: Sequence[Change], reads: dict[str, Read], layers: int
+) -> None:
+    for name, read in reads.items():
+        layer = read.reaches(layers)
+        if read.at == END:
+            continue
+        if state.layer == layers:
+            raise UserError(f"read {name!r}: behind the last block only {END!r} is kept")
+        inserted = [c for c in changes if isinstance(c, Tokens) and c.insert and c.layer < layer]
+        longest = state.layout.longest + sum(c.number for c in inserted)
+        numbers = (read.at.start, read.at.stop) if isinstance(read.at, slice) else (read.at,)
+        if any(n is not None and not 0 <= n <= longest for n in numbers) or read.at == longest:
+            raise UserError(f"read {name!r}: texts have positions 0 to {longest - 1} there")
