@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from clip import fused
-from clip.fused import Packing, attend, linear, mlp
+from clip.fused import linear, mlp
 from clip.model import ResidualAttentionBlock
+from clip.packed import Packing, attend
 
 HEADS, SIZE, PREFIX = 2, 8, 3
 WIDTH = HEADS * SIZE

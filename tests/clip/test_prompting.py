@@ -5,6 +5,7 @@ import torch
 
 from clip.model import CLIP
 from clip.prompting import Encoders
+from clip.prompting.shared import pieces_of
 from dassl.utils import UserError
 
 NAMES = ["dog", "golden retriever", "boeing 747-400", "cat", "a very long_name of a flower", "lynx"]
@@ -125,7 +126,7 @@ def test_pieces_change_nothing(dtype):
     ctx = random(3, 1, 4, 128, dtype=dtype)
     layout = fast.text.layout(NAMES, 4)
     fast.text.memory_budget = 1
-    assert len(fast.text._pieces(layout, 3, grad=True)) == len(NAMES)
+    assert len(pieces_of(fast.text, layout, 3, fast.text.layers)) == len(NAMES)
     agree(fast.text(layout, ctx), plain.text(layout, ctx), [ctx])
 
 

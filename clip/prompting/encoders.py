@@ -1,0 +1,36 @@
+"""Both prompt-taking encoders of one frozen CLIP."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..model import CLIP
+from .image import ImageEncoder
+from .text import TextEncoder
+
+
+class Encoders(nn.Module):
+    """The two prompt-taking encoders of one frozen CLIP, and its temperature.
+
+    `text`: TextEncoder; `image`: ImageEncoder; `logit_scale`: log τ. They share the weights of
+    `clip_model`. fast=False takes the plain path everywhere.
+    """
+
+    def __init__(self, clip_model: CLIP, fast: bool = True) -> None:
+        super().__init__()
+        self.text = TextEncoder(clip_model, fast)
+        self.image = ImageEncoder(clip_model, fast)
+        self.logit_scale = clip_model.logit_scale
+        self.requires_grad_(False)
+
+    @property
+    def embed_dim(self) -> int:
+        """D, the width of both towers' features."""
+        return self.text.text_projection.shape[1]
+
+    @property
+    def temperature(self) -> torch.Tensor:
+        """τ = exp(logit_scale), 100 for the released weights; at least fp32."""
+        scale = self.logit_scale
+        return scale.to(torch.promote_types(scale.dtype, torch.float32)).exp()
