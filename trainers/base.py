@@ -14,8 +14,8 @@ Letters in shape comments: B images, C classes, D embedding width.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
 import torch
@@ -38,6 +38,7 @@ from .graphs import GraphedStep
 PRECISIONS = ("fp32", "fp16", "bf16", "amp")
 # Views encoded in one pass of the image tower, on a CPU and on a GPU.
 VIEWS_AT_ONCE = (32, 512)
+ASSUMED = "assumed to be this run's classes in order: the checkpoint doesn't tell its classes"
 
 _ENCODERS: WeakValueDictionary[tuple, Encoders] = WeakValueDictionary()
 
@@ -64,11 +65,16 @@ class Features:
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a run. names: for prompts; keys: their identity; template: with one {}."""
+    """The classes of a run. names: for prompts; keys: their identity; template: with one {}.
+
+    label_space: names by key of all classes they were chosen from, in label order; {} if none but
+    they.
+    """
 
     names: list[str]
     keys: list[str]
     template: str = "a photo of a {}."
+    label_space: Mapping[str, str] = field(default_factory=dict)
 
     def sentences(self, template: str | None = None) -> list[str]:
         """The template filled with every class name, underscores as spaces."""
@@ -109,6 +115,8 @@ class Method(nn.Module):
     # Whether its losses also read the unprompted tower's features of each view; its `features` then
     # takes them as `frozen_image` where they are at hand.
     compares_with_frozen_image = False
+    # Token ids of the frozen words between context and class name, the same in all prompts.
+    words: Sequence[int] = ()
 
     def __init__(self, encoders: Encoders, classes: Classes) -> None:
         super().__init__()
@@ -196,7 +204,8 @@ class Method(nn.Module):
 
         Args:
             state: values by the names of `trained()`.
-            keys: the class keys they were trained on; None if unknown.
+            keys: the class keys they were trained on; None if unknown, empty if unknown but others
+                than this run's.
             partial: accept missing names and leave what is bound to other classes (a start for
                 training) instead of refusing.
 
@@ -241,7 +250,10 @@ class Method(nn.Module):
         if value.dim() != self.trained()[name].dim():  # not per class in the checkpoint
             return value
         if keys is None:
-            return value if len(value) == len(self.classes.keys) else None
+            if len(value) != len(self.classes.keys):
+                return None
+            print(f"The rows of {name} are {ASSUMED}")
+            return value
         rows = rows_of(self.classes.keys, keys)
         return None if rows is None else value[rows]
 
@@ -291,7 +303,9 @@ class PromptTrainer(TrainerX):
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
         encoders = self.load_encoders()
         dm = self.dm
-        classes = Classes(list(dm.classnames), list(dm.class_keys), dm.template)
+        classes = Classes(
+            list(dm.classnames), list(dm.class_keys), dm.template, dict(dm.label_space)
+        )
         self.method = self.build_method(cfg, encoders, classes).to(self.device).freeze()
         if cfg.MODEL.INIT_WEIGHTS:
             self.initialise_from(cfg.MODEL.INIT_WEIGHTS)
@@ -491,10 +505,9 @@ class PromptTrainer(TrainerX):
             kind = original_checkpoints.kind(state)
             print(f"{source}: a checkpoint of the original code ({kind})")
             keys = original_checkpoints.class_keys(state, self.method)
-            if keys is None and self.cfg.DATASET.SUBSAMPLE_CLASSES == "new" and not partial:
-                print("It doesn't tell its classes; taken for others than these new ones")
-                keys = []
             state, left = original_checkpoints.translate(state, self.method.trained())
+        if keys is None and self.cfg.DATASET.SUBSAMPLE_CLASSES == "new" and not partial:
+            keys = []
         taken = self.method.load_trained(state, keys, partial)
         left += [name for name in state if name not in taken]
         print(f"Taken from {source}: {', '.join(taken) or 'nothing'}")
