@@ -49,7 +49,7 @@ _UNUSED = re.compile(r"(?:prompt_learner\.)?bias_vectors")
 # Names only the original code's state dicts have.
 _ORIGINAL = re.compile(
     r"prompt_learner\.|token_prefix|token_suffix|film_lp_|linear_probe_proj|image_encoder\."
-    r"|text_encoder\."
+    r"|text_encoder\.|bias_vectors"
 )
 
 
