@@ -90,7 +90,7 @@ class DatasetBase:
         self._lab2cname = {label: classes[label][0] for label in sorted(classes)}
         self._class_keys = [classes[label][1] for label in sorted(classes)]
         if not self.label_space:
-            self.label_space = dict(zip(self._class_keys, self.classnames, strict=False))
+            self.label_space = dict(zip(self._class_keys, self.classnames, strict=True))
 
     @property
     def train_x(self) -> list[Datum] | None:
