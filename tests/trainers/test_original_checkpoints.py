@@ -258,6 +258,8 @@ def test_a_head_for_all_of_imagenet_serves_its_variants(make_trainer, tmp_path, 
     """The variant holds one of two classes of a name: which one follows from the whole list."""
     names = [WORDNET[i] for i in sorted(WORDNET)]
     layouts.imagenet(tmp_path / "data", random.Random(1))
+    # The head's rows are by WordNet id, whatever the order of this file.
+    layouts.classnames_txt(tmp_path / "data/imagenet", dict(reversed(WORDNET.items())))
     for row in rows:
         folder = tmp_path / "data/imagenet-rendition/imagenet-r" / sorted(WORDNET)[row]
         layouts.image(folder / "0.jpg")
