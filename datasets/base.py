@@ -45,6 +45,7 @@ class ImageDataset(DatasetBase):
     def __init__(self, cfg: Any) -> None:
         self.locate(cfg.DATASET.ROOT)
         train, val, test = self.load_lists()
+        self.label_space = self.all_classes(train or test)
         train, val = self.sample(train, val, cfg.DATASET.NUM_SHOTS, cfg.SEED)
         train, val, test = self.subsample_classes(
             *self.roles(train, val, test), subsample=cfg.DATASET.SUBSAMPLE_CLASSES
@@ -65,6 +66,10 @@ class ImageDataset(DatasetBase):
     def roles(self, train: Items, val: Items, test: Items) -> Lists:
         """Return the lists in the roles they are used in (ImageNet validates on its test list)."""
         return train, val, test
+
+    def all_classes(self, items: Items) -> dict[str, str]:
+        """Return names by class key, in label order, of all classes; `items` holds those read."""
+        return {item.class_key: item.classname for item in sorted(items, key=lambda i: i.label)}
 
     # ------------------------------------------------------------ folders
 

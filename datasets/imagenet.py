@@ -23,6 +23,11 @@ DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
 
+def label_order(classnames: dict[str, str]) -> dict[str, str]:
+    """Return the classes as they are numbered: by WordNet id."""
+    return dict(sorted(classnames.items()))
+
+
 def read_classnames(path: str) -> dict[str, str]:
     """Return display names by WordNet id, in the file's order, from `n01440764 tench`."""
     return dict(line.partition(" ")[::2] for line in read_lines(path))
@@ -76,6 +81,9 @@ class ImageNet(ImageDataset):
     sizes = (1000, 1281167, 0, 50000)
     listed_from_disk = True
     how_to_get = "python scripts/prepare_data.py {name} --root {root} says what to get"
+
+    def all_classes(self, items: Items) -> dict[str, str]:
+        return label_order(read_classnames(os.path.join(self.dataset_dir, CLASSNAMES)))
 
     def find_image_dir(self) -> str:
         there = (d for d in IMAGE_DIRS if os.path.isdir(os.path.join(self.dataset_dir, d, "train")))
@@ -165,6 +173,9 @@ class ImageNetVariant(ImageDataset):
 
     def read_official(self) -> Lists:
         return [], [], folder_items(self.image_dir, self.read_classnames())
+
+    def all_classes(self, items: Items) -> dict[str, str]:
+        return label_order(self.read_classnames())
 
     def read_classnames(self) -> dict[str, str]:
         """Return ImageNet's class names, from this folder or ImageNet's beside it."""

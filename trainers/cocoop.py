@@ -61,6 +61,7 @@ class CoCoOpMethod(Method):
     def __init__(self, encoders: Encoders, classes: Classes, context: ConditionalContext) -> None:
         super().__init__(encoders, classes)
         self.context = context
+        self.words = context.words
         self.layout = encoders.text.layout(classes.names, len(context.ctx), words=context.words)
 
     @classmethod

@@ -71,6 +71,7 @@ class CoOpMethod(Method):
         self.context = context
         if context.ctx.dim() == 3:
             self.class_bound = ("ctx",)
+        self.words = context.words
         self.layout = encoders.text.layout(
             classes.names, context.ctx.shape[-2], position, context.words
         )

@@ -20,7 +20,7 @@ from torch import nn
 from clip.prompting import Encoders
 from dassl.config import CfgNode
 from dassl.utils import UserError, suggest
-from tuning.method import Classes, Features, Method, cosine_logits, rows_of
+from tuning.method import ASSUMED, Classes, Features, Method, cosine_logits, rows_of
 
 HEADS = ("linear", "similarity")
 CWTS = ("separate", "shared", "none")
@@ -152,6 +152,7 @@ class DePT(Method):
         if not 0 <= weight <= 1:
             raise UserError(f"TRAINER.DEPT.WEIGHT is {weight}; λ lies between 0 and 1")
         self.method = method
+        self.words = method.words
         self.cat = head
         # A tensor, so that runs of several λ can be trained as one.
         self.register_buffer("weight", torch.tensor(weight, dtype=torch.float64), persistent=False)
@@ -220,7 +221,8 @@ class DePT(Method):
     ) -> list[str]:
         """As the method's; the head keeps the classes of the checkpoint, and applies by identity.
 
-        All classes of this run were trained → fusion, on their rows; otherwise the ITM head alone.
+        All classes of this run were trained → fusion, on their rows; otherwise the ITM head alone,
+        which is said.
         As a start for training (`partial`) the rows of this run's classes are taken, if all exist.
         """
         head = {name: value for name, value in state.items() if name.startswith("cat.")}
@@ -228,23 +230,51 @@ class DePT(Method):
         taken = self.method.load_trained(rest, keys, partial)
         bound = [name for name in head if name.startswith("cat.classifier.")]
         trained = len(head[bound[0]]) if bound else len(keys or self.classes.keys)
-        if keys is None and trained == len(self.classes.keys):
-            # No identity in the checkpoint: as many classes, taken for the same ones.
-            keys = self.classes.keys
-        rows = rows_of(self.classes.keys, keys or ())
-        if partial:
-            for name in bound:
-                value = head.pop(name)
-                if rows is not None:
-                    head[name] = value[rows]
-            rows = list(range(len(self.classes.keys)))
-        else:
+        if not partial:
             self.cat.resize(trained)
-        taken += self._load_head(head, partial)
-        self.rows = rows
-        return taken
+            self._check_head(head)
+            self.rows, why = self._rows_of(keys, trained)
+            if self.rows is None:
+                print(f"The CAT head is left out: {why}; the ITM head alone is used")
+                return taken
+        elif bound:
+            rows, why = self._rows_of(keys, trained)
+            if rows is None:
+                print(f"The CAT head's classifier is left out: {why}; it starts anew")
+            of_classes = {name: head.pop(name) for name in bound}
+            head |= {name: value[rows] for name, value in of_classes.items() if rows is not None}
+        if partial:
+            self._check_head(head, partial)
+            self.rows = list(range(len(self.classes.keys)))
+        own = self.trained()
+        for name, value in head.items():
+            own[name].copy_(value)
+        return [*taken, *head]
 
-    def _load_head(self, head: dict[str, torch.Tensor], partial: bool) -> list[str]:
+    def _rows_of(self, keys: Sequence[str] | None, trained: int) -> tuple[list[int] | None, str]:
+        """This run's classes among the `trained` ones of a head; None, and why, if not all are."""
+        own = self.classes.keys
+        if keys is None and trained == len(own):
+            print(f"The CAT head's {trained} classes are {ASSUMED}")
+            return list(range(trained)), ""
+        if keys is None:
+            return None, (
+                f"the checkpoint doesn't tell which {trained} classes it is for, and this run has "
+                f"{len(own)}"
+            )
+        if not keys:
+            return None, "the checkpoint doesn't tell its classes, and this run's are the new ones"
+        known = set(keys)
+        new = [key for key in own if key not in known]
+        if not new:
+            return rows_of(own, keys), ""
+        if len(new) == len(own):
+            return None, f"this run's {len(own)} classes are new to it"
+        shown = ", ".join(new[:3]) + (" …" if len(new) > 3 else "")
+        return None, f"{len(new)} of this run's {len(own)} classes are new to it ({shown})"
+
+    def _check_head(self, head: dict[str, torch.Tensor], partial: bool = False) -> None:
+        """Raise UserError unless the head's values fit, or with `partial` those there are."""
         own = {f"cat.{name}": p for name, p in self.cat.named_parameters()}
         for name in own | head:
             here = tuple(own[name].shape) if name in own else "nothing"
@@ -254,9 +284,6 @@ class DePT(Method):
                     f"{name}: the checkpoint has {there}, this run {here}: set TRAINER.DEPT.* "
                     "(HEAD, CWT) and the trainer as in training"
                 )
-        for name, value in head.items():
-            own[name].copy_(value)
-        return list(head)
 
 
 class DePTMixin:

@@ -68,6 +68,7 @@ class MaPLeMethod(Method):
     def __init__(self, encoders: Encoders, classes: Classes, prompts: CoupledPrompts) -> None:
         super().__init__(encoders, classes)
         self.prompts = prompts
+        self.words = prompts.words
         self.layout = encoders.text.layout(classes.names, len(prompts.ctx), words=prompts.words)
 
     @classmethod

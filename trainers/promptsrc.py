@@ -85,6 +85,7 @@ class PromptSRCMethod(Method):
     ) -> None:
         super().__init__(encoders, classes)
         self.prompts = prompts
+        self.words = prompts.words
         self.layout = encoders.text.layout(classes.names, len(prompts.ctx), words=prompts.words)
         self.register_buffer("frozen_text", unit(frozen_text), persistent=False)
         self.text_weight = text_weight

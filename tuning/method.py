@@ -13,8 +13,8 @@ Letters in shape comments: B images, C classes, D embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,8 @@ from torch import nn
 from clip.prompting import Encoders
 from dassl.config import CfgNode
 from dassl.utils import UserError
+
+ASSUMED = "assumed to be this run's classes in order: the checkpoint doesn't tell its classes"
 
 
 @dataclass
@@ -40,11 +42,16 @@ class Features:
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a run. names: for prompts; keys: their identity; template: with one {}."""
+    """The classes of a run. names: for prompts; keys: their identity; template: with one {}.
+
+    label_space: names by key of all classes they were chosen from, in label order; {} if none but
+    they.
+    """
 
     names: list[str]
     keys: list[str]
     template: str = "a photo of a {}."
+    label_space: Mapping[str, str] = field(default_factory=dict)
 
     def sentences(self, template: str | None = None) -> list[str]:
         """The template filled with every class name, underscores as spaces."""
@@ -85,6 +92,8 @@ class Method(nn.Module):
     # Whether its losses also read the unprompted tower's features of each view; its `features` then
     # takes them as `frozen_image` where they are at hand.
     compares_with_frozen_image = False
+    # Token ids of the frozen words between context and class name, the same in all prompts.
+    words: Sequence[int] = ()
 
     def __init__(self, encoders: Encoders, classes: Classes) -> None:
         super().__init__()
@@ -172,7 +181,8 @@ class Method(nn.Module):
 
         Args:
             state: values by the names of `trained()`.
-            keys: the class keys they were trained on; None if unknown.
+            keys: the class keys they were trained on; None if unknown, empty if unknown but others
+                than this run's.
             partial: accept missing names and leave what is bound to other classes (a start for
                 training) instead of refusing.
 
@@ -217,6 +227,9 @@ class Method(nn.Module):
         if value.dim() != self.trained()[name].dim():  # not per class in the checkpoint
             return value
         if keys is None:
-            return value if len(value) == len(self.classes.keys) else None
+            if len(value) != len(self.classes.keys):
+                return None
+            print(f"The rows of {name} are {ASSUMED}")
+            return value
         rows = rows_of(self.classes.keys, keys)
         return None if rows is None else value[rows]

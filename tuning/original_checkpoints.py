@@ -5,8 +5,10 @@ They are recognised by their content: the names in their `state_dict`.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -41,10 +43,13 @@ _RENAMED = [
     (r"linear_probe_proj\.(weight|bias)", lambda m: f"cat.classifier.{m[1]}"),
 ]
 
+# What the original KgCoOp saves beside that, and never uses.
+_UNUSED = re.compile(r"(?:prompt_learner\.)?bias_vectors")
+
 # Names only the original code's state dicts have.
 _ORIGINAL = re.compile(
     r"prompt_learner\.|token_prefix|token_suffix|film_lp_|linear_probe_proj|image_encoder\."
-    r"|text_encoder\."
+    r"|text_encoder\.|bias_vectors"
 )
 
 
@@ -104,7 +109,7 @@ def translate(
         new = next((to(m) for p, to in _RENAMED if (m := re.fullmatch(p, name))), None)
         if new in wanted:
             ours[new] = value
-        elif new is not None or name.startswith("prompt_learner.bias_vectors"):
+        elif new is not None or _UNUSED.fullmatch(name):
             left.append(name)
     return ours, left
 
@@ -113,24 +118,58 @@ def class_keys(state: dict[str, torch.Tensor], method: Method) -> list[str] | No
     """The classes a checkpoint was trained on, told by its stored class-name embeddings.
 
     The original code keeps no class names, but `token_suffix` holds the token embeddings of each
-    prompt after its context: a row equal to one of this run's classes is that class.
+    prompt after its context, the class name's and those of frozen words before it. Its rows are
+    looked up in the data set's label space, where equal names are told apart by their order.
 
     Returns:
-        One key per trained class, one that no class has where the class isn't of this run; None
-        when the checkpoint lacks the buffer.
+        One key per trained class, one that no class has where the class isn't in the label space;
+        None when the checkpoint lacks the buffer.
     """
     suffix = next((v for k, v in state.items() if k.endswith("token_suffix")), None)
     if suffix is None:
         return None
-    encoder = method.encoders.text
+    classes, encoder = method.classes, method.encoders.text
+    space = {**classes.label_space, **dict(zip(classes.keys, classes.names, strict=True))}
     n_ctx = encoder.context_length - 1 - suffix.shape[1]
-    layout = encoder.layout(method.classes.names, n_ctx)
+    # Whatever the class token position, the original code's buffer has the class name first.
+    layout = encoder.layout(list(space.values()), n_ctx, words=method.words)
+    ids = layout.tokens[:, 1 + n_ctx :]
     with torch.no_grad():
-        own = encoder.token_embedding(layout.tokens[:, 1 + n_ctx :]).to("cpu", torch.float16)
-    trained = suffix.to("cpu", torch.float16)
-    keys = [f"<class {row} of the checkpoint>" for row in range(len(trained))]
-    for key, embedding in zip(method.classes.keys, own, strict=True):
-        same = torch.isclose(trained.float(), embedding.float(), rtol=2e-3, atol=1e-5)
-        for row in same.flatten(1).all(dim=1).nonzero().flatten().tolist():
-            keys[row] = key
-    return keys
+        known = _fingerprints(encoder.token_embedding(row) for row in ids)
+        words = encoder.token_embedding(ids[:1, : len(method.words)]).to("cpu", torch.float16)
+    if not (suffix[:, : len(method.words)].to("cpu", torch.float16) == words).all():
+        print(
+            "Its prompts go on with other words after the context than this run's, which changes "
+            "its logits: set CTX_INIT and the number of vectors as in training"
+        )
+    return _in_order(_fingerprints(suffix), dict(zip(space, known, strict=True)))
+
+
+def _fingerprints(rows: Iterable[torch.Tensor]) -> list[bytes]:
+    """What tells rows of embeddings apart: a hash of their values in fp16, CLIP's own precision."""
+    return [
+        hashlib.blake2b(row.detach().to("cpu", torch.float16).numpy().tobytes()).digest()
+        for row in rows
+    ]
+
+
+def _in_order(trained: list[bytes], space: dict[str, bytes]) -> list[str]:
+    """Keys of the trained rows: rows and the label space's classes, by key, are in the same order.
+
+    Rows that are one stretch of the label space (all of it, base or new classes) are that stretch.
+    Otherwise the k-th row of equal ones is the k-th such class.
+    """
+    keys, known = list(space), list(space.values())
+    n = len(trained)
+    stretches = [i for i in range(len(known) - n + 1) if known[i : i + n] == trained]
+    if len(stretches) == 1:
+        return keys[stretches[0] :][:n]
+    namesakes = defaultdict(deque)
+    for key, fingerprint in space.items():
+        namesakes[fingerprint].append(key)
+    return [
+        namesakes[fingerprint].popleft()
+        if namesakes[fingerprint]
+        else f"<class {row} of the checkpoint>"
+        for row, fingerprint in enumerate(trained)
+    ]

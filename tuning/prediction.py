@@ -102,6 +102,7 @@ class Predictor:
         data = SimpleNamespace(
             classnames=names,
             class_keys=keys,
+            label_space={},
             template=template,
             num_classes=len(names),
             num_source_domains=0,

@@ -84,7 +84,9 @@ class PromptTrainer(TrainerX):
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
         encoders = self.load_encoders()
         dm = self.dm
-        classes = Classes(list(dm.classnames), list(dm.class_keys), dm.template)
+        classes = Classes(
+            list(dm.classnames), list(dm.class_keys), dm.template, dict(dm.label_space)
+        )
         self.method = self.build_method(cfg, encoders, classes).to(self.device).freeze()
         if cfg.MODEL.INIT_WEIGHTS:
             self.initialise_from(cfg.MODEL.INIT_WEIGHTS)
@@ -284,10 +286,9 @@ class PromptTrainer(TrainerX):
             kind = original_checkpoints.kind(state)
             print(f"{source}: a checkpoint of the original code ({kind})")
             keys = original_checkpoints.class_keys(state, self.method)
-            if keys is None and self.cfg.DATASET.SUBSAMPLE_CLASSES == "new" and not partial:
-                print("It doesn't tell its classes; taken for others than these new ones")
-                keys = []
             state, left = original_checkpoints.translate(state, self.method.trained())
+        if keys is None and self.cfg.DATASET.SUBSAMPLE_CLASSES == "new" and not partial:
+            keys = []
         taken = self.method.load_trained(state, keys, partial)
         left += [name for name in state if name not in taken]
         print(f"Taken from {source}: {', '.join(taken) or 'nothing'}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -167,6 +167,11 @@ class DataManager:
     def class_keys(self) -> list[str]:
         """The C stable class identities in the order of their labels."""
         return self.dataset.class_keys
+
+    @property
+    def label_space(self) -> Mapping[str, str]:
+        """Names by class key of all the data set's classes, this run's or not, in label order."""
+        return self.dataset.label_space
 
     @property
     def skipped_images(self) -> int:

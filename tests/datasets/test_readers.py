@@ -159,6 +159,19 @@ def test_samples_are_the_field_s(name, shots, seed, tmp_path):
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_the_label_space_is_all_classes_in_label_order(name, tmp_path):
+    expected = build(name, tmp_path)
+    data = load(name, tmp_path, classes="new")
+    keys = expected.keys or expected.classnames
+    names = dict(zip(keys, expected.classnames, strict=True))
+    if expected.keys:  # ImageNet and its variants know the whole list, whatever folders there are
+        listed = (tmp_path / expected.folder / "classnames.txt").read_text().splitlines()
+        names = dict(sorted(line.split(" ", 1) for line in listed))
+    assert list(data.label_space.items()) == list(names.items())
+    assert set(data.class_keys) <= set(data.label_space)
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_base_and_new_halves(name, tmp_path):
     expected = build(name, tmp_path)
     if expected.split_file:

@@ -1,11 +1,19 @@
 """Checkpoints as the original code writes them: names, pickled schedulers, no class names."""
 
+import random
+import re
+
 import pytest
 import torch
 
 import train
+from clip import tokenize
 from dassl.utils import UserError
+from tests.conftest import CLASSES
+from tests.datasets import layouts
+from tests.datasets.layouts import WORDNET
 from tuning import original_checkpoints
+from tuning.method import Features
 
 
 def prompts(n, width):
@@ -63,6 +71,10 @@ FROZEN = {"image_encoder.conv1.weight": torch.zeros(64, 3, 8, 8), "logit_scale":
 # Trainer: (model name, its state dict for three base classes).
 LAYOUTS = {
     "CoOp": ("prompt_learner", coop),
+    "CLIPAdapter": (
+        "clip_adapter",
+        lambda: {"fc.0.weight": torch.randn(8, 32), "fc.2.weight": torch.randn(32, 8)},
+    ),
     "KgCoOp": (
         "prompt_learner",
         lambda: {**coop(), **meta_net(), "bias_vectors": torch.zeros(1, 64)},
@@ -92,30 +104,41 @@ LAYOUTS = {
 }
 
 
-def token_suffix(trainer, n_ctx):
-    """What the original PromptLearner registers: the embeddings after the context."""
-    text = trainer.method.encoders.text
-    layout = text.layout(trainer.method.classes.names, n_ctx)
-    return text.token_embedding(layout.tokens[:, 1 + n_ctx :]).detach()
+def token_suffix(trainer, n_ctx, names=None):
+    """What the original PromptLearner registers: what follows the context in whole sentences.
+
+    Their words are "a photo of a" everywhere, also where the context starts at random ("X X X X").
+    """
+    names = trainer.method.classes.names if names is None else names
+    ids = tokenize([f"a photo of a {name.replace('_', ' ')}." for name in names])
+    return trainer.method.encoders.text.token_embedding(ids)[:, 1 + n_ctx :].detach()
 
 
-def write(folder, name, state):
+def dept_coop(trainer, names=None, classes=None):
+    """A state dict of DePT on CoOp; without `names` it has no class identity."""
+    state = {**under("prompt_learner", coop()), **head(classes or len(names))}
+    if names is not None:
+        state["prompt_learner.token_suffix"] = token_suffix(trainer, 4, names)
+    return state
+
+
+def write(folder, name, state, epoch=10):
     """As Dassl's save_model does: with the scheduler's whole state, objects and all."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
-    (folder / name).mkdir(parents=True)
+    (folder / name).mkdir(parents=True, exist_ok=True)
     torch.save(
         {
             "state_dict": state,
-            "epoch": 10,
+            "epoch": epoch,
             "optimizer": optimizer.state_dict(),
             "scheduler": {"successor": scheduler, "last_epoch": 10},
             "val_result": None,
         },
-        folder / name / "model.pth.tar-10",
+        folder / name / f"model.pth.tar-{epoch}",
     )
-    return folder / name / "model.pth.tar-10"
+    return folder / name / f"model.pth.tar-{epoch}"
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -126,7 +149,7 @@ def test_evaluates_on_base_and_new_and_starts_training(
     model_name, build = LAYOUTS[name]
     state = build()
     base = make_trainer(name, output=tmp_path / "a", DATASET__SUBSAMPLE_CLASSES="base")
-    if name != "VPT":  # VPT has no prompt learner
+    if name not in ("VPT", "CLIPAdapter"):  # they have no prompt learner
         prefix = "" if "ctx" in state else "prompt_learner."
         state[f"{prefix}token_suffix"] = token_suffix(base, len(state[f"{prefix}ctx"]))
         state[f"{prefix}token_prefix"] = torch.zeros(3, 1, 64)
@@ -143,13 +166,14 @@ def test_evaluates_on_base_and_new_and_starts_training(
     new.load_model(str(tmp_path / "original"))
     every = [v.flatten() for k, v in state.items() if v.dtype == torch.float32]
     for key, value in taken.items():
+        assert key in said
         assert any(
             v.shape == value.flatten().shape and torch.equal(v, value.flatten()) for v in every
         ), key
     if name.startswith("DePT"):
         assert base.method.rows == [0, 1, 2]
         assert new.method.rows is None
-    assert 0 <= new.test() <= 100
+    new.test()
 
     started = make_trainer(
         name,
@@ -163,13 +187,177 @@ def test_evaluates_on_base_and_new_and_starts_training(
 
 def test_classes_are_told_by_their_token_embeddings(make_trainer, tmp_path):
     """A checkpoint of all classes, tested on some of them: their own rows of W are taken."""
-    every = make_trainer("DePT_CoOp", output=tmp_path / "a")
-    state = {**under("prompt_learner", coop()), **head(5)}
-    state["prompt_learner.token_suffix"] = token_suffix(every, 4)
+    new = make_trainer("DePT_CoOp", DATASET__SUBSAMPLE_CLASSES="new")
+    state = dept_coop(new, CLASSES)
+    state["prompt_learner.token_suffix"] = state["prompt_learner.token_suffix"].half()  # PREC fp16
     write(tmp_path / "original", "PromptLearner", state)
-    new = make_trainer("DePT_CoOp", output=tmp_path / "b", DATASET__SUBSAMPLE_CLASSES="new")
     new.load_model(str(tmp_path / "original"))
     assert new.method.rows == [3, 4]
+
+
+# Display names of CLASSES: twins among the base classes, and twins of a base and a new class.
+TWINS = ["missile", "crane", "missile", "crane", "eel"]
+
+
+@pytest.fixture
+def twins(picture_root, tmp_path):
+    """A data folder whose classes have the display names of TWINS."""
+    root = tmp_path / "twins"
+    root.mkdir()
+    for folder in CLASSES:
+        (root / folder).symlink_to(picture_root / folder)
+    pairs = zip(CLASSES, TWINS, strict=True)
+    (root / "classnames.txt").write_text("".join(f"{a}\t{b}\n" for a, b in pairs))
+    return root
+
+
+@pytest.mark.parametrize(
+    "trained,tested,rows",
+    [
+        (range(5), "all", [0, 1, 2, 3, 4]),
+        (range(5), "base", [0, 1, 2]),
+        (range(5), "new", [3, 4]),
+        (range(3), "base", [0, 1, 2]),
+        (range(3), "new", None),  # its crane is the other one
+        (range(3, 5), "new", [0, 1]),
+        (range(3, 5), "base", None),
+        ([0, 2, 1, 3, 4], "all", [0, 2, 1, 3, 4]),  # equal ones in their order
+        ([1, 0, 2], "base", [1, 0, 2]),
+    ],
+)
+def test_equal_names_are_told_apart_by_their_order(
+    make_trainer, twins, tmp_path, trained, tested, rows
+):
+    options = {"DATASET__ROOT": twins, "DATASET__SUBSAMPLE_CLASSES": tested}
+    trainer = make_trainer("DePT_CoOp", **options)
+    state = dept_coop(trainer, [TWINS[i] for i in trained])
+    write(tmp_path / "original", "PromptLearner", state)
+    trainer.load_model(str(tmp_path / "original"))
+    assert trainer.method.rows == rows
+    if rows is not None:
+        weight = state["linear_probe_proj.weight"]
+        image, text = torch.randn(2, 32), torch.randn(len(rows), 32)
+        trainer.method.weight.fill_(1.0)
+        film = state["film_lp_img.scale"] * image + state["film_lp_img.bias"]
+        expected = (film @ weight.T + state["linear_probe_proj.bias"])[:, rows]
+        torch.testing.assert_close(trainer.method.logits(Features(image, text)), expected)
+
+
+def test_a_context_per_class_finds_its_twin(make_trainer, twins, tmp_path):
+    options = {"DATASET__ROOT": twins, "TRAINER__COOP__CSC": True}
+    new = make_trainer("CoOp", DATASET__SUBSAMPLE_CLASSES="new", **options)
+    ctx = torch.randn(5, 4, 64)
+    state = {"ctx": ctx, "token_suffix": token_suffix(new, 4, TWINS)}
+    write(tmp_path / "original", "prompt_learner", state)
+    new.load_model(str(tmp_path / "original"))
+    assert torch.equal(new.method.context.ctx, ctx[3:])
+
+
+@pytest.mark.parametrize("name,rows", [("ImageNet", [0, 1, 2, 3, 4]), ("ImageNetR", [0, 3])])
+def test_a_head_for_all_of_imagenet_serves_its_variants(make_trainer, tmp_path, name, rows):
+    """The variant holds one of two classes of a name: which one follows from the whole list."""
+    names = [WORDNET[i] for i in sorted(WORDNET)]
+    layouts.imagenet(tmp_path / "data", random.Random(1))
+    # The head's rows are by WordNet id, whatever the order of this file.
+    layouts.classnames_txt(tmp_path / "data/imagenet", dict(reversed(WORDNET.items())))
+    for row in rows:
+        folder = tmp_path / "data/imagenet-rendition/imagenet-r" / sorted(WORDNET)[row]
+        layouts.image(folder / "0.jpg")
+    trainer = make_trainer("DePT_CoOp", DATASET__ROOT=tmp_path / "data", DATASET__NAME=name)
+    write(tmp_path / "original", "PromptLearner", dept_coop(trainer, names))
+    trainer.load_model(str(tmp_path / "original"))
+    assert trainer.method.rows == rows
+
+
+@pytest.mark.parametrize(
+    "names,classes,tested,line",
+    [
+        (CLASSES[:3], 3, "new", "this run's 2 classes are new to it"),
+        (CLASSES[:3], 3, "all", r"2 of this run's 5 classes are new to it \(desert fox, eel\)"),
+        (None, 4, "base", "doesn't tell which 4 classes it is for, and this run has 3"),
+        (None, 2, "new", "doesn't tell its classes, and this run's are the new ones"),
+    ],
+)
+def test_a_head_left_out_is_said(make_trainer, tmp_path, capsys, names, classes, tested, line):
+    trainer = make_trainer("DePT_CoOp", DATASET__SUBSAMPLE_CLASSES=tested)
+    write(tmp_path / "original", "PromptLearner", dept_coop(trainer, names, classes))
+    capsys.readouterr()
+    trainer.load_model(str(tmp_path / "original"))
+    said = capsys.readouterr().out
+    assert re.findall("^The CAT head is left out: .*; the ITM head alone is used$", said, re.M)
+    assert len(re.findall(line, said)) == 1
+    assert re.findall("^Taken from .*$", said, re.M) == ["Taken from the checkpoint: ctx"]
+    assert trainer.method.rows is None
+
+
+def test_an_assumed_identity_is_said(make_trainer, tmp_path, capsys):
+    trainer = make_trainer("DePT_CoOp", DATASET__SUBSAMPLE_CLASSES="base")
+    file = write(tmp_path / "original", "PromptLearner", dept_coop(trainer, None, 3))
+    line = "The CAT head's 3 classes are assumed to be this run's classes in order"
+    capsys.readouterr()
+    trainer.load_model(str(tmp_path / "original"))
+    assert capsys.readouterr().out.count(line) == 1
+    assert trainer.method.rows == [0, 1, 2]
+    make_trainer("DePT_CoOp", DATASET__SUBSAMPLE_CLASSES="base", MODEL__INIT_WEIGHTS=file)
+    assert capsys.readouterr().out.count(line) == 1
+    make_trainer("DePT_CoOp", MODEL__INIT_WEIGHTS=file)
+    said = capsys.readouterr().out
+    assert "The CAT head's classifier is left out: the checkpoint doesn't tell which 3" in said
+
+
+def test_a_start_without_a_head_says_nothing_of_one(make_trainer, tmp_path, capsys):
+    file = write(tmp_path / "original", "prompt_learner", {**vision(8), **FROZEN})
+    make_trainer("DePT_VPT", MODEL__INIT_WEIGHTS=file)
+    assert "CAT head" not in capsys.readouterr().out
+
+
+def test_other_frozen_words_are_said(make_trainer, tmp_path, capsys):
+    trainer = make_trainer("MaPLe")
+    state = under("prompt_learner", maple())
+    line = "Its prompts go on with other words after the context"
+    for n_ctx, said in ((2, False), (4, True)):
+        suffix = token_suffix(trainer, n_ctx)
+        end = suffix[:, -1:].repeat(1, n_ctx - 2, 1)
+        state["prompt_learner.token_suffix"] = torch.cat([suffix, end], dim=1)
+        write(tmp_path / "original", "MultiModalPromptLearner", state)
+        capsys.readouterr()
+        trainer.load_model(str(tmp_path / "original"))
+        assert (line in capsys.readouterr().out) is said
+
+
+def test_what_kgcoop_never_uses_is_named_as_left(make_trainer, tmp_path, capsys):
+    trainer = make_trainer("KgCoOp")
+    _, build = LAYOUTS["KgCoOp"]
+    write(tmp_path / "original", "prompt_learner", build())
+    trainer.load_model(str(tmp_path / "original"))
+    left = re.search("^Left there: (.*)$", capsys.readouterr().out, re.M)[1].split(", ")
+    assert sorted(left) == ["bias_vectors", *sorted(meta_net())]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_model_dir_is_an_original_s_folder(command, make_trainer, tmp_path, capsys, name):
+    """The newest epoch by number, the best where there is one, or the epoch asked for."""
+    model_name, build = LAYOUTS[name]
+    for epoch in (9, 10):
+        file = write(tmp_path / "original", model_name, build(), epoch)
+    said = {}
+    for words in ((), ("--load-epoch", "9"), ("best",)):
+        if words == ("best",):
+            file.rename(file.with_name("model-best.pth.tar"))
+            words = ()
+        train.main(
+            command(
+                *(name, "--eval-only", "--model-dir", str(tmp_path / "original"), *words),
+                output=tmp_path / f"out{len(said)}",
+                DATASET__SUBSAMPLE_CLASSES="base",
+            )
+        )
+        said[len(said)] = capsys.readouterr().out
+    folder = tmp_path / "original" / model_name
+    for text, loaded in zip(
+        said.values(), ("model.pth.tar-10", "model.pth.tar-9", "model-best.pth.tar"), strict=True
+    ):
+        assert str(folder / loaded) in text and "accuracy" in text
 
 
 def test_nothing_in_a_checkpoint_is_executed(make_trainer, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dassl.utils import UserError
@@ -51,6 +51,9 @@ class DatasetBase:
     dataset_dir: str = ""  # the folder under DATASET.ROOT
     domains: Sequence[str] = ()
     template: str = "a photo of a {}."  # the data set's hand-written prompt
+    # Names by class key of all classes there are to choose from, in label order, where a run has
+    # some of them. Names may be equal; the order tells which of them a class is.
+    label_space: Mapping[str, str] = {}
 
     def __init__(
         self,
@@ -86,6 +89,8 @@ class DatasetBase:
                 )
         self._lab2cname = {label: classes[label][0] for label in sorted(classes)}
         self._class_keys = [classes[label][1] for label in sorted(classes)]
+        if not self.label_space:
+            self.label_space = dict(zip(self._class_keys, self.classnames, strict=True))
 
     @property
     def train_x(self) -> list[Datum] | None:

@@ -21,6 +21,7 @@ def test_classes_come_from_the_training_images():
     assert dataset.num_classes == 2
     assert dataset.lab2cname == {0: "crane", 1: "crane"}
     assert dataset.classnames == ["crane", "crane"] and dataset.class_keys == ["crane", "n2"]
+    assert dataset.label_space == {"crane": "crane", "n2": "crane"}
     assert DatasetBase(test=train).num_classes == 2
 
 
