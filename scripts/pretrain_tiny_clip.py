@@ -14,7 +14,6 @@ measured.
 """
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -32,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from clip import tokenize
 from clip.model import CLIP
 from clip.open_clip_parts import imagenet_templates, selected_imagenet_templates
-from dassl.utils import atomic_write
+from dassl.utils import json_text, user_errors, write_json, write_tensors
 from datasets.mini_world import (
     COLOURS,
     GROUNDS,
@@ -435,8 +434,7 @@ def train(args: argparse.Namespace) -> None:
                 "optimizer": optimizer.state_dict(),
                 "seconds": seconds,
             }
-            with atomic_write(resume, "wb") as file:
-                torch.save(saved, file)
+            write_tensors(saved, resume)
         if step % 1000 == 0:
             print(f"step {step} {accuracies(model.eval(), words, trial)[0]}", flush=True)
             model.train()
@@ -470,13 +468,11 @@ def finish(args, model: CLIP, words: Vocabulary, out: np.ndarray, seconds: float
         "zero_shot_seen_combinations": seen,
         "zero_shot_held_out_combinations": unseen,
     }
-    with atomic_write(args.out, "wb") as file:
-        torch.save(state, file)
-    with atomic_write(args.out.with_suffix(".json")) as file:
-        json.dump(report, file, indent=2)
-        file.write("\n")
-    print(json.dumps(report, indent=2))
+    write_tensors(state, args.out)
+    write_json(report, args.out.with_suffix(".json"))
+    print(json_text(report, indent=2))
 
 
 if __name__ == "__main__":
-    train(parse())
+    with user_errors():
+        train(parse())

@@ -188,6 +188,7 @@ class SideBySide(TrainerBase):
             run.epoch_losses = {name: m.avg for name, m in meter.meters.items()}
             try:
                 run.check_losses(meter)
+                run.check_parameters()
             except UserError as error:
                 self.diverged.append(f"{run.label}: {error}")
                 progress.print(self.diverged[-1])

@@ -23,7 +23,9 @@ from dassl.utils import (
 )
 
 Names = str | list[str] | None  # of registered models; None: all of them
-DIVERGED = "the loss became infinite or NaN: try a lower OPTIM.LR or a wider precision"
+_ADVICE = "try a lower OPTIM.LR or a wider precision"
+DIVERGED = f"the loss became infinite or NaN: {_ADVICE}"
+DIVERGED_PARAMETERS = f"the trained parameters became infinite or NaN: {_ADVICE}"
 
 
 class TrainerBase:
@@ -106,6 +108,21 @@ class TrainerBase:
         """
         if loss.device.type == "cpu" and not torch.isfinite(loss).all():
             raise UserError(DIVERGED)
+
+    def check_parameters(self) -> None:
+        """Raise UserError if trained parameters became infinite or NaN.
+
+        The losses don't show what the last step of all did. Once an epoch, so with one wait for a
+        GPU in it.
+        """
+        values = [
+            parameter.detach()
+            for name in self.get_model_names()
+            for parameter in self._models[name].parameters()
+            if parameter.requires_grad
+        ]
+        if values and not torch.stack([value.isfinite().all() for value in values]).all():
+            raise UserError(DIVERGED_PARAMETERS)
 
     def update_lr(self, names: Names = None) -> None:
         """Take the schedules to the next epoch; a trainer does so after its last batch."""
@@ -272,6 +289,7 @@ class TrainerBase:
             self.begin_epoch()
             self.before_epoch()
             self.run_epoch()
+            self.check_parameters()
             self.after_epoch()
             self.end_epoch()
         self.after_train()

@@ -10,6 +10,7 @@ resume.pth.tar   only while the run is unfinished: everything it needs to go on
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -22,6 +23,8 @@ from dassl.utils import (
     UserError,
     atomic_copy,
     atomic_write,
+    check_percent,
+    json_text,
     library_versions,
     load_checkpoint,
     lock_folder,
@@ -30,6 +33,7 @@ from dassl.utils import (
     remove_partial_files,
     save_plain,
     setup_logger,
+    write_bytes,
     write_json,
 )
 
@@ -139,20 +143,23 @@ class Records:
 
     def _write_epochs(self) -> None:
         with atomic_write(self.metrics_path) as file:
-            file.writelines(json.dumps(line) + "\n" for line in self.epochs)
+            file.writelines(json_text(line) + "\n" for line in self.epochs)
 
     def write_resume(self, state: dict[str, Any]) -> None:
         """Write what the run needs to go on after this epoch."""
         save_plain({"config": json.dumps(config_values(self.cfg)), **state}, self.resume_path)
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """Write result.json."""
+        """Write result.json. Raises UserError for an accuracy that is none."""
+        if "accuracy" in result:
+            check_percent(result["accuracy"], "the accuracy")
         write_json(result, self.folder / "result.json")
 
     def write_predictions(self, predictions: dict[str, np.ndarray]) -> None:
         """Write predictions.npz."""
-        with atomic_write(self.folder / "predictions.npz", "wb") as file:
-            np.savez_compressed(file, **predictions)
+        buffer = io.BytesIO()  # of a full disk, numpy and zipfile make more than one exception
+        np.savez_compressed(buffer, **predictions)
+        write_bytes(buffer.getbuffer(), self.folder / "predictions.npz")
 
     def finish(self) -> None:
         """The run is complete: nothing is left to go on from."""
