@@ -18,7 +18,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from dassl.utils import UserError, user_errors
+from dassl.utils import GOES_ON, UserError, heed_signals, user_errors
 
 # Threads that wait by sleeping: where another process has a core, spinning ones made a step of the
 # mini world many times slower. Read when torch is loaded, so set before.
@@ -232,5 +232,6 @@ def run_several(runs: list[tuple[argparse.Namespace, int | None]], cfgs: list) -
 
 
 if __name__ == "__main__":
-    with user_errors():
+    with user_errors(f"interrupted; {GOES_ON}"):
+        heed_signals()
         main()

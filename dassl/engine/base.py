@@ -15,6 +15,7 @@ from dassl.utils import (
     UserError,
     find_checkpoint,
     get_rng_state,
+    holding_back,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
@@ -288,10 +289,11 @@ class TrainerBase:
             self.epoch = epoch
             self.begin_epoch()
             self.before_epoch()
-            self.run_epoch()
-            self.check_parameters()
-            self.after_epoch()
-            self.end_epoch()
+            with holding_back():  # if `run_epoch` can stop, and save, between two steps
+                self.run_epoch()
+                self.check_parameters()
+                self.after_epoch()
+                self.end_epoch()
         self.after_train()
 
     def begin_epoch(self) -> None:

@@ -89,15 +89,16 @@ class Records:
         """Whether what the run would go on from lies in its own folder."""
         return not self.cfg.RESUME or Path(self.cfg.RESUME).resolve() == self.folder.resolve()
 
-    def begin(self, model_names: list[str], epochs_done: int) -> None:
+    def begin(self, model_names: list[str], epochs_done: int, goes_on: bool = False) -> None:
         """Hold the folder, and clear it of what a killed or another run left there.
 
-        Of a run that goes on, the records of its first `epochs_done` epochs stay.
+        Of a run that goes on, the records of its first `epochs_done` epochs stay; `goes_on` says
+        that it does where that is none.
         """
         lock_folder(self.folder)
         for folder in (self.folder, *(self.folder / name for name in model_names)):
             remove_partial_files(folder)
-        if not (epochs_done and self.goes_on_here):
+        if not ((epochs_done or goes_on) and self.goes_on_here):
             self._clear(model_names)
         (self.folder / "result.json").unlink(missing_ok=True)
         (self.folder / "predictions.npz").unlink(missing_ok=True)
