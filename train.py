@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import sys
 
-from dassl.utils import UserError, user_errors
+from dassl.utils import GOES_ON, UserError, heed_signals, user_errors
 from tuning.options import check_cfg, of_seed, parse_runs, setup_cfg
 
 # Threads that wait by sleeping: where another process has a core, spinning ones made a step of the
@@ -84,5 +84,6 @@ def run_several(runs: list, cfgs: list) -> None:
 
 
 if __name__ == "__main__":
-    with user_errors():
+    with user_errors(f"interrupted; {GOES_ON}"):
+        heed_signals()
         main()

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dassl.utils import UserError, file_sha256, suggest
+from dassl.utils import UserError, file_sha256, is_disk_error, suggest
 
 from .model import CLIP, build_model
 from .simple_tokenizer import END, START, SimpleTokenizer
@@ -93,6 +93,9 @@ def _download(url: str, root: str | os.PathLike = _CACHE) -> str:
         root.mkdir(parents=True, exist_ok=True)
         _fetch(url, part)
     except OSError as error:  # urllib's errors are OSErrors too
+        if is_disk_error(error):
+            error.filename = error.filename or str(part)
+            raise
         raise UserError(
             f"cannot download {name} ({error}); without internet, {by_hand}; "
             "or set MODEL.BACKBONE.NAME to a checkpoint file"

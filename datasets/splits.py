@@ -6,7 +6,6 @@ Python's global `random`, as there.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import random
@@ -16,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from dassl.data.datasets import Datum
-from dassl.utils import UserError, atomic_write, read_json, suggest
+from dassl.utils import UserError, atomic_write, json_text, read_json, suggest
 
 from .annotations import Row, class_folders, image_files
 
@@ -167,4 +166,4 @@ def rows_of(items: Iterable[Datum], folder: str) -> list[Row]:
 def write_compact(content: Mapping[str, Any], path: str) -> None:
     """Write JSON in one line, whole or not at all: these lists have thousands of rows."""
     with atomic_write(path) as file:
-        json.dump(content, file, ensure_ascii=False)
+        file.write(json_text(content))

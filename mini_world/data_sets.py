@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.utils import UserError, read_json
+from dassl.utils import UserError, is_disk_error, read_json, wait_for_folder, write_json
 from datasets.base import ImageDataset
 
 from .drawing import COLOURS, GROUNDS, SHAPES, SWATCH, TEXTURES, Look, Scene, draw
@@ -104,7 +104,18 @@ class DrawnDataset(ImageDataset):
 
     @classmethod
     def _draw_into(cls, folder: Path) -> None:
-        """Draw everything beside `folder`, then give it its name: another process may be at it."""
+        """Draw everything beside `folder`, then give it its name: another process may be at it.
+
+        One draws at a time, and removes what a killed one left.
+        """
+        with wait_for_folder(folder.parent) as alone:
+            for left in folder.parent.glob(f".{folder.name}.{'[0-9a-f]' * 8}") if alone else ():
+                shutil.rmtree(left, ignore_errors=True)
+            if not folder.is_dir():
+                cls._draw_alone(folder)
+
+    @classmethod
+    def _draw_alone(cls, folder: Path) -> None:
         print(f"Drawing {cls.__name__} ({len(cls.names)} classes) into {folder}")
         unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
         lists: dict[str, list] = {part: [] for part in ("train", "val", "test")}
@@ -116,10 +127,13 @@ class DrawnDataset(ImageDataset):
                     options = {} if cls.quality is None else {"quality": cls.quality}
                     Image.fromarray(picture).save(unfinished / cls.image_dir / path, **options)
                     lists[path.split("/")[1].split("_")[0]].append([path, label, name])
-            (unfinished / cls.split_file).write_text(json.dumps(lists), encoding="utf-8")
-            (unfinished / "recipe.json").write_text(json.dumps(cls.recipe()), encoding="utf-8")
+            write_json(lists, unfinished / cls.split_file)
+            write_json(cls.recipe(), unfinished / "recipe.json")
             os.rename(unfinished, folder)
         except OSError as error:
+            if is_disk_error(error):
+                error.filename = error.filename or str(folder)
+                raise
             if not folder.is_dir():  # else another process was first, with the same pictures
                 raise UserError(f"cannot draw {cls.__name__} into {folder}: {error}") from None
         finally:

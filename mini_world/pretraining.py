@@ -14,7 +14,6 @@ measured.
 """
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -30,7 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from clip import tokenize
 from clip.model import CLIP
 from clip.open_clip_parts import imagenet_templates, selected_imagenet_templates
-from dassl.utils import atomic_write
+from dassl.utils import json_text, user_errors, write_json, write_tensors
 from mini_world.drawing import (
     COLOURS,
     GROUNDS,
@@ -433,8 +432,7 @@ def train(args: argparse.Namespace) -> None:
                 "optimizer": optimizer.state_dict(),
                 "seconds": seconds,
             }
-            with atomic_write(resume, "wb") as file:
-                torch.save(saved, file)
+            write_tensors(saved, resume)
         if step % 1000 == 0:
             print(f"step {step} {accuracies(model.eval(), words, trial)[0]}", flush=True)
             model.train()
@@ -468,14 +466,12 @@ def finish(args, model: CLIP, words: Vocabulary, out: np.ndarray, seconds: float
         "zero_shot_seen_combinations": seen,
         "zero_shot_held_out_combinations": unseen,
     }
-    with atomic_write(args.out, "wb") as file:
-        torch.save(state, file)
-    with atomic_write(args.out.with_suffix(".json")) as file:
-        json.dump(report, file, indent=2)
-        file.write("\n")
-    print(json.dumps(report, indent=2))
+    write_tensors(state, args.out)
+    write_json(report, args.out.with_suffix(".json"))
+    print(json_text(report, indent=2))
 
 
+@user_errors()
 def main() -> None:
     """Read the command line and train."""
     train(parse())

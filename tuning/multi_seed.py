@@ -22,8 +22,16 @@ from torch.func import functional_call, vmap
 
 from dassl.config import CfgNode, config_values
 from dassl.engine import TRAINER_REGISTRY, Records, TrainerBase, build_trainer, start_log
-from dassl.engine.progress import Progress
-from dassl.utils import MetricMeter, UserError, log_to, set_random_seed, setup_logger
+from dassl.engine.progress import Progress, with_last
+from dassl.utils import (
+    UserError,
+    hold_back,
+    log_to,
+    set_random_seed,
+    setup_logger,
+    stop_if_wanted,
+    stop_wanted,
+)
 
 from .cuda_graphs import GraphedStep
 from .trainer import PromptTrainer
@@ -145,11 +153,12 @@ class SideBySide(TrainerBase):
             run.before_train()
         everyone = self.runs
         # Where an interruption fell between two runs' records they go on apart.
-        for done in sorted({run.start_epoch for run in everyone}):
-            self.runs = [run for run in everyone if run.start_epoch == done]
+        places = [(run.start_epoch, run.batches_done) for run in everyone]
+        for place in sorted(set(places)):
+            self.runs = [run for run, own in zip(everyone, places, strict=True) if own == place]
             for run in self.runs:
                 run.side_by_side = len(self.runs)
-            super().train(done, self.cfg.OPTIM.MAX_EPOCH)
+            super().train(place[0], self.cfg.OPTIM.MAX_EPOCH)
         self.runs = everyone
         if self.diverged:
             ended = f"{len(self.diverged)} of {len(everyone)} runs ended early"
@@ -175,28 +184,59 @@ class SideBySide(TrainerBase):
             raise UserError(f"the runs have {sorted(lengths)} steps per epoch: train them apart")
         steps = lengths.pop()
         stack = Stack(self.runs)
-        meters = [MetricMeter() for _ in self.runs]
-        batches = _in_step(self._batches())
+        places = [run.take_midway() for run in self.runs]
+        meters = [place.losses for place in places]
+        batches = with_last(_in_step(self._batches()))
         title = f"epoch {self.epoch + 1}/{self.max_epoch}, {len(self.runs)} runs"
         progress = Progress(batches, steps, title)
-        for group in progress:
+        hold_back()
+        for done, (group, is_last) in enumerate(progress):
+            if done < places[0].batches:
+                continue
+            places[0].restore_rng()
             for meter, losses in zip(meters, stack.step(group), strict=True):
                 meter.update(losses)
+            if is_last:
+                for run in self.runs:
+                    run.update_lr()
+            if stop_wanted() or (is_last and self.runs[0].validates):
+                stack.give_back()
+                for run, meter in zip(self.each(), meters, strict=True):
+                    run.write_midway(done + 1, meter)
+                stop_if_wanted()
+        places[0].restore_rng()
         stack.give_back()
         going_on = []
         for run, meter in zip(self.each(), meters, strict=True):
             run.epoch_losses = {name: m.avg for name, m in meter.meters.items()}
             try:
                 run.check_losses(meter)
+                run.check_parameters()
             except UserError as error:
-                self.diverged.append(f"{run.label}: {error}")
-                progress.print(self.diverged[-1])
-                self._hand_over(run)
+                self._end(run, error)
                 continue
             progress.print(f"epoch [{self.epoch + 1}/{self.max_epoch}] {run.label} {meter}")
-            run.update_lr()
             going_on.append(run)
         self.runs = going_on
+
+    def _end(self, run: PromptTrainer, error: UserError) -> None:
+        """Let one run end alone."""
+        self.diverged.append(f"{run.label}: {error}")
+        print(self.diverged[-1], flush=True)
+        self._hand_over(run)
+
+    def _going_on(self, *calls: str) -> list[PromptTrainer]:
+        """Have each run do something; → those that could."""
+        going_on = []
+        for run in self.each():
+            try:
+                for call in calls:
+                    getattr(run, call)()
+            except UserError as error:
+                self._end(run, error)
+            else:
+                going_on.append(run)
+        return going_on
 
     def _hand_over(self, ended: PromptTrainer) -> None:
         """Leave the epoch whose views are being encoded to those that read the same ones."""
@@ -214,14 +254,12 @@ class SideBySide(TrainerBase):
         return [next(copies[id(leader)]) for leader in leaders]
 
     def after_epoch(self) -> None:
-        for run in self.each():
-            run.after_epoch()
-            run.end_epoch()
+        self.runs = self._going_on("after_epoch", "end_epoch")
 
     def after_train(self) -> None:
-        for run in self.each():
+        for run in self.runs:
             run.epoch = self.epoch
-            run.after_train()
+        self.runs = self._going_on("after_train")
 
 
 def _in_step(loaders: Sequence[Iterable[dict]]) -> Iterator[tuple[dict, ...]]:

@@ -18,7 +18,6 @@ import contextlib
 import csv
 import glob
 import io
-import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -27,7 +26,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from dassl.utils import UserError, atomic_write, read_image, user_errors
+from dassl.utils import UserError, atomic_write, json_text, read_image, user_errors
 from dassl.utils.cli import Parser, output_file, positive
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
@@ -237,7 +236,7 @@ def as_json(paths: Sequence[str], guesses: Sequence[Sequence[Guess]]) -> str:
         }
         for path, best in zip(paths, guesses, strict=True)
     ]
-    return json.dumps(entries, indent=2, ensure_ascii=False)
+    return json_text(entries, indent=2)
 
 
 FORMATS = {"table": as_table, "csv": as_csv, "json": as_json}

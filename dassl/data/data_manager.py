@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dassl.config import CfgNode
-from dassl.utils import UserError, check_choice, missing_files
+from dassl.utils import UserError, check_choice, missing_files, worker_init_fn
 
 from .datasets import Datum, build_dataset
 from .samplers import build_sampler
@@ -83,6 +83,7 @@ def build_data_loader(
         batch_size=batch_size,
         sampler=build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins),
         num_workers=workers,
+        worker_init_fn=worker_init_fn() if workers else None,
         # A pass over the test images is rare, and its workers' memory better given back.
         persistent_workers=is_train and workers > 0,
         drop_last=is_train and len(data_source) >= batch_size,

@@ -15,6 +15,7 @@ from dassl.utils import (
     UserError,
     find_checkpoint,
     get_rng_state,
+    holding_back,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
@@ -23,7 +24,9 @@ from dassl.utils import (
 )
 
 Names = str | list[str] | None  # of registered models; None: all of them
-DIVERGED = "the loss became infinite or NaN: try a lower OPTIM.LR or a wider precision"
+_ADVICE = "try a lower OPTIM.LR or a wider precision"
+DIVERGED = f"the loss became infinite or NaN: {_ADVICE}"
+DIVERGED_PARAMETERS = f"the trained parameters became infinite or NaN: {_ADVICE}"
 
 
 class TrainerBase:
@@ -106,6 +109,21 @@ class TrainerBase:
         """
         if loss.device.type == "cpu" and not torch.isfinite(loss).all():
             raise UserError(DIVERGED)
+
+    def check_parameters(self) -> None:
+        """Raise UserError if trained parameters became infinite or NaN.
+
+        The losses don't show what the last step of all did. Once an epoch, so with one wait for a
+        GPU in it.
+        """
+        values = [
+            parameter.detach()
+            for name in self.get_model_names()
+            for parameter in self._models[name].parameters()
+            if parameter.requires_grad
+        ]
+        if values and not torch.stack([value.isfinite().all() for value in values]).all():
+            raise UserError(DIVERGED_PARAMETERS)
 
     def update_lr(self, names: Names = None) -> None:
         """Take the schedules to the next epoch; a trainer does so after its last batch."""
@@ -271,9 +289,11 @@ class TrainerBase:
             self.epoch = epoch
             self.begin_epoch()
             self.before_epoch()
-            self.run_epoch()
-            self.after_epoch()
-            self.end_epoch()
+            with holding_back():  # if `run_epoch` can stop, and save, between two steps
+                self.run_epoch()
+                self.check_parameters()
+                self.after_epoch()
+                self.end_epoch()
         self.after_train()
 
     def begin_epoch(self) -> None:

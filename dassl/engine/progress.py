@@ -31,3 +31,13 @@ class Progress(Iterable[Item]):
         if self._bar is not None:
             self._bar.clear()
         print(line, flush=True)
+
+
+def with_last(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
+    """Yield (item, whether it is the last)."""
+    iterator = iter(items)
+    for item in iterator:
+        for following in iterator:
+            yield item, False
+            item = following
+        yield item, True

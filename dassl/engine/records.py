@@ -10,6 +10,7 @@ resume.pth.tar   only while the run is unfinished: everything it needs to go on
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -22,6 +23,8 @@ from dassl.utils import (
     UserError,
     atomic_copy,
     atomic_write,
+    check_percent,
+    json_text,
     library_versions,
     load_checkpoint,
     lock_folder,
@@ -30,6 +33,7 @@ from dassl.utils import (
     remove_partial_files,
     save_plain,
     setup_logger,
+    write_bytes,
     write_json,
 )
 
@@ -85,15 +89,16 @@ class Records:
         """Whether what the run would go on from lies in its own folder."""
         return not self.cfg.RESUME or Path(self.cfg.RESUME).resolve() == self.folder.resolve()
 
-    def begin(self, model_names: list[str], epochs_done: int) -> None:
+    def begin(self, model_names: list[str], epochs_done: int, goes_on: bool = False) -> None:
         """Hold the folder, and clear it of what a killed or another run left there.
 
-        Of a run that goes on, the records of its first `epochs_done` epochs stay.
+        Of a run that goes on, the records of its first `epochs_done` epochs stay; `goes_on` says
+        that it does where that is none.
         """
         lock_folder(self.folder)
         for folder in (self.folder, *(self.folder / name for name in model_names)):
             remove_partial_files(folder)
-        if not (epochs_done and self.goes_on_here):
+        if not ((epochs_done or goes_on) and self.goes_on_here):
             self._clear(model_names)
         (self.folder / "result.json").unlink(missing_ok=True)
         (self.folder / "predictions.npz").unlink(missing_ok=True)
@@ -139,20 +144,23 @@ class Records:
 
     def _write_epochs(self) -> None:
         with atomic_write(self.metrics_path) as file:
-            file.writelines(json.dumps(line) + "\n" for line in self.epochs)
+            file.writelines(json_text(line) + "\n" for line in self.epochs)
 
     def write_resume(self, state: dict[str, Any]) -> None:
         """Write what the run needs to go on after this epoch."""
         save_plain({"config": json.dumps(config_values(self.cfg)), **state}, self.resume_path)
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """Write result.json."""
+        """Write result.json. Raises UserError for an accuracy that is none."""
+        if "accuracy" in result:
+            check_percent(result["accuracy"], "the accuracy")
         write_json(result, self.folder / "result.json")
 
     def write_predictions(self, predictions: dict[str, np.ndarray]) -> None:
         """Write predictions.npz."""
-        with atomic_write(self.folder / "predictions.npz", "wb") as file:
-            np.savez_compressed(file, **predictions)
+        buffer = io.BytesIO()  # of a full disk, numpy and zipfile make more than one exception
+        np.savez_compressed(buffer, **predictions)
+        write_bytes(buffer.getbuffer(), self.folder / "predictions.npz")
 
     def finish(self) -> None:
         """The run is complete: nothing is left to go on from."""

@@ -26,17 +26,26 @@ import torch
 from dassl.config import CfgNode
 from dassl.data import DataManager
 from dassl.evaluation import build_evaluator
-from dassl.utils import AverageMeter, MetricMeter, UserError, check_choice
+from dassl.utils import (
+    AverageMeter,
+    MetricMeter,
+    UserError,
+    check_choice,
+    hold_back,
+    stop_if_wanted,
+    stop_wanted,
+)
 
 from .base import DIVERGED, TrainerBase
-from .progress import Progress
+from .progress import Progress, with_last
 from .records import Records
+from .resuming import Midway, Resuming
 from .trackers import with_trackers
 
 __all__ = ["SimpleTrainer", "TrainerBase", "TrainerX", "TrainerXU"]
 
 
-class SimpleTrainer(TrainerBase):
+class SimpleTrainer(Resuming, TrainerBase):
     """A trainer made from a config: data, evaluation, checkpoints and records.
 
     Attributes that subclasses use: cfg, device, dm, num_classes, lab2cname, train_loader_x,
@@ -59,6 +68,7 @@ class SimpleTrainer(TrainerBase):
         self._in_training = False
         self._started = time.perf_counter()
         self._earlier_seconds = 0.0  # before the run was interrupted
+        self._midway = Midway()
         self._records = Records(cfg)
         self.build_data_loader()
         self.build_model()
@@ -97,7 +107,7 @@ class SimpleTrainer(TrainerBase):
         self._in_training = True
         directory = self.cfg.RESUME or self.cfg.OUTPUT_DIR
         self.start_epoch = self.resume_model_if_exist(directory)
-        self._records.begin(self.get_model_names(), self.start_epoch)
+        self._records.begin(self.get_model_names(), self.start_epoch, goes_on=self.batches_done > 0)
         self.init_writer(Path(self.output_dir) / "tensorboard")
         self.time_start = time.time()
 
@@ -106,33 +116,6 @@ class SimpleTrainer(TrainerBase):
         if self._writer is None:
             super().init_writer(log_dir)
             self._writer = with_trackers(self._writer, self.cfg)
-
-    def resume_model_if_exist(self, directory: str | os.PathLike) -> int:
-        """Return the number of epochs that are done, after restoring their outcome.
-
-        A run interrupted in the run's own folder is taken up if its config is the same. What
-        cfg.RESUME names is taken up in any case, and must be there.
-
-        Raises:
-            UserError: if cfg.RESUME holds nothing to go on from.
-        """
-        state = self._records.unfinished()
-        changed = self._records.changed_keys(state) if state else ""
-        if changed:
-            print(f"The unfinished run in {directory} had another config: {changed}")
-        if state and (self.cfg.RESUME or not changed):
-            done = self._restore(state["models"])
-            self.best_result = state["best_result"]
-            self._earlier_seconds = state["seconds"]
-            print(f"Found an unfinished run in {directory}: resuming at epoch {done + 1}")
-            return done
-        if not self.cfg.RESUME:
-            print("No unfinished run of this config found, train from scratch")
-            return 0
-        done = super().resume_model_if_exist(directory)
-        if not done:
-            raise UserError(f"{directory} holds no run to resume")
-        return done
 
     def begin_epoch(self) -> None:
         """Note when the epoch begins and at which rates, and take the views to it."""
@@ -162,22 +145,16 @@ class SimpleTrainer(TrainerBase):
                 "seconds": time.perf_counter() - self._epoch_started,
             }
         )
-        names = self.get_model_names()
-        self._records.write_resume(
-            {
-                "models": {name: self._checkpoint(name, self.epoch + 1, None) for name in names},
-                "best_result": self.best_result,
-                "seconds": self._seconds(),
-            }
-        )
+        self._records.write_resume(self._resume_state(self.epoch + 1))
 
-    def _seconds(self) -> float:
-        """Seconds spent on the run, before an interruption too."""
-        return self._earlier_seconds + time.perf_counter() - self._started
+    @property
+    def validates(self) -> bool:
+        """Whether each epoch's model is tested on the validation images."""
+        return self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST
 
     def after_epoch(self) -> None:
         """Choose the best model if asked to, and save the model where it is due."""
-        if self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST:
+        if self.validates:
             result = self.test(split="val")
             if result > self.best_result:
                 self.best_result = result
@@ -209,23 +186,33 @@ class SimpleTrainer(TrainerBase):
         """Call `forward_backward(*batch)` for each batch; print and record what it returns."""
         self.set_model_mode("train")
         self.num_batches = num_batches
-        losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
+        midway = self.take_midway()
+        losses, batch_time, data_time = midway.losses, AverageMeter(), AverageMeter()
         title = f"epoch {self.epoch + 1}/{self.max_epoch}"
-        progress = Progress(_with_last(batches), num_batches, title)
+        progress = Progress(with_last(batches), num_batches, title)
         self.batch_idx = -1
+        hold_back()
         end = time.perf_counter()
         for self.batch_idx, (batch, is_last) in enumerate(progress):
             if is_last:  # fewer than expected if images were skipped
                 self.num_batches = self.batch_idx + 1
+            if self.batch_idx < midway.batches:
+                continue
+            midway.restore_rng()
             data_time.update(time.perf_counter() - end)
             losses.update(self.forward_backward(*batch))
             batch_time.update(time.perf_counter() - end)
             every = self.cfg.TRAIN.PRINT_FREQ
             if is_last or (every > 0 and (self.batch_idx + 1) % every == 0):
                 self.report(losses, batch_time, data_time, progress)
+            if stop_wanted() or (is_last and self.validates):
+                # Before a validation too: that takes its time, and changes nothing.
+                self.write_midway(self.batch_idx + 1, losses)
+                stop_if_wanted()
             end = time.perf_counter()
         if self.batch_idx < 0:
             raise UserError("none of the training images could be read")
+        midway.restore_rng()
         self.epoch_losses = {name: meter.avg for name, meter in losses.meters.items()}
 
     def check_losses(self, losses: MetricMeter) -> None:
@@ -289,6 +276,7 @@ class SimpleTrainer(TrainerBase):
         keep = self.cfg.TEST.SAVE_PREDICTIONS and not self._in_training
         kept: list[tuple[torch.Tensor, torch.Tensor, list[str]]] = []
         for batch in Progress(self.testing_batches(loader), len(loader), split):
+            stop_if_wanted()
             input, label = self.parse_batch_test(batch)
             output = self.model_inference(input)
             self.evaluator.process(output, label)
@@ -414,16 +402,6 @@ def _endless(loader: Iterable) -> Iterator:
             yield batch
         if empty:
             return
-
-
-def _with_last(items: Iterable) -> Iterator[tuple[Any, bool]]:
-    """Yield (item, whether it is the last)."""
-    iterator = iter(items)
-    for item in iterator:
-        for following in iterator:
-            yield item, False
-            item = following
-        yield item, True
 
 
 def _relative(path: str, root: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dassl.config import CfgNode
-from dassl.utils import UserError, atomic_write
+from dassl.utils import NOT_FINITE, UserError, write_tensors
 
 from .build import EVALUATOR_REGISTRY
 
@@ -60,11 +60,13 @@ class Classification(EvaluatorBase):
         # Kept on their device: a pass over the test images waits for the GPU only at its end.
         self._true: list[torch.Tensor] = []
         self._pred: list[torch.Tensor] = []
+        self._finite: list[torch.Tensor] = []
         self.total = 0
         self.results = OrderedDict()
         self.per_class = []
 
     def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
+        self._finite.append(mo.isfinite().all())
         self._pred.append(mo.argmax(dim=1))
         self._true.append(gt)
 
@@ -72,10 +74,12 @@ class Classification(EvaluatorBase):
         """Return accuracy, error_rate, macro_f1 and, with PER_CLASS_RESULT, perclass_accuracy.
 
         The macro F1 is the mean over the classes that have images. Details per class are then in
-        `per_class`.
+        `per_class`. Raises UserError for scores that are infinite or NaN.
         """
         if not self._true:
             raise UserError("there is nothing to evaluate")
+        if not torch.stack(self._finite).all():
+            raise UserError(NOT_FINITE)
         true, pred = (torch.cat(parts).cpu() for parts in (self._true, self._pred))
         size = int(max(true.max(), pred.max())) + 1
         # counts[i, j]: images of class i taken for class j
@@ -97,8 +101,7 @@ class Classification(EvaluatorBase):
             results["perclass_accuracy"] = self._evaluate_classes(counts)
         if self.cfg.TEST.COMPUTE_CMAT:
             path = Path(self.cfg.OUTPUT_DIR) / "cmat.pt"
-            with atomic_write(path, "wb") as file:
-                torch.save(counts / counts.sum(dim=1, keepdim=True).clamp(min=1), file)
+            write_tensors(counts / counts.sum(dim=1, keepdim=True).clamp(min=1), path)
             print(f"Confusion matrix saved to {path}")
         self.results = results
         return results

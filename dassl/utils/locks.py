@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, is_disk_error
 from .storage import mkdir_if_missing
 
 try:
@@ -28,6 +30,8 @@ def lock_folder(folder: str | os.PathLike) -> None:
     try:
         descriptor = os.open(key / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
+        if is_disk_error(error):
+            raise
         raise UserError(f"cannot write to the folder {folder}: {error.strerror}") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,6 +49,28 @@ def unlock_folder(folder: str | os.PathLike) -> None:
     """Let another process have `folder`."""
     descriptor = _held.pop(Path(folder).resolve(), None)
     if descriptor is not None:
+        os.close(descriptor)
+
+
+@contextmanager
+def wait_for_folder(folder: str | os.PathLike) -> Iterator[bool]:
+    """Inside, this process alone has `folder`, after waiting for others; nothing is written there.
+
+    Yields whether it has: not on a file system without locks.
+    """
+    mkdir_if_missing(folder)
+    if fcntl is None:
+        yield False
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            alone = True
+        except OSError:
+            alone = False
+        yield alone
+    finally:
         os.close(descriptor)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -13,7 +13,11 @@ from .storage import mkdir_if_missing
 
 
 class Tee:
-    """A text stream that writes to `stream` and to `log`."""
+    """A text stream that writes to `stream` and to `log`.
+
+    Where the log can't be written (a full disk) that is raised once, naming it; what follows goes
+    to the stream alone.
+    """
 
     def __init__(self, stream: IO[str], log: IO[str]) -> None:
         self.stream = stream
@@ -21,23 +25,40 @@ class Tee:
 
     def write(self, text: str) -> int:
         """Write `text` to both."""
-        self.log.write(text)
-        return self.stream.write(text)
+        written = self.stream.write(text)
+        self._to_log(self.log.write, text)
+        return written
 
     def flush(self) -> None:
         """Flush both."""
-        self.log.flush()
         self.stream.flush()
+        self._to_log(self.log.flush)
+
+    def _to_log(self, call: Callable[..., object], *arguments: str) -> None:
+        if self.log.closed:
+            return
+        try:
+            call(*arguments)
+        except OSError as error:
+            error.filename = self.log.name
+            with suppress(OSError):
+                self.log.close()
+            raise
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.stream, name)  # isatty, encoding, fileno, …
+
+
+def _open(path: Path, mode: str) -> IO[str]:
+    # Line buffered: a killed run leaves its log up to the last line.
+    return open(path, mode, buffering=1, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
 def log_to(folder: str | os.PathLike) -> Iterator[None]:
     """Inside, what is printed also goes to the end of `<folder>/log.txt`."""
     mkdir_if_missing(folder)
-    with open(Path(folder) / "log.txt", "a", buffering=1, encoding="utf-8") as log:
+    with _open(Path(folder) / "log.txt", "a") as log:
         streams = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = (Tee(stream, log) for stream in streams)
         try:
@@ -63,7 +84,6 @@ def setup_logger(output: str | os.PathLike | None = None, append: bool = False) 
     if path.suffix not in (".txt", ".log"):
         path = path / "log.txt"
     mkdir_if_missing(path.parent)
-    # Line buffered: a killed run leaves its log up to the last line.
-    log = open(path, "a" if append else "w", buffering=1, encoding="utf-8")  # noqa: SIM115
+    log = _open(path, "a" if append else "w")
     sys.stdout = Tee(sys.stdout, log)
     sys.stderr = Tee(sys.stderr, log)

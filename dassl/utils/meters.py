@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ class AverageMeter:
         if self.ema:
             self._avg = val if first else self._avg * 0.9 + val * 0.1
 
+    def go_on(self, total: float, count: int) -> None:
+        """Take over a sum of `count` values."""
+        self._sum, self.count = total, count
+
     @property
     def val(self) -> float:
         """The last value."""
@@ -75,6 +79,15 @@ class MetricMeter:
             raise TypeError("MetricMeter.update takes a dict of names and values")
         for name, value in input_dict.items():
             self.meters[name].update(value)
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """Return sum and count by name, as plain values."""
+        return {name: [meter.sum, meter.count] for name, meter in self.meters.items()}
+
+    def load_state_dict(self, state: Mapping[str, Sequence[float]]) -> None:
+        """Go on from what `state_dict` returned."""
+        for name, (total, count) in state.items():
+            self.meters[name].go_on(total, int(count))
 
     def __str__(self) -> str:
         return self.delimiter.join(

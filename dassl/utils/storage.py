@@ -2,47 +2,73 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
+import math
 import os
 import secrets
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import UserError
+from .errors import UserError, is_disk_error
 
 _PARTIAL = ".partial-"  # marks a file that is still being written
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
+def atomic_write(path: str | os.PathLike, mode: str = "w", size: int | None = None) -> Iterator[IO]:
     """Open a file that takes the name `path` only once it is completely on disk.
 
-    `mode` is "w" (UTF-8 text) or "wb". An exception inside the block leaves `path` untouched; one
-    of the disk names it.
+    An exception inside the block leaves `path` untouched; one of the disk names it.
+
+    Args:
+        path: its folder is made if missing.
+        mode: "wb", or "w" for UTF-8 text. Its lone surrogates, which names of files that aren't
+            UTF-8 have, are written as \\udcXX; JSON reads that back.
+        size: in bytes, if it is known, for what is told of a full disk.
     """
     if mode not in ("w", "wb"):
         raise ValueError(f"mode must be 'w' or 'wb', not {mode!r}")
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}{_PARTIAL}{secrets.token_hex(4)}")
-    text = {} if mode == "wb" else {"encoding": "utf-8", "newline": "\n"}
+    text = (
+        {} if mode == "wb" else {"encoding": "utf-8", "newline": "\n", "errors": "backslashreplace"}
+    )
     try:
-        with open(partial, mode, **text) as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, mode, **(text if mode == "w" else {})) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+        _sync_folder(path.parent)
     except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(partial)):
+            error.filename, error.filename2 = str(path), None
+            error.not_written = size or 0
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names of a folder's files on disk too: a rename is in its entries."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems can't, or needn't
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_tensors(value: Any, path: str | os.PathLike) -> None:
@@ -54,8 +80,13 @@ def write_tensors(value: Any, path: str | os.PathLike) -> None:
 
     buffer = io.BytesIO()
     torch.save(value, buffer)
-    with atomic_write(path, "wb") as file:
-        file.write(buffer.getbuffer())
+    write_bytes(buffer.getbuffer(), path)
+
+
+def write_bytes(content: bytes | memoryview, path: str | os.PathLike) -> None:
+    """Write bytes, whole or not at all."""
+    with atomic_write(path, "wb", size=len(content)) as file:
+        file.write(content)
 
 
 def atomic_copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
@@ -78,7 +109,7 @@ def remove_partial_files(folder: str | os.PathLike) -> None:
 def read_json(path: str | os.PathLike) -> Any:
     """Return the content of a JSON file. Raises UserError if it is missing or not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_such_number)
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
     except ValueError as error:
@@ -87,9 +118,31 @@ def read_json(path: str | os.PathLike) -> Any:
 
 def write_json(obj: Any, path: str | os.PathLike) -> None:
     """Write `obj` as indented JSON, whole or not at all."""
-    with atomic_write(path) as file:
-        json.dump(obj, file, indent=4, ensure_ascii=False)
-        file.write("\n")
+    text = json_text(obj, indent=4)
+    with atomic_write(path, size=len(text)) as file:
+        file.write(text + "\n")
+
+
+def json_text(obj: Any, indent: int | None = None) -> str:
+    """Return `obj` as JSON. Raises UserError for an infinite number or NaN, which JSON lacks."""
+    try:
+        return json.dumps(obj, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise UserError(f"{_where_infinite(obj)} is infinite or NaN: nothing is written") from None
+
+
+def _where_infinite(value: Any, where: str = "") -> str:
+    """Return where in nested values the first number is that isn't finite, as "a.b.0"; else ""."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return where or "a number"
+    pairs = value.items() if isinstance(value, dict) else ()
+    pairs = enumerate(value) if isinstance(value, (list, tuple)) else pairs
+    found = (_where_infinite(item, f"{where}.{key}".lstrip(".")) for key, item in pairs)
+    return next(filter(None, found), "")
+
+
+def _no_such_number(token: str) -> None:
+    raise ValueError(f"{token} is no number of JSON's")
 
 
 def mkdir_if_missing(folder: str | os.PathLike) -> None:
@@ -97,6 +150,8 @@ def mkdir_if_missing(folder: str | os.PathLike) -> None:
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
+        if is_disk_error(error):
+            raise
         raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
 
 

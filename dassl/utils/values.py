@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+from .errors import UserError
+
+
+def check_percent(value: Any, what: str) -> float:
+    """Return `value` as a float. Raises UserError, naming it as `what`, unless it is in 0 … 100."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not 0 <= value <= 100:
+        raise UserError(f"{what} is {value!r}, no percentage")
+    return float(value)
 
 
 def tolist_if_not(x: Any) -> list:

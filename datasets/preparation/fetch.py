@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import email.utils
-import errno
 import hashlib
 import http.client
 import inspect
@@ -23,7 +22,7 @@ from types import ModuleType
 
 from tqdm import tqdm
 
-from dassl.utils import UserError, atomic_write
+from dassl.utils import is_disk_error, write_json
 
 from .sources import Mirror
 
@@ -50,7 +49,7 @@ def fetch(mirror: Mirror, root: Path, downloads: Path, options: Options) -> Path
     """Return the file of `mirror` in `downloads`, fetched if it isn't there, verified.
 
     A file that a person put there under its name is taken as if it had been fetched. Raises
-    FetchError if the mirror doesn't give it and UserError if the disk is full.
+    FetchError if the mirror doesn't give it and OSError if the disk is full.
     """
     downloads.mkdir(parents=True, exist_ok=True)
     target = downloads / mirror.file_name
@@ -71,8 +70,9 @@ def fetch(mirror: Mirror, root: Path, downloads: Path, options: Options) -> Path
         else:
             _from_http(mirror, part, options)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UserError(f"the disk of {downloads} is full; make room and run again") from None
+        if is_disk_error(error):
+            error.filename = error.filename or str(part)
+            raise
         raise FetchError(str(error)) from None
     wrong = _what_is_wrong(part, mirror)
     if wrong:
@@ -197,8 +197,7 @@ def _write_note(
     if not validator and email.utils.parsedate(date):
         validator = date
     if validator:
-        with atomic_write(_note_path(part)) as file:
-            json.dump({"url": url, "validator": validator, "total": total}, file)
+        write_json({"url": url, "validator": validator, "total": total}, _note_path(part))
     else:
         _note_path(part).unlink(missing_ok=True)
 
@@ -234,7 +233,7 @@ def _from_drive(file_id: str, part: Path, options: Options) -> None:
             id=file_id, output=str(part), quiet=not sys.stderr.isatty(), resume=True, **timeout
         )
     except OSError as error:  # requests' errors too
-        if error.errno == errno.ENOSPC:
+        if is_disk_error(error):
             raise
         raise FetchError(f"Google Drive cannot be reached: {_brief(error)}") from None
     except (*_errors_of(exceptions), RuntimeError, ValueError) as error:
@@ -304,8 +303,7 @@ def _record(downloads: Path, target: Path, mirror: Mirror) -> None:
     if before != sha256:
         print(f"note: {mirror.url} gave another file than before, {before}", file=sys.stderr)
     record[mirror.url] = {"file": target.name, "size": _size(target), "sha256": sha256}
-    with atomic_write(downloads / RECORD) as file:
-        json.dump(record, file, indent=2)
+    write_json(record, downloads / RECORD)
 
 
 def _read_record(downloads: Path) -> dict[str, dict]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from pathlib import Path
 
-from dassl.utils import UserError
+from dassl.utils import atomic_copy
 
 from .fetch import FetchError, Options, fetch, is_archive_name, was_fetched
 from .sources import Mirror, Part, Source
@@ -28,8 +27,10 @@ class Preparation:
     def prepare(self, name: str, source: Source) -> list[str]:
         """Get what is missing of a data set; return what could not be had, for a person to read.
 
-        Whatever was had stays, so that the next call goes on from there.
+        Whatever was had stays, so that the next call goes on from there. The caller holds the data
+        folder: what a killed process left unpacked is removed.
         """
+        shutil.rmtree(self.root / UNPACKING, ignore_errors=True)
         failures: dict[Part, list[str]] = {}
         for part in source.parts:
             if not self.is_there(part):
@@ -89,7 +90,7 @@ class Preparation:
     def _install(self, file: Path, folder: Path, contents: tuple[str, ...]) -> None:
         if not is_archive_name(file.name):
             folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, folder / contents[0])
+            atomic_copy(file, folder / contents[0])
             self._tidy(file)
             return
         unpacking = self.root / UNPACKING
@@ -103,9 +104,8 @@ class Preparation:
             os.replace(file, file.with_name(f"{file.name}.unusable"))
             raise
         except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise UserError(f"the disk of {self.root} is full; make room and run again") from None
+            error.filename = error.filename or str(self.root)
+            raise
         finally:
             shutil.rmtree(unpacking, ignore_errors=True)
         self._tidy(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections import defaultdict
@@ -17,7 +18,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dassl.utils import UserError, atomic_write
+from dassl.utils import UserError, write_bytes
 from experiments.results.scores import Score
 from experiments.results.summary import AVERAGE, Record, Row, Summary
 from experiments.results.sweeps import PREFIX, is_swept
@@ -47,8 +48,9 @@ def save(figure: Figure, *paths: str | os.PathLike) -> None:
         kind = Path(path).suffix.lstrip(".")
         if kind not in known:
             raise UserError(f"{path}: no such picture format; one of: .png, .pdf, .svg")
-        with atomic_write(path, "wb") as file:
-            figure.savefig(file, format=kind, dpi=200)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=200)
+        write_bytes(buffer.getbuffer(), path)
     plt.close(figure)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 
+from dassl.utils import json_text
 from dassl.utils.cli import markdown_table
 from experiments.results import published
 from experiments.results.scores import Score
@@ -296,7 +296,7 @@ def as_json(summary: Summary) -> str:
         "missing": summary.missing,
         "refused": summary.refused,
     }
-    return json.dumps(content, indent=2, ensure_ascii=False)
+    return json_text(content, indent=2)
 
 
 FORMATS: dict[str, Callable[[Summary], str]] = {

@@ -192,7 +192,7 @@ def test_a_full_disk_is_told_as_such(tmp_path, full_disk):
 def test_a_full_disk_ends_a_command_in_one_line(tmp_path, full_disk, capsys):
     with full_disk(), pytest.raises(SystemExit) as end, user_errors():
         save_plain({"x": torch.zeros(10_000)}, tmp_path / "model.pth.tar-1")
-    assert end.value.code == 2
+    assert end.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: cannot write") and "model.pth.tar-1: File too large" in line
     assert "same command again" in line
