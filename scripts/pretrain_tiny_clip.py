@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from clip import tokenize
 from clip.model import CLIP
 from clip.open_clip_parts import imagenet_templates, selected_imagenet_templates
-from dassl.utils import atomic_write
+from dassl.utils import atomic_write, load_checkpoint
 from datasets.mini_world import (
     COLOURS,
     GROUNDS,
@@ -381,7 +381,7 @@ def train(args: argparse.Namespace) -> None:
     }
     step, seconds = 0, 0.0
     if resume.is_file():
-        saved = torch.load(resume, map_location="cpu", weights_only=True)
+        saved = load_checkpoint(resume)
         # Before the rate falls, a run of more or fewer steps would have come to the same point.
         level = saved["step"] <= decay_start(min(saved["steps"], args.steps))
         if saved["settings"] == settings and (level or saved["steps"] == args.steps):

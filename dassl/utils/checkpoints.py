@@ -3,46 +3,19 @@
 from __future__ import annotations
 
 import os
-import pickle
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from .errors import UserError
 from .files import atomic_copy, atomic_write, write_tensors
+from .tensor_files import read_tensors
 
 POINTER = "checkpoint"  # the file that names the newest checkpoint of its folder
 BEST = "model-best.pth.tar"
-
-
-class _Ignored:
-    """Stands for an object in a checkpoint whose class is not to be loaded."""
-
-    def __init__(self, *args: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None: ...
-
-
-# Dassl's own checkpoints hold their schedulers, and through them an optimiser, as objects.
-_IGNORABLE = ("torch.optim.", "dassl.", "numpy.", "_codecs.", "collections.", "builtins.")
-
-
-def _stand_in(global_name: str) -> type | Callable:
-    """Return what is made in place of `global_name`, known to the safe loader by that name."""
-    module, _, name = global_name.rpartition(".")
-    if global_name == "collections.defaultdict":
-        # The loader fills nothing but real dicts.
-        def stand_in(*args: Any) -> dict:
-            return {}
-    else:
-        stand_in = type(name, (_Ignored,), {})
-    stand_in.__module__, stand_in.__name__, stand_in.__qualname__ = module, name, name
-    return stand_in
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
@@ -52,38 +25,12 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     Raises UserError if there is no such file, it is damaged, or it holds other objects.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"no checkpoint at {path}")
-    try:
-        # Files from before torch 1.6 are no archives; they can only be read if they are plain.
-        foreign = get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
-        refused = [name for name in foreign if not name.startswith(_IGNORABLE)]
-        if refused:
-            raise UserError(f"{path} holds objects that are not loaded: {', '.join(refused)}")
-        with safe_globals([_stand_in(name) for name in foreign]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is not a readable checkpoint ({_reason(error)})") from None
+    checkpoint = read_tensors(path)
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
-    return _without_ignored(checkpoint)
-
-
-def _reason(error: Exception) -> str:
-    """Return the telling line of torch's message, which is a page of advice."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "WeightsUnpickler error" in line]
-    return (told or lines or [type(error).__name__])[0].rpartition("WeightsUnpickler error: ")[2]
-
-
-def _without_ignored(value: Any) -> Any:
-    if isinstance(value, dict):
-        return type(value)(
-            (key, _without_ignored(item))
-            for key, item in value.items()
-            if not isinstance(item, _Ignored)
-        )
-    return value
+    return checkpoint
 
 
 def save_plain(state: dict[str, Any], path: str | os.PathLike) -> None:

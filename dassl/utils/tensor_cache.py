@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .errors import UserError
 from .files import partial_files, write_tensors
 
 if TYPE_CHECKING:
@@ -36,17 +37,17 @@ class TensorCache:
 
     def get(self, key: dict[str, Any]) -> torch.Tensor | None:
         """Return the tensor stored under `key` (plain values), if there is one."""
-        import torch
+        from .tensor_files import read_tensors
 
         text, path = self._place(key)
+        if not path.exists():
+            return None
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = read_tensors(path)
             tensor = content["tensor"]
             sound = content["key"] == text and content["sha256"] == _sha256(tensor)
-        except FileNotFoundError:
-            return None
-        except Exception:
-            sound = False  # half a file, or something else: its reader may say anything
+        except (UserError, LookupError, TypeError, AttributeError, RuntimeError):
+            sound = False  # half a file, or something else
         if not sound:
             _ignoring_errors(path.unlink)
             return None
