@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from .files import partial_files, write_tensors
 if TYPE_CHECKING:
     import torch
 
+_NAME = re.compile(r"[0-9a-f]{64}\.pt")  # of a file of this cache; others in the folder stay
 _ABANDONED = 3600  # seconds after which a file that is still being written belongs to nobody
 
 
@@ -77,7 +79,8 @@ class TensorCache:
         for path in partial_files(self.folder):
             if time.time() - _status(path)[0] > _ABANDONED:
                 _ignoring_errors(path.unlink)
-        entries = sorted((*_status(path), path) for path in self.folder.glob("*.pt"))
+        own = (path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
+        entries = sorted((*_status(path), path) for path in own)
         total = sum(size for _, size, _ in entries)
         for _, size, path in entries:
             if total <= self.max_bytes:
