@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from dassl.data.datasets import Datum
-from dassl.utils import UserError, atomic_write, read_json, suggest
+from dassl.utils import UserError, atomic_write, check_kind, read_json, suggest
 
 from .files import Row, class_folders, image_files
 
@@ -37,9 +37,12 @@ def read_split(filepath: str, path_prefix: str) -> Lists:
     split = read_json(filepath)
     if not isinstance(split, Mapping) or not {"train", "test"} <= split.keys():
         raise UserError(f"{filepath} has no lists named 'train' and 'test'")
+    parts = [(name, split.get(name, [])) for name in PARTS]
+    for name, part in parts:
+        check_kind(part, list, f"{filepath}: '{name}'")
     return tuple(
         [_datum(entry, path_prefix, f"{filepath}, '{name}'[{i}]") for i, entry in enumerate(part)]
-        for name, part in ((name, split.get(name, [])) for name in PARTS)
+        for name, part in parts
     )
 
 

@@ -6,6 +6,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "checkpoints": [
+            "check_checkpoint",
+            "fitting",
             "find_checkpoint",
             "load_checkpoint",
             "load_pretrained_weights",

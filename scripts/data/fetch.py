@@ -23,7 +23,7 @@ from types import ModuleType
 
 from tqdm import tqdm
 
-from dassl.utils import UserError, atomic_write
+from dassl.utils import UserError, atomic_write, read_json
 
 from .sources import Mirror
 
@@ -205,10 +205,10 @@ def _write_note(
 
 def _read_note(part: Path, url: str) -> dict:
     try:
-        note = json.loads(_note_path(part).read_text(encoding="utf-8"))
-        return note if note["url"] == url else {}
-    except (OSError, ValueError, TypeError, KeyError):
+        note = read_json(_note_path(part), dict)
+    except UserError:
         return {}
+    return note if note.get("url") == url else {}
 
 
 def _note_path(part: Path) -> Path:
@@ -273,8 +273,8 @@ def _what_is_wrong(path: Path, mirror: Mirror) -> str:
     name = mirror.file_name.lower()
     if name.endswith(".json"):
         try:
-            json.loads(path.read_bytes())
-        except ValueError:
+            read_json(path)
+        except UserError:
             return "is not valid JSON"
     elif is_archive_name(name) and not (zipfile.is_zipfile(path) or tarfile.is_tarfile(path)):
         return "is not an archive"
@@ -310,9 +310,10 @@ def _record(downloads: Path, target: Path, mirror: Mirror) -> None:
 
 def _read_record(downloads: Path) -> dict[str, dict]:
     try:
-        return json.loads((downloads / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = read_json(downloads / RECORD, dict)
+    except UserError:
         return {}
+    return {url: entry for url, entry in record.items() if isinstance(entry, dict)}
 
 
 def was_fetched(file: Path) -> bool:

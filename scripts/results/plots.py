@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dassl.utils import UserError, atomic_write
+from dassl.utils import UserError, atomic_write, check_kind, read_json_lines
 from scripts.results.runs import Score
 from scripts.results.summary import AVERAGE, Record, Row, Summary
 from scripts.results.sweeps import PREFIX, is_swept
@@ -229,15 +229,27 @@ def learning_curves(summary: Summary, columns: int = COLUMNS) -> Figure | None:
         if is_swept(score.config):
             continue
         path = score.folder / "metrics.jsonl"
-        if score.shots == most and score.classes == "base" and path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                epoch = json.loads(line)
-                epochs[score.dataset, _method(score)][epoch["epoch"]].append(epoch["loss"])
+        if score.shots == most and score.classes == "base" and path.exists():
+            for epoch, loss in _losses(path):
+                epochs[score.dataset, _method(score)][epoch].append(loss)
     lines = {
         key: [(epoch, float(np.mean(v)), float(np.std(v))) for epoch, v in by_epoch.items()]
         for key, by_epoch in epochs.items()
     }
     return _curves(lines, "epoch", "training loss", _colours(summary), columns)
+
+
+def _losses(path: Path) -> list[tuple[int, float]]:
+    """Return (epoch, training loss) of a run; of one whose file is damaged nothing, said so."""
+    try:
+        lines = read_json_lines(path)
+        for line in lines:
+            check_kind(line.get("epoch"), int, f"{path}: the number of an epoch")
+            check_kind(line.get("loss"), (int, float), f"{path}: a loss")
+    except UserError as error:
+        print(f"no learning curve of a run: {error}", file=sys.stderr)
+        return []
+    return [(line["epoch"], float(line["loss"])) for line in lines]
 
 
 def few_shot_curves(summary: Summary, columns: int = COLUMNS) -> Figure | None:
