@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dassl.utils import UserError, file_sha256, is_disk_error, suggest
+from dassl.utils import UserError, file_sha256, is_disk_error, read_tensors, suggest
 
 from .model import CLIP, build_model
 from .simple_tokenizer import END, START, SimpleTokenizer
@@ -141,38 +141,19 @@ def load_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         UserError: the file is missing or none of these.
     """
     path = os.fspath(path)
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         raise UserError(f"checkpoint {path!r} doesn't exist")
-    try:
-        if path.endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = _load_torch_file(path)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"cannot read checkpoint {path!r} ({reason}); expected OpenAI's TorchScript archive, "
-            "a plain state dict or safetensors"
-        ) from None
+    state = read_tensors(path)
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict):
         raise UserError(f"checkpoint {path!r} holds a {type(state).__name__}, not a state dict")
-    return {k.removeprefix("module."): v for k, v in state.items() if torch.is_tensor(v)}
-
-
-def _load_torch_file(path: str):
-    with warnings.catch_warnings():
-        # torch.jit is deprecated, but it is the format of OpenAI's released files; and sparse
-        # tensors are checked at loading, as they should be.
-        warnings.simplefilter("ignore")
-        try:
-            return dict(torch.jit.load(path, map_location="cpu").state_dict())
-        except RuntimeError:
-            return torch.load(path, map_location="cpu", weights_only=True)
+    return {
+        k.removeprefix("module."): v
+        for k, v in state.items()
+        if isinstance(k, str) and torch.is_tensor(v)
+    }
 
 
 def find_model(name: str, download_root: str | os.PathLike | None = None) -> str:

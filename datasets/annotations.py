@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import os
 import random
 import zlib
@@ -12,7 +14,7 @@ from typing import IO
 
 import numpy as np
 
-from dassl.utils import UserError
+from dassl.utils import UserError, open_file, read_text
 
 IMAGE_ENDINGS = (
     ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm",
@@ -44,13 +46,17 @@ def read_lines(path: str) -> list[str]:
 
     Raises UserError if the file is missing or not UTF-8.
     """
+    if not os.path.exists(path):
+        raise UserError(f"no such file: {path}; see docs/datasets.md for the layout")
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def read_csv(path: str) -> list[list[str]]:
+    """Return the rows of a CSV table. Raises UserError as `read_text`, or if it is none."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            return [line.strip() for line in file if line.strip()]
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}; see docs/datasets.md for the layout") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}") from None
+        return list(csv.reader(io.StringIO(read_text(path), newline="")))
+    except csv.Error as error:
+        raise UserError(f"{path} is not a CSV table: {error}") from None
 
 
 def find_file(folder: str, inside: Iterable[str], name: str) -> str:
@@ -70,14 +76,20 @@ def read_mat(file: str | IO[bytes], variable: str) -> np.ndarray:
 
     Raises UserError if the file is missing, damaged or without that variable.
     """
+    if isinstance(file, str):
+        if not os.path.exists(file):
+            raise UserError(f"no such file: {file}; see docs/datasets.md for the layout")
+        with open_file(file) as opened:
+            return _read_mat(opened, variable, file)
+    return _read_mat(file, variable, getattr(file, "name", "the MATLAB file"))
+
+
+def _read_mat(file: IO[bytes], variable: str, name: str) -> np.ndarray:
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
-    name = file if isinstance(file, str) else getattr(file, "name", "the MATLAB file")
     try:
         return np.atleast_1d(loadmat(file, squeeze_me=True)[variable])
-    except FileNotFoundError:
-        raise UserError(f"no such file: {name}; see docs/datasets.md for the layout") from None
     except KeyError:
         raise UserError(f"{name} has no variable '{variable}'") from None
     # A damaged file makes the reader raise nearly anything.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import defaultdict
 from dataclasses import replace
@@ -10,7 +9,7 @@ from dataclasses import replace
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import UserError, read_json
 
-from .annotations import class_folders, has_folders, image_files, read_lines, scan
+from .annotations import class_folders, has_folders, image_files, read_csv, read_lines, scan
 from .base import ImageDataset
 from .splits import Items, Lists, class_items, extend, split_class
 
@@ -84,7 +83,8 @@ class ImageFolder(ImageDataset):
         split = read_json(self.split_path)
         if not isinstance(split, dict) or "drawn_with_seed" not in split:
             return
-        listed = sum(len(split.get(part, [])) for part in ("train", "val", "test"))
+        parts = (split.get(part, []) for part in ("train", "val", "test"))
+        listed = sum(len(part) for part in parts if isinstance(part, list))
         folders = [] if self._table else class_folders(self.image_dir)
         there = len(self._table) or sum(
             len(image_files(os.path.join(self.image_dir, folder))) for folder in folders
@@ -139,11 +139,7 @@ def _read_table(path: str) -> list[TableRow]:
 
     Its first row names the columns, or they are path, class and split in this order.
     """
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(file) if any(row)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a CSV table in UTF-8: {error}") from None
+    rows = [[cell.strip() for cell in row] for row in read_csv(path) if any(row)]
     header = [cell.lower() for cell in rows[0]] if rows else []
     at = {
         column: next((header.index(name) for name in names if name in header), None)

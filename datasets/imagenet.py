@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import tarfile
+import zlib
 from io import BytesIO
 from typing import IO
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
-from dassl.utils import UserError
+from dassl.utils import UserError, open_file
+from dassl.utils.reading import TEXT_LIMIT
 
-from .annotations import class_folders, find_file, has_folders, image_files, read_lines, read_mat
+from .annotations import (
+    class_folders,
+    find_file,
+    has_folders,
+    image_files,
+    read_csv,
+    read_lines,
+    read_mat,
+)
 from .base import ImageDataset
 from .splits import Items, Lists, class_items
 
@@ -125,9 +134,11 @@ class ImageNet(ImageDataset):
         path = self._find("LOC_val_solution.csv")
         if not path:
             return {}
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = [row for row in csv.reader(file) if len(row) == 2 and row[0] != "ImageId"]
-        return {int(image.rpartition("_")[2]): boxes.split()[0] for image, boxes in rows}
+        rows = [row for row in read_csv(path) if len(row) == 2 and row[0] != "ImageId"]
+        try:
+            return {int(image.rpartition("_")[2]): boxes.split()[0] for image, boxes in rows}
+        except (ValueError, IndexError) as error:
+            raise UserError(f"{path} is not Kaggle's list of images: {error}") from None
 
     def _devkit_truth(self) -> dict[int, str]:
         """Return WordNet ids by image number: line n holds the number of image n's class."""
@@ -135,20 +146,26 @@ class ImageNet(ImageDataset):
             numbers = file.read().split()
         with self._devkit_file("meta.mat") as file:
             synsets = read_mat(file, "synsets").flatten()
-        ids = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
-        return {image: ids[int(number)] for image, number in enumerate(numbers, start=1)}
+        try:
+            ids = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
+            return {image: ids[int(number)] for image, number in enumerate(numbers, start=1)}
+        except (LookupError, TypeError, ValueError) as error:
+            raise UserError(f"{DEVKIT}: its {TRUTH} and meta.mat don't fit: {error}") from None
 
     def _devkit_file(self, name: str) -> IO[bytes]:
         """Open a file of the development kit, unpacked or in its archive."""
         path = self._find(name)
         if path:
-            return open(path, "rb")
+            return open_file(path)
         archive = self._find(DEVKIT)
         if archive:
-            with tarfile.open(archive) as tar:
-                for member in tar:
-                    if member.isfile() and os.path.basename(member.name) == name:
-                        return BytesIO(tar.extractfile(member).read())
+            try:
+                with open_file(archive) as file, tarfile.open(fileobj=file) as tar:
+                    for member in tar:
+                        if member.isfile() and os.path.basename(member.name) == name:
+                            return BytesIO(tar.extractfile(member).read(TEXT_LIMIT))
+            except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+                raise UserError(f"{archive} is damaged: {error}") from None
         raise UserError(
             f"{self.image_dir}/val holds no class folders, and the classes of its files are not "
             f"known: put {DEVKIT} or Kaggle's LOC_val_solution.csv into {self.dataset_dir}"

@@ -4,7 +4,7 @@ import os
 from collections import defaultdict
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
-from dassl.utils import UserError, read_json
+from dassl.utils import UserError, check_kind, read_json
 
 from .annotations import read_mat
 from .base import ImageDataset
@@ -27,13 +27,13 @@ class OxfordFlowers(ImageDataset):
     def read_official(self) -> Lists:
         labels = read_mat(os.path.join(self.dataset_dir, "imagelabels.mat"), "labels")
         names_path = os.path.join(self.dataset_dir, "cat_to_name.json")
-        names = read_json(names_path)
+        names = read_json(names_path, dict)
         by_label = defaultdict(list)
         for number, label in enumerate(map(int, labels.flatten()), start=1):
             if str(label) not in names:
                 raise UserError(f"{names_path} has no name for class {label}")
             impath = os.path.join(self.image_dir, f"image_{number:05d}.jpg")
-            name = names[str(label)]
+            name = check_kind(names[str(label)], str, f"{names_path}: the name of class {label}")
             by_label[label].append(Datum(impath=impath, label=label - 1, classname=name))
         lists: Lists = ([], [], [])
         for label, items in by_label.items():

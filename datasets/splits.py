@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from dassl.data.datasets import Datum
-from dassl.utils import UserError, atomic_write, json_text, read_json, suggest
+from dassl.utils import UserError, atomic_write, check_kind, json_text, read_json, suggest
 
 from .annotations import Row, class_folders, image_files
 
@@ -36,9 +36,12 @@ def read_split(filepath: str, path_prefix: str) -> Lists:
     split = read_json(filepath)
     if not isinstance(split, Mapping) or not {"train", "test"} <= split.keys():
         raise UserError(f"{filepath} has no lists named 'train' and 'test'")
+    parts = [(name, split.get(name, [])) for name in PARTS]
+    for name, part in parts:
+        check_kind(part, list, f"{filepath}: '{name}'")
     return tuple(
         [_datum(entry, path_prefix, f"{filepath}, '{name}'[{i}]") for i, entry in enumerate(part)]
-        for name, part in ((name, split.get(name, [])) for name in PARTS)
+        for name, part in parts
     )
 
 

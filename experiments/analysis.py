@@ -140,9 +140,10 @@ def nearest_words(args: argparse.Namespace) -> None:
     from clip.clip import load_model
     from clip.simple_tokenizer import SimpleTokenizer
     from dassl.utils import load_checkpoint
-    from tuning.prediction import read_run
+    from tuning.prediction import choose_backbone, read_run
 
     folder, epoch, cfg = read_run(args.runs[0])
+    backbone = choose_backbone(folder, epoch, cfg, args.backbone)
     pattern = "*/model*.pth.tar*" if epoch is None else f"*/model.pth.tar-{epoch}"
     files = sorted(folder.glob(pattern))
     if not files:
@@ -151,7 +152,7 @@ def nearest_words(args: argparse.Namespace) -> None:
     contexts = {name: value for name, value in state.items() if name.split(".")[-1] == "ctx"}
     if not contexts:
         raise UserError(f"{cfg.TRAINER.NAME} learns no context; it has: {', '.join(state)}")
-    model, _ = load_model(args.backbone or cfg.MODEL.BACKBONE.NAME)
+    model, _ = load_model(backbone)
     embedding = model.token_embedding.weight.detach().float()
     known = embedding.abs().sum(dim=1).nonzero().squeeze(1)  # a small model stores few words
     decoder = SimpleTokenizer()

@@ -14,7 +14,7 @@ import torch
 
 from dassl.engine import build_trainer
 from dassl.utils import UserError
-from tuning.prediction import read_run
+from tuning.prediction import choose_backbone, read_run
 
 
 @dataclass
@@ -49,11 +49,10 @@ def load_run(run: str | os.PathLike, root: str = "", classes: str = "", backbone
     for key, value in (
         ("DATASET.ROOT", root),
         ("DATASET.SUBSAMPLE_CLASSES", classes),
-        ("MODEL.BACKBONE.NAME", backbone),
+        ("MODEL.BACKBONE.NAME", choose_backbone(folder, epoch, cfg, backbone)),
     ):
         if value:
             cfg.merge_from_list([key, value])
-    cfg.OUTPUT_DIR = ""  # nothing is written
     cfg.VERBOSE = False
     cfg.freeze()
     with contextlib.redirect_stdout(io.StringIO()):

@@ -7,7 +7,6 @@ output folder: each run is held by a lock while it goes, and looked at again onc
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import queue
 import signal
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from dassl.utils import UserError
+from dassl.utils import UserError, read_json
 from experiments.protocols import ROOT, Chain, Job
 
 USER_ERROR = 2  # train.py's exit status for a mistake that no repetition mends
@@ -53,8 +52,8 @@ class Settings:
 def read_result(job: Job) -> dict:
     """Return a run's result.json, or {} if there is none yet."""
     try:
-        return json.loads((job.folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(job.folder / "result.json", dict)
+    except UserError:
         return {}
 
 

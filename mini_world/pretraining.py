@@ -29,7 +29,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from clip import tokenize
 from clip.model import CLIP
 from clip.open_clip_parts import imagenet_templates, selected_imagenet_templates
-from dassl.utils import json_text, user_errors, write_json, write_tensors
+from dassl.utils import (
+    json_text,
+    load_checkpoint,
+    user_errors,
+    write_json,
+    write_tensors,
+)
 from mini_world.drawing import (
     COLOURS,
     GROUNDS,
@@ -378,7 +384,7 @@ def train(args: argparse.Namespace) -> None:
     }
     step, seconds = 0, 0.0
     if resume.is_file():
-        saved = torch.load(resume, map_location="cpu", weights_only=True)
+        saved = load_checkpoint(resume)
         # Before the rate falls, a run of more or fewer steps would have come to the same point.
         level = saved["step"] <= decay_start(min(saved["steps"], args.steps))
         if saved["settings"] == settings and (level or saved["steps"] == args.steps):

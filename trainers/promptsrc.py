@@ -191,6 +191,10 @@ class PromptSRC(PromptTrainer):
 
     def load_checkpoint_extra(self, extra: dict) -> None:
         super().load_checkpoint_extra(extra)
+        own = self.method.trained()
+        for name, value in extra["aggregate"].items():
+            if value.shape != own[name].shape:
+                raise ValueError(f"its mean of {name} has the shape {tuple(value.shape)}")
         self.aggregate = {name: v.to(self.device) for name, v in extra["aggregate"].items()}
 
 

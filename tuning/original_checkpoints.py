@@ -62,8 +62,11 @@ def read(path: str | os.PathLike) -> dict:
     checkpoint = load_checkpoint(path)
     if "state_dict" not in checkpoint:
         checkpoint = {"state_dict": checkpoint}
-    state = checkpoint["state_dict"]
-    state = {k.removeprefix("module."): v for k, v in state.items() if torch.is_tensor(v)}
+    state = {
+        name.removeprefix("module."): value
+        for name, value in checkpoint["state_dict"].items()
+        if isinstance(name, str) and torch.is_tensor(value)
+    }
     if not state:
         raise UserError(f"{os.fspath(path)} holds no parameters")
     return {**checkpoint, "state_dict": state}

@@ -26,7 +26,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from dassl.utils import UserError, atomic_write, json_text, read_image, user_errors
+from dassl.utils import (
+    UserError,
+    atomic_write,
+    json_text,
+    read_image,
+    read_json,
+    read_text,
+    user_errors,
+)
 from dassl.utils.cli import Parser, output_file, positive
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
@@ -61,8 +69,61 @@ def read_run(model: str | os.PathLike) -> tuple[Path, int | None, Any]:
         )
     cfg = get_cfg_default()
     trainers.extend_cfg(cfg)
+    cache = cfg.DATALOADER.FEATURE_CACHE
     cfg.merge_from_file(str(config))
+    # Paths of the machine that trained it, or of whoever made the run: nothing here needs them.
+    cfg.DATALOADER.FEATURE_CACHE = cache
+    cfg.MODEL.INIT_WEIGHTS = cfg.RESUME = cfg.OUTPUT_DIR = ""
     return path, epoch, cfg
+
+
+def choose_backbone(folder: Path, epoch: int | None, cfg: Any, backbone: str = "") -> str:
+    """Return the backbone to take for a run: `backbone` if given, else what its config names.
+
+    A config may come from somebody else. A file that it names is only taken if it is, by the
+    SHA-256 that the run recorded, the very file it was trained on. Raises UserError otherwise.
+    """
+    from clip import available_models
+    from dassl.utils import file_sha256
+
+    if backbone:
+        return backbone
+    name = cfg.MODEL.BACKBONE.NAME
+    if name in available_models():
+        return name
+    say = "say --backbone NAME or FILE to choose one"
+    known = _recorded_backbone(folder, epoch)
+    if not known:
+        raise UserError(
+            f"{folder} was trained on the backbone file {name!r}, but doesn't say which SHA-256 it "
+            f"had, so it isn't followed: {say}"
+        )
+    if not os.path.isfile(name):
+        raise UserError(f"{folder} was trained on the backbone {name!r}, which isn't here: {say}")
+    found = file_sha256(name)
+    if found != known:
+        raise UserError(
+            f"{name} is not the backbone that {folder} was trained on (SHA-256 {found[:12]}…, "
+            f"recorded {known[:12]}…): {say}"
+        )
+    return name
+
+
+def _recorded_backbone(folder: Path, epoch: int | None) -> str:
+    """Return the SHA-256 of a run's backbone as its result or its checkpoint has it, or ""."""
+    from dassl.utils import load_checkpoint
+
+    result = folder / "result.json"
+    recorded = read_json(result, dict).get("backbone_sha256") if result.is_file() else None
+    if not recorded:
+        for path in _checkpoints(folder, epoch):
+            recorded = recorded or load_checkpoint(path).get("backbone_sha256")
+    return recorded if isinstance(recorded, str) else ""
+
+
+def _checkpoints(folder: Path, epoch: int | None) -> list[Path]:
+    pattern = "*/model*.pth.tar*" if epoch is None else f"*/model.pth.tar-{epoch}"
+    return sorted(folder.glob(pattern))
 
 
 class Predictor:
@@ -89,9 +150,7 @@ class Predictor:
         from dassl.engine import TRAINER_REGISTRY
 
         folder, epoch, cfg = read_run(model)
-        if backbone:
-            cfg.MODEL.BACKBONE.NAME = backbone
-        cfg.OUTPUT_DIR = ""  # nothing is written
+        cfg.MODEL.BACKBONE.NAME = choose_backbone(folder, epoch, cfg, backbone)
         cfg.VERBOSE = False
         cfg.freeze()
         names, keys = (list(classes), list(classes)) if classes else trained_classes(folder, epoch)
@@ -167,8 +226,7 @@ def trained_classes(folder: Path, epoch: int | None = None) -> tuple[list[str], 
     """Return (names, keys) of the classes that the run in `folder` was trained on."""
     from dassl.utils import load_checkpoint
 
-    pattern = "*/model*.pth.tar*" if epoch is None else f"*/model.pth.tar-{epoch}"
-    for path in sorted(folder.glob(pattern)):
+    for path in _checkpoints(folder, epoch):
         checkpoint = load_checkpoint(path)
         keys = checkpoint.get("class_keys")
         if keys:
@@ -198,7 +256,7 @@ def find_images(sources: Iterable[str]) -> list[str]:
 def class_list(text: str) -> list[str]:
     """Return the names of "a,b,c", or of a file with one a line."""
     if os.path.isfile(text):
-        lines = Path(text).read_text(encoding="utf-8").splitlines()
+        lines = read_text(text).splitlines()
     else:
         lines = text.split(",")
     names = [line.strip() for line in lines if line.strip()]

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode as _YacsNode
 
-from dassl.utils import UserError, suggest
+from dassl.utils import UserError, read_yaml, suggest
 
 BASE_KEY = "_BASE_"
 
@@ -49,28 +48,21 @@ def _with_bases(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[tuple[Path,
     """Yield (file, content) for the bases of `path`, depth first, then for `path` itself."""
     if path.resolve() in seen:
         raise UserError(f"{path}: {BASE_KEY} leads back to this file")
-    content = _read_yaml(path)
+    content = _read(path)
     bases = content.pop(BASE_KEY, None) or []
-    for base in [bases] if isinstance(bases, str) else bases:
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"{path}: {BASE_KEY} is {bases!r}, not a file's path or a list of such")
+    for base in bases:
         yield from _with_bases(path.parent / base, (*seen, path.resolve()))
     yield path, content
 
 
-def _read_yaml(path: Path) -> dict:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+def _read(path: Path) -> dict:
+    if not path.exists():
         near = suggest(path.name, (p.name for p in path.parent.glob("*.y*ml")))
-        raise UserError(f"no such config file: {path}{near}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the config file {path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected KEY: VALUE lines, found a {type(content).__name__}")
-    return content
+        raise UserError(f"no such config file: {path}{near}")
+    return read_yaml(path)
 
 
 def _merge(node: _YacsNode, new: Mapping, root: _YacsNode, where: str, prefix: str = "") -> None:

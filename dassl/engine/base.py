@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from dassl.optim import load_optimizer
+from dassl.optim import load_optimizer, load_scheduler
 from dassl.utils import (
     UserError,
+    check_checkpoint,
     find_checkpoint,
+    fitting,
     get_rng_state,
     holding_back,
     load_checkpoint,
@@ -180,22 +182,28 @@ class TrainerBase:
             "rng": get_rng_state(),
         }
 
-    def _restore(self, checkpoints: dict[str, dict[str, Any]]) -> int:
-        """Make the trainer what it was; return the number of epochs done."""
+    def _restore(self, checkpoints: dict[str, dict[str, Any]], source: str | os.PathLike) -> int:
+        """Make the trainer what it was; return the number of epochs done.
+
+        Raises UserError, naming `source`, for a checkpoint that lacks something or doesn't fit.
+        """
         if set(checkpoints) != set(self._models):
             raise UserError(
                 f"the checkpoint holds the models {', '.join(checkpoints)}, but this trainer has "
                 f"{', '.join(self._models)}"
             )
         for name, checkpoint in checkpoints.items():
-            self.load_model_state(name, checkpoint["state_dict"], checkpoint)
-            if self._optims[name] is not None and checkpoint.get("optimizer"):
-                load_optimizer(self._optims[name], checkpoint["optimizer"])
-            if self._scheds[name] is not None and checkpoint.get("scheduler"):
-                self._scheds[name].load_state_dict(checkpoint["scheduler"])
-        self.load_checkpoint_extra(checkpoint)
-        if "rng" in checkpoint:
-            set_rng_state(checkpoint["rng"])
+            check_checkpoint(checkpoint, f"{source}, {name},", required=("state_dict", "epoch"))
+            with fitting(f"{source}, {name},"):
+                self.load_model_state(name, checkpoint["state_dict"], checkpoint)
+                if self._optims[name] is not None and checkpoint.get("optimizer"):
+                    load_optimizer(self._optims[name], checkpoint["optimizer"])
+                if self._scheds[name] is not None and checkpoint.get("scheduler"):
+                    load_scheduler(self._scheds[name], checkpoint["scheduler"])
+        with fitting(source):
+            self.load_checkpoint_extra(checkpoint)
+            if "rng" in checkpoint:
+                set_rng_state(checkpoint["rng"])
         return checkpoint["epoch"]
 
     def save_model(
@@ -240,10 +248,11 @@ class TrainerBase:
             path = find_checkpoint(directory, name, epoch)
             checkpoint = load_checkpoint(path)
             state_dict = checkpoint.get("state_dict", checkpoint)
-            self.load_model_state(name, state_dict, checkpoint)
+            with fitting(path):
+                self.load_model_state(name, state_dict, checkpoint)
             self.loaded_epoch = checkpoint.get("epoch")
             result = checkpoint.get("val_result")
-            result = "" if result is None else f", val_result={result:.1f}"
+            result = "" if result is None else f", val_result={float(result):.1f}"
             print(f"Loaded {path} into {name} (epoch={self.loaded_epoch}{result})")
 
     def resume_model_if_exist(self, directory: str | os.PathLike) -> int:
@@ -253,7 +262,7 @@ class TrainerBase:
             print("No checkpoint found, train from scratch")
             return 0
         checkpoints = {n: load_checkpoint(newest_checkpoint(f)) for n, f in folders.items()}
-        done = self._restore(checkpoints)
+        done = self._restore(checkpoints, directory)
         print(f"Found checkpoints in {directory}: resuming at epoch {done + 1}")
         return done
 

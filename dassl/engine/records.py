@@ -23,19 +23,24 @@ from dassl.utils import (
     UserError,
     atomic_copy,
     atomic_write,
+    check_kind,
     check_percent,
+    fitting,
     json_text,
     library_versions,
     load_checkpoint,
     lock_folder,
     peak_memory_mb,
     read_json,
+    read_json_lines,
     remove_partial_files,
     save_plain,
     setup_logger,
     write_bytes,
     write_json,
 )
+
+_RESUME_ENTRIES = {"config": str, "models": dict, "best_result": float, "seconds": float}
 
 
 def start_log(cfg: CfgNode, train: bool = True) -> None:
@@ -67,7 +72,16 @@ class Records:
     def unfinished(self) -> dict[str, Any] | None:
         """Return the state of an interrupted run in cfg.RESUME, or else in the run's folder."""
         path = Path(self.cfg.RESUME or self.folder) / self.resume_path.name
-        return load_checkpoint(path) if path.is_file() else None
+        if not path.exists():
+            return None
+        state = load_checkpoint(path)
+        for name, kind in _RESUME_ENTRIES.items():
+            if name not in state:
+                raise UserError(f"{path} can't be gone on from: it has no entry {name!r}")
+            check_kind(state[name], kind, f"{path}: its entry {name!r}")
+        with fitting(path):
+            check_kind(json.loads(state["config"]), dict, f"{path}: its config")
+        return state
 
     def changed_keys(self, state: dict[str, Any]) -> str:
         """Return how this config differs from an unfinished run's: "OPTIM.LR 0.1 -> 0.2, …"."""
@@ -79,7 +93,7 @@ class Records:
     def is_complete(self) -> bool:
         """Whether the folder holds the result of just this config, and nothing to go on from."""
         try:
-            result = read_json(self.folder / "result.json")
+            result = read_json(self.folder / "result.json", dict)
         except UserError:
             return False
         return result.get("config_hash") == config_hash(self.cfg) and not self.resume_path.exists()
@@ -121,8 +135,9 @@ class Records:
         """Take the records of the epochs done, and the best models, from where the run goes on."""
         source = Path(self.cfg.RESUME or self.folder)
         path = source / self.metrics_path.name
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        epochs = [json.loads(line) for line in lines]
+        epochs = read_json_lines(path) if path.exists() else []
+        for epoch in epochs:
+            check_kind(epoch.get("epoch"), int, f"{path}: the number of an epoch")
         self.epochs = [epoch for epoch in epochs if epoch["epoch"] <= epochs_done]
         self._write_epochs()
         if not self.goes_on_here:

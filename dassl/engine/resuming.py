@@ -72,7 +72,7 @@ class Resuming:
         if changed:
             print(f"The unfinished run in {directory} had another config: {changed}")
         if state and (self.cfg.RESUME or not changed):
-            done = self._restore(state["models"])
+            done = self._restore(state["models"], directory)
             self.best_result = state["best_result"]
             self._earlier_seconds = state["seconds"]
             self._midway = Midway.of(state)

@@ -93,3 +93,23 @@ def _warmup(optim_cfg: CfgNode) -> Rate:
     if kind == "constant":
         return lambda base, epoch: optim_cfg.WARMUP_CONS_LR
     return lambda base, epoch: base * epoch / warmup if epoch else optim_cfg.WARMUP_MIN_LR
+
+
+def load_scheduler(scheduler: Any, state: dict[str, Any]) -> None:
+    """`scheduler.load_state_dict(state)`, which makes every entry an attribute, whatever it is.
+
+    Raises TypeError for entries of another kind than its own.
+    """
+    own = scheduler.state_dict()
+    for name, value in state.items():
+        there = own.get(name)
+        if isinstance(there, (int, float)):
+            fits = isinstance(value, (int, float))
+        elif isinstance(there, list):
+            fits = isinstance(value, list) and len(value) == len(there)
+            fits = fits and all(isinstance(item, (int, float)) for item in value)
+        else:
+            fits = not callable(getattr(scheduler, str(name), None))
+        if not fits:
+            raise TypeError(f"the schedule's {name} is {value!r}")
+    scheduler.load_state_dict(state)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import nn, optim
+from torch import Tensor, nn, optim
 
 from dassl.config import CfgNode
 from dassl.utils import UserError, check_choice
@@ -67,11 +67,27 @@ def build_optimizer(
 
 
 def load_optimizer(optimizer: optim.Optimizer, state: dict[str, Any]) -> None:
-    """`optimizer.load_state_dict(state)`, from a machine with or without a GPU."""
+    """`optimizer.load_state_dict(state)`, from a machine with or without a GPU.
+
+    Raises KeyError, TypeError or ValueError if the state is of another optimizer or other
+    parameters, or damaged.
+    """
+    defaults = optimizer.defaults
     own = [{k: group.get(k) for k in ("foreach", "fused")} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, kept in zip(optimizer.param_groups, own, strict=True):
         group.update(kept)
+        for name, value in group.items():
+            default = defaults.get(name)
+            if isinstance(default, (int, float)) and not isinstance(value, (int, float)):
+                raise TypeError(f"the optimizer's {name} is {value!r}")
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                if value.numel() != 1 and value.shape != parameter.shape:
+                    raise ValueError(f"the optimizer's {name} has the shape {tuple(value.shape)}")
+            elif not isinstance(value, (int, float, type(None))):
+                raise TypeError(f"the optimizer's {name} is {value!r}")
 
 
 def _can_fuse(optimizer: optim.Optimizer) -> bool:

@@ -6,6 +6,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "checkpoints": [
+            "check_checkpoint",
+            "fitting",
             "find_checkpoint",
             "load_checkpoint",
             "load_pretrained_weights",
@@ -36,7 +38,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "missing_files",
             "partial_files",
             "mkdir_if_missing",
-            "read_json",
             "remove_partial_files",
             "write_bytes",
             "write_json",
@@ -52,6 +53,17 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "open_all_layers",
             "open_specified_layers",
         ],
+        "reading": [
+            "check_kind",
+            "open_file",
+            "parse_yaml",
+            "read_bytes",
+            "read_json",
+            "read_json_lines",
+            "read_text",
+            "read_yaml",
+            "reason",
+        ],
         "registry": ["Registry"],
         "signals": [
             "heed_signals",
@@ -62,6 +74,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "worker_init_fn",
         ],
         "seeds": ["get_rng_state", "resolve_seed", "set_random_seed", "set_rng_state"],
+        "tensor_files": ["read_tensors"],
         "tensor_cache": ["TensorCache"],
         "values": ["check_percent", "tolist_if_not"],
     },

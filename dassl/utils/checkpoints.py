@@ -3,46 +3,21 @@
 from __future__ import annotations
 
 import os
-import pickle
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from .errors import UserError
+from .reading import check_kind, read_text, reason
 from .storage import atomic_copy, atomic_write, write_tensors
+from .tensor_files import read_tensors
 
 POINTER = "checkpoint"  # the file that names the newest checkpoint of its folder
 BEST = "model-best.pth.tar"
-
-
-class _Ignored:
-    """Stands for an object in a checkpoint whose class is not to be loaded."""
-
-    def __init__(self, *args: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None: ...
-
-
-# Dassl's own checkpoints hold their schedulers, and through them an optimiser, as objects.
-_IGNORABLE = ("torch.optim.", "dassl.", "numpy.", "_codecs.", "collections.", "builtins.")
-
-
-def _stand_in(global_name: str) -> type | Callable:
-    """Return what is made in place of `global_name`, known to the safe loader by that name."""
-    module, _, name = global_name.rpartition(".")
-    if global_name == "collections.defaultdict":
-        # The loader fills nothing but real dicts.
-        def stand_in(*args: Any) -> dict:
-            return {}
-    else:
-        stand_in = type(name, (_Ignored,), {})
-    stand_in.__module__, stand_in.__name__, stand_in.__qualname__ = module, name, name
-    return stand_in
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
@@ -52,38 +27,69 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     Raises UserError if there is no such file, it is damaged, or it holds other objects.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"no checkpoint at {path}")
-    try:
-        # Files from before torch 1.6 are no archives; they can only be read if they are plain.
-        foreign = get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
-        refused = [name for name in foreign if not name.startswith(_IGNORABLE)]
-        if refused:
-            raise UserError(f"{path} holds objects that are not loaded: {', '.join(refused)}")
-        with safe_globals([_stand_in(name) for name in foreign]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is not a readable checkpoint ({_reason(error)})") from None
+    checkpoint = read_tensors(path)
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
-    return _without_ignored(checkpoint)
+    if "state_dict" in checkpoint:
+        check_checkpoint(checkpoint, path)
+    return checkpoint
 
 
-def _reason(error: Exception) -> str:
-    """Return the telling line of torch's message, which is a page of advice."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "WeightsUnpickler error" in line]
-    return (told or lines or [type(error).__name__])[0].rpartition("WeightsUnpickler error: ")[2]
+_NONE = type(None)
+# What a checkpoint's entries are, where they are there.
+_ENTRIES: dict[str, type | tuple[type, ...]] = {
+    "state_dict": dict,
+    "epoch": int,
+    "optimizer": (dict, _NONE),
+    "scheduler": (dict, _NONE),
+    "val_result": (int, float, torch.Tensor, _NONE),
+    "rng": dict,
+    "scaler": (dict, _NONE),
+    "class_keys": (list, _NONE),
+    "classnames": (list, _NONE),
+    "backbone_sha256": (str, _NONE),
+}
 
 
-def _without_ignored(value: Any) -> Any:
-    if isinstance(value, dict):
-        return type(value)(
-            (key, _without_ignored(item))
-            for key, item in value.items()
-            if not isinstance(item, _Ignored)
-        )
-    return value
+def check_checkpoint(
+    checkpoint: Any, what: str | os.PathLike, required: Collection[str] = ("state_dict",)
+) -> None:
+    """Raise UserError, calling it `what`, unless these are the entries of a model's checkpoint."""
+    check_kind(checkpoint, dict, what)
+    for name in required:
+        if name not in checkpoint:
+            raise UserError(f"{what} is no checkpoint of a model: it has no entry {name!r}")
+    for name, kind in _ENTRIES.items():
+        if name in checkpoint:
+            check_kind(checkpoint[name], kind, f"{what}: its entry {name!r}")
+    for name, value in checkpoint["state_dict"].items():
+        check_kind(name, str, f"{what}: a name in its state_dict")
+        check_kind(value, torch.Tensor, f"{what}: {name!r} in its state_dict")
+    for name, value in (checkpoint.get("scaler") or {}).items():
+        check_kind(value, (int, float), f"{what}: {name!r} of its scaler")
+    if checkpoint.get("epoch", 0) < 0:
+        raise UserError(f"{what} claims {checkpoint['epoch']} epochs")
+    keys = checkpoint.get("class_keys")
+    names = checkpoint.get("classnames") or keys or []
+    for name in (*(keys or []), *names):
+        check_kind(name, str, f"{what}: a class's name")
+    if keys is not None and len(names) != len(keys):
+        raise UserError(f"{what} has {len(names)} names for {len(keys)} classes")
+
+
+@contextmanager
+def fitting(what: str | os.PathLike) -> Iterator[None]:
+    """Turn what a state of other shape or kind raises when it is put back into a UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
+    # Whatever the code that takes it finds missing, or can't do with it.
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        told = f"no {error}" if isinstance(error, KeyError) else reason(error)
+        raise UserError(f"{what} does not fit: {told}") from None
 
 
 def save_plain(state: dict[str, Any], path: str | os.PathLike) -> None:
@@ -139,10 +145,15 @@ def save_checkpoint(
 
 def newest_checkpoint(folder: str | os.PathLike) -> Path:
     """Return the checkpoint that was written last into `folder`. Raises UserError if none was."""
+    pointer = Path(folder) / POINTER
     try:
-        name = (Path(folder) / POINTER).read_text(encoding="utf-8").strip()
-    except OSError:
-        raise UserError(f"no checkpoint in {folder}") from None
+        name = read_text(pointer, 4096).strip() if pointer.exists() else ""
+    except OSError:  # no permission
+        name = ""
+    if not name:
+        raise UserError(f"no checkpoint in {folder}")
+    if name != Path(name).name:
+        raise UserError(f"{pointer} names {name!r}, which is no file of its folder")
     return Path(folder) / name
 
 
@@ -189,10 +200,12 @@ def resume_from_checkpoint(
     """Load the newest checkpoint of folder `fdir` and return the number of epochs done."""
     path = newest_checkpoint(fdir)
     checkpoint = load_checkpoint(path)
-    model.load_state_dict(checkpoint["state_dict"])
-    for part, name in ((optimizer, "optimizer"), (scheduler, "scheduler")):
-        if part is not None and checkpoint.get(name) is not None:
-            part.load_state_dict(checkpoint[name])
+    check_checkpoint(checkpoint, path, required=("state_dict", "epoch"))
+    with fitting(path):
+        model.load_state_dict(checkpoint["state_dict"])
+        for part, name in ((optimizer, "optimizer"), (scheduler, "scheduler")):
+            if part is not None and checkpoint.get(name) is not None:
+                part.load_state_dict(checkpoint[name])
     print(f"Loaded {path} (epoch {checkpoint['epoch']})")
     return checkpoint["epoch"]
 
@@ -203,17 +216,19 @@ def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) ->
     Says which ones do not fit. Raises UserError if none fits.
     """
     checkpoint = load_checkpoint(weight_path)
-    given = _without_module(checkpoint.get("state_dict", checkpoint))
+    given = checkpoint.get("state_dict", checkpoint)
+    given = {k: v for k, v in given.items() if isinstance(k, str) and torch.is_tensor(v)}
+    given = _without_module(given)
     own = model.state_dict()
-    fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
-    if not fitting:
+    fits = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+    if not fits:
         raise UserError(
             f"{weight_path} fits no parameter of {type(model).__name__}: it has "
             f"{', '.join(list(given)[:5])}; wanted are {', '.join(list(own)[:5])}"
         )
-    model.load_state_dict(own | fitting)
-    print(f"Loaded {len(fitting)} of {len(own)} tensors from {weight_path}")
-    if unused := [name for name in given if name not in fitting]:
+    model.load_state_dict(own | fits)
+    print(f"Loaded {len(fits)} of {len(own)} tensors from {weight_path}")
+    if unused := [name for name in given if name not in fits]:
         print(f"Not used, since name or shape differ: {', '.join(unused)}")
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .errors import UserError, is_disk_error
+from .reading import open_file
 
 _PARTIAL = ".partial-"  # marks a file that is still being written
 
@@ -106,16 +107,6 @@ def remove_partial_files(folder: str | os.PathLike) -> None:
         partial.unlink(missing_ok=True)
 
 
-def read_json(path: str | os.PathLike) -> Any:
-    """Return the content of a JSON file. Raises UserError if it is missing or not JSON."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_such_number)
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-
-
 def write_json(obj: Any, path: str | os.PathLike) -> None:
     """Write `obj` as indented JSON, whole or not at all."""
     text = json_text(obj, indent=4)
@@ -139,10 +130,6 @@ def _where_infinite(value: Any, where: str = "") -> str:
     pairs = enumerate(value) if isinstance(value, (list, tuple)) else pairs
     found = (_where_infinite(item, f"{where}.{key}".lstrip(".")) for key, item in pairs)
     return next(filter(None, found), "")
-
-
-def _no_such_number(token: str) -> None:
-    raise ValueError(f"{token} is no number of JSON's")
 
 
 def mkdir_if_missing(folder: str | os.PathLike) -> None:
@@ -195,11 +182,11 @@ _sha256: dict[tuple[str, int, int], str] = {}
 def file_sha256(path: str | os.PathLike) -> str:
     """Return a file's SHA-256 in hex, read once per process as long as the file is unchanged."""
     try:
-        stat = os.stat(path)
-        key = (os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
+        status = os.stat(path)
+        key = (os.path.realpath(path), status.st_size, status.st_mtime_ns)
         if key not in _sha256:
             digest = hashlib.sha256()
-            with open(path, "rb") as file:
+            with open_file(path) as file:
                 while chunk := file.read(1 << 20):
                     digest.update(chunk)
             _sha256[key] = digest.hexdigest()

@@ -6,16 +6,19 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .errors import UserError
 from .storage import partial_files, write_tensors
 
 if TYPE_CHECKING:
     import torch
 
+_NAME = re.compile(r"[0-9a-f]{64}\.pt")  # of a file of this cache; others in the folder stay
 _ABANDONED = 3600  # seconds after which a file that is still being written belongs to nobody
 
 
@@ -36,17 +39,17 @@ class TensorCache:
 
     def get(self, key: dict[str, Any]) -> torch.Tensor | None:
         """Return the tensor stored under `key` (plain values), if there is one."""
-        import torch
+        from .tensor_files import read_tensors
 
         text, path = self._place(key)
+        if not path.exists():
+            return None
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = read_tensors(path)
             tensor = content["tensor"]
             sound = content["key"] == text and content["sha256"] == _sha256(tensor)
-        except FileNotFoundError:
-            return None
-        except Exception:
-            sound = False  # half a file, or something else: its reader may say anything
+        except (UserError, LookupError, TypeError, AttributeError, RuntimeError):
+            sound = False  # half a file, or something else
         if not sound:
             _ignoring_errors(path.unlink)
             return None
@@ -76,7 +79,8 @@ class TensorCache:
         for path in partial_files(self.folder):
             if time.time() - _status(path)[0] > _ABANDONED:
                 _ignoring_errors(path.unlink)
-        entries = sorted((*_status(path), path) for path in self.folder.glob("*.pt"))
+        own = (path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
+        entries = sorted((*_status(path), path) for path in own)
         total = sum(size for _, size, _ in entries)
         for _, size, path in entries:
             if total <= self.max_bytes:

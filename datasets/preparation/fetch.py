@@ -6,7 +6,6 @@ import email.utils
 import hashlib
 import http.client
 import inspect
-import json
 import os
 import shutil
 import socket
@@ -22,7 +21,7 @@ from types import ModuleType
 
 from tqdm import tqdm
 
-from dassl.utils import is_disk_error, write_json
+from dassl.utils import UserError, is_disk_error, read_json, write_json
 
 from .sources import Mirror
 
@@ -204,10 +203,10 @@ def _write_note(
 
 def _read_note(part: Path, url: str) -> dict:
     try:
-        note = json.loads(_note_path(part).read_text(encoding="utf-8"))
-        return note if note["url"] == url else {}
-    except (OSError, ValueError, TypeError, KeyError):
+        note = read_json(_note_path(part), dict)
+    except UserError:
         return {}
+    return note if note.get("url") == url else {}
 
 
 def _note_path(part: Path) -> Path:
@@ -272,8 +271,8 @@ def _what_is_wrong(path: Path, mirror: Mirror) -> str:
     name = mirror.file_name.lower()
     if name.endswith(".json"):
         try:
-            json.loads(path.read_bytes())
-        except ValueError:
+            read_json(path)
+        except UserError:
             return "is not valid JSON"
     elif is_archive_name(name) and not (zipfile.is_zipfile(path) or tarfile.is_tarfile(path)):
         return "is not an archive"
@@ -308,9 +307,10 @@ def _record(downloads: Path, target: Path, mirror: Mirror) -> None:
 
 def _read_record(downloads: Path) -> dict[str, dict]:
     try:
-        return json.loads((downloads / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = read_json(downloads / RECORD, dict)
+    except UserError:
         return {}
+    return {url: entry for url, entry in record.items() if isinstance(entry, dict)}
 
 
 def was_fetched(file: Path) -> bool:

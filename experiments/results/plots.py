@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dassl.utils import UserError, write_bytes
+from dassl.utils import UserError, check_kind, read_json_lines, write_bytes
 from experiments.results.scores import Score
 from experiments.results.summary import AVERAGE, Record, Row, Summary
 from experiments.results.sweeps import PREFIX, is_swept
@@ -231,15 +231,27 @@ def learning_curves(summary: Summary, columns: int = COLUMNS) -> Figure | None:
         if is_swept(score.config):
             continue
         path = score.folder / "metrics.jsonl"
-        if score.shots == most and score.classes == "base" and path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                epoch = json.loads(line)
-                epochs[score.dataset, _method(score)][epoch["epoch"]].append(epoch["loss"])
+        if score.shots == most and score.classes == "base" and path.exists():
+            for epoch, loss in _losses(path):
+                epochs[score.dataset, _method(score)][epoch].append(loss)
     lines = {
         key: [(epoch, float(np.mean(v)), float(np.std(v))) for epoch, v in by_epoch.items()]
         for key, by_epoch in epochs.items()
     }
     return _curves(lines, "epoch", "training loss", _colours(summary), columns)
+
+
+def _losses(path: Path) -> list[tuple[int, float]]:
+    """Return (epoch, training loss) of a run; of one whose file is damaged nothing, said so."""
+    try:
+        lines = read_json_lines(path)
+        for line in lines:
+            check_kind(line.get("epoch"), int, f"{path}: the number of an epoch")
+            check_kind(line.get("loss"), (int, float), f"{path}: a loss")
+    except UserError as error:
+        print(f"no learning curve of a run: {error}", file=sys.stderr)
+        return []
+    return [(line["epoch"], float(line["loss"])) for line in lines]
 
 
 def few_shot_curves(summary: Summary, columns: int = COLUMNS) -> Figure | None:

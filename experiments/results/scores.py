@@ -9,10 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dassl.config import config_values
-from dassl.utils import UserError, read_json
+from dassl.utils import UserError, check_kind, parse_yaml, read_bytes, read_json, read_yaml
 from experiments.results import published
 from experiments.results.layout import Place, read_place
 
@@ -54,8 +52,7 @@ def dataset_stems() -> dict[str, str]:
     """Return {DATASET.NAME: name of its config file}, so that OxfordPets is oxford_pets."""
     stems = {}
     for path in sorted((CONFIGS / "datasets").glob("*.yaml")):
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        name = (content.get("DATASET") or {}).get("NAME")
+        name = (read_yaml(path).get("DATASET") or {}).get("NAME")
         if name:
             stems.setdefault(name, path.stem)
     return stems
@@ -84,9 +81,9 @@ def load_scores(root: str | os.PathLike) -> tuple[list[Score], list[str]]:
 def read_score(folder: Path) -> Score:
     """Return the score of one run. Raises UserError, naming the folder, if it has none."""
     if (folder / "result.json").is_file():
-        result = read_json(folder / "result.json")
+        result = read_result(folder)
         config_file = folder / "config.yaml"
-        config = yaml.safe_load(config_file.read_text()) if config_file.is_file() else {}
+        config = read_yaml(config_file) if config_file.exists() else {}
     elif (folder / ".lock").is_file() or (folder / "config.yaml").is_file():  # a run of this code
         raise UserError(f"unfinished: {folder} has no result.json")
     else:
@@ -119,6 +116,27 @@ def read_score(folder: Path) -> Score:
         settings=_shared_settings(config, result),
         result=result,
     )
+
+
+# What a result's entries are, where they are there.
+_ENTRIES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("accuracy", "error_rate", "macro_f1", "seconds"), (int, float)),
+    **dict.fromkeys(("seed", "shots", "num_test", "skipped_images"), int),
+    **dict.fromkeys(("trainer", "dataset", "config_hash", "split", "model_dir", "classes"), str),
+    **dict.fromkeys(("backbone", "config"), str),
+    **dict.fromkeys(("backbone_sha256", "fewshot_hash", "split_hash"), (str, type(None))),
+    **dict.fromkeys(("versions", "per_class"), dict),
+}
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Return a run's result.json. Raises UserError, naming it, if an entry is of another kind."""
+    path = folder / "result.json"
+    result = read_json(path, dict)
+    for name, kind in _ENTRIES.items():
+        if name in result:
+            check_kind(result[name], kind, f"{path}: its entry '{name}'")
+    return result
 
 
 def _classes_of_stage(stage: str) -> str:
@@ -167,7 +185,7 @@ def read_original_log(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     logs = sorted(folder.glob("log.txt*"), reverse=True)  # the names sort by time
     for log in logs:
-        text = log.read_text(encoding="utf-8", errors="replace")
+        text = read_bytes(log).decode("utf-8", "replace")
         if (accuracy := _tested_accuracy(text)) is not None:
             arguments, config = _log_header(text)
             dataset_file = arguments.get("dataset_config_file") or "?"
@@ -209,7 +227,7 @@ def _log_header(log: str) -> tuple[dict[str, str], dict[str, Any]]:
             break
         lines.append(line)
     try:
-        config = yaml.safe_load("\n".join(lines)) or {}
-    except yaml.YAMLError:
+        config = parse_yaml("\n".join(lines), "a log's config")
+    except UserError:
         config = {}
-    return dict(pairs), config if isinstance(config, dict) else {}
+    return dict(pairs), config

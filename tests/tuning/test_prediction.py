@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
-from dassl.utils import UserError
+from dassl.utils import UserError, load_checkpoint, save_plain
 from experiments.features import batches, load_run
 from tuning import prediction as predict
+from tuning import trainer as trainer_module
 from tuning.prediction import Predictor
 
 
@@ -89,3 +92,58 @@ def test_a_mistake_is_one_line(runs, picture_root, capsys, arguments):
     captured = capsys.readouterr()
     assert stop.value.code == 2 and captured.out == ""
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+
+
+# A run of somebody else's.
+
+
+def copy_of(run: Path, folder: Path, **changed: str) -> Path:
+    """A run whose config.yaml names other files."""
+    shutil.copytree(run, folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["MODEL"]["BACKBONE"]["NAME"] = str(changed.get("backbone"))
+    config["DATALOADER"]["FEATURE_CACHE"] = str(folder / "elsewhere")
+    config["MODEL"]["INIT_WEIGHTS"] = str(folder / "nowhere")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def test_a_backbone_file_is_followed_only_if_it_is_the_recorded_one(
+    runs, backbone, picture_root, tmp_path, monkeypatch
+):
+    read = []
+    monkeypatch.setattr(trainer_module, "load_state_dict", lambda path: read.append(path) or 1 / 0)
+    monkeypatch.setattr(trainer_module, "_ENCODERS", {})
+    other = tmp_path / "other.pt"
+    other.write_bytes(b"anything")
+    run = copy_of(runs["CoOp"], tmp_path / "other", backbone=other)
+    with pytest.raises(UserError, match="other.pt is not the backbone .* say --backbone"):
+        Predictor(run)
+    run = copy_of(runs["CoOp"], tmp_path / "gone", backbone="/nowhere/b.pt")
+    with pytest.raises(UserError, match="'/nowhere/b.pt', which isn't here: say --backbone"):
+        Predictor(run)
+    run = copy_of(runs["CoOp"], tmp_path / "silent", backbone=backbone)
+    (run / "result.json").unlink()
+    for path in run.glob("*/model*.pth.tar*"):
+        checkpoint = load_checkpoint(path)
+        del checkpoint["backbone_sha256"]
+        save_plain(checkpoint, path)
+    with pytest.raises(UserError, match="doesn't say which SHA-256 it had"):
+        Predictor(run)
+    assert not read
+    monkeypatch.undo()
+    moved = shutil.copy(backbone, tmp_path / "moved.pt")
+    run = copy_of(runs["CoOp"], tmp_path / "same", backbone=moved)
+    image = [picture_root / "ant" / "0.png"]
+    assert Predictor(run)(image) == Predictor(runs["CoOp"])(image)
+    assert not (run / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("entry", ["a", [1], {"a": 1}])
+def test_classes_that_are_none(runs, tmp_path, entry):
+    run = tmp_path / "run"
+    shutil.copytree(runs["CoOp"], run)
+    for path in run.glob("*/model*.pth.tar*"):
+        save_plain({**load_checkpoint(path), "class_keys": entry}, path)
+    with pytest.raises(UserError, match="'class_keys' holds|a class's name holds"):
+        Predictor(run)

@@ -58,7 +58,7 @@ def test_files_that_lead_back_to_themselves(tmp_path):
         ("OPTIM: {SGD_NESTEROV: 1}", "type bool"),
         ("OPTIM: 3", "OPTIM is a group of keys"),
         ("SEED: {A: 1}", "SEED takes a value of type int"),
-        ("- 1\n- 2", "expected KEY: VALUE"),
+        ("- 1\n- 2", "holds a list"),
         ("OPTIM: {LR: [", "not valid YAML"),
         ("_BASE_: xx.yaml", r"no such config file: .*xx\.yaml \(did you mean 'x\.yaml'"),
     ],
