@@ -90,11 +90,13 @@ class Settings:
     options: tuple[str, ...] = ()
 
     def cfg(self) -> CfgNode:
-        """The method's own configuration for ViT-B/16, with the options."""
+        """The method's usual configuration, with the options."""
         cfg = get_cfg_default()
         trainers.extend_cfg(cfg)
-        for file in sorted((CONFIGS / self.trainer).glob("vit_b16*.yaml"))[:1]:
-            cfg.merge_from_file(str(file))
+        usual = getattr(TRAINER_REGISTRY.get(self.trainer), "usual_config", "")
+        file = CONFIGS / self.trainer / f"{usual}.yaml"
+        if file.is_file():
+            cfg.merge_from_file(file)
         cfg.merge_from_list(list(self.options))
         return cfg
 

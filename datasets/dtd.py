@@ -14,6 +14,7 @@ class DescribableTextures(ImageDataset):
     image_dir = "images"
     split_file = "split_zhou_DescribableTextures.json"
     template = "a photo of a {}, a type of texture."
+    other_templates = {"zeroshot": "{} texture."}  # CLIP's own
     sizes = (47, 2820, 1128, 1692)
 
     def read_official(self) -> Lists:

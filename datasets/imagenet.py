@@ -87,6 +87,7 @@ class ImageNet(ImageDataset):
     """
 
     dataset_dir = "imagenet"
+    template_joins_ensembles = False  # the general templates were selected on it
     sizes = (1000, 1281167, 0, 50000)
     listed_from_disk = True
     how_to_get = "python scripts/prepare_data.py {name} --root {root} says what to get"

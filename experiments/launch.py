@@ -48,7 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seeds", nargs="+", type=seed_list, help="such as 1-3")
     add("--shots", nargs="+", type=int, help="images per class")
     add("--source", default="imagenet", help="what transfers are trained on (imagenet)")
-    add("--root", default="data", help="the folder that holds the data sets (data)")
+    add("--root", help="the folder that holds the data sets (a data set's DATASET.ROOT, or data)")
     add("--output", default="output", help="the folder that gets the runs (output)")
     add("--config", default="", help="a name under configs/trainers/TRAINER, where it has several")
     add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="changed config settings; a")
@@ -65,6 +65,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--gpus-per-job", type=int, default=1, help="GPUs of a Slurm job (1)")
     add("--cpus-per-job", type=int, default=8, help="cores of a Slurm job (8)")
     add("--memory-gb", type=int, help="memory of a Slurm job")
+    parser.set_defaults(default_root="data")
     args = parser.parse_args(argv)
     if len(args.opts) % 2:  # an odd one out in front: the config's name
         args.config, *args.opts = args.opts
@@ -76,7 +77,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def make_plan(args: argparse.Namespace) -> list[Chain]:
     """Return the chains of the command. Raises UserError for an unknown name or setting."""
     protocol = PROTOCOLS[args.protocol]
-    plan = Plan(Path(args.root), Path(args.output), args.config, tuple(args.opts), args.source)
+    plan = Plan(
+        Path(args.root or args.default_root),
+        Path(args.output),
+        args.config,
+        tuple(args.opts),
+        args.source,
+        root_given=bool(args.root),
+    )
     seeds = list(chain(*args.seeds)) if args.seeds else protocol.seeds
     chains = protocol.chains(
         plan,
@@ -170,7 +178,9 @@ def main() -> int:
 def launch(args: argparse.Namespace) -> int:
     """Plan, run, report; return the exit status."""
     if Path.cwd() != ROOT:  # the runs start in the repository
-        args.root, args.output = os.path.abspath(args.root), os.path.abspath(args.output)
+        args.root = args.root and os.path.abspath(args.root)
+        args.default_root = os.path.abspath(args.default_root)
+        args.output = os.path.abspath(args.output)
         os.chdir(ROOT)
     chains = make_plan(args)
     if args.dry_run:

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from dassl.config import CfgNode, get_cfg_default
 from dassl.utils import UserError, suggest
 from experiments.results import published
+from experiments.results.configs import CONFIGS, ROOT, config_file
 from experiments.results.layout import Place, config_label
 from experiments.results.sweeps import ABLATION, LAMBDA, LAMBDAS, PREFIX
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = ROOT / "configs"
-USUAL_CONFIG = "vit_b16"  # the paper's backbone
+BACKBONE = "vit_b16"  # the paper's, in the names of configs
 
 
 @dataclass(frozen=True)
@@ -99,21 +99,24 @@ def _common_name(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """What all runs of a plan share: where data and outputs lie, the config, changed settings."""
+    """What all runs of a plan share: where data and outputs lie, the config, changed settings.
+
+    `root_given`: whether `root` also holds for data sets whose own config has a DATASET.ROOT.
+    """
 
     root: Path
     output: Path
     config: str = ""
     opts: tuple[str, ...] = ()
     source: str = "imagenet"
+    root_given: bool = True
 
     def config_of(self, trainer: str, dataset: str, purpose: str = "") -> str:
         """Return the name of the trainer's config file for a data set.
 
-        Unless one is given: the one named after the data set's family (`mini` for `mini_world`),
-        else the paper's backbone with the schedule of a protocol where it differs
-        (`vit_b16_<purpose>`), else with its usual one (`vit_b16_ep<N>`). Raises UserError if there
-        is none.
+        Unless one is given: the one that the data set's own config asks for (DATASET.CONFIG), else
+        the paper's backbone with the schedule of a protocol where it differs
+        (`vit_b16_<purpose>`), else the trainer's usual one. Raises UserError if there is none.
         """
         folder = CONFIGS / "trainers" / trainer
         names = sorted(path.stem for path in folder.glob("*.yaml"))
@@ -124,11 +127,20 @@ class Plan:
             if self.config not in names:
                 raise _unknown(f"{trainer} config", self.config, names)
             return self.config
-        family = [name for name in names if f"{dataset}_".startswith(f"{name}_")]
-        special = [name for name in names if name == f"{USUAL_CONFIG}_{purpose}"]
-        usual = [name for name in names if name.startswith(f"{USUAL_CONFIG}_ep")]
-        usual += [name for name in names if name == USUAL_CONFIG]
-        return (family or special or usual or names)[0]
+        asked_for = of_dataset(dataset).CONFIG
+        wanted = asked_for
+        if not wanted and f"{BACKBONE}_{purpose}" in names:
+            return f"{BACKBONE}_{purpose}"
+        wanted = wanted or usual_config(trainer)
+        if wanted in names:
+            return wanted
+        if not wanted and len(names) == 1:
+            return names[0]
+        who = f"{dataset} asks for" if asked_for else "its usual one is"
+        raise UserError(
+            f"no config {wanted or '(none declared)'} for {trainer} ({who}): choose one with "
+            f"--config: {', '.join(names)}"
+        )
 
     def job(
         self,
@@ -143,13 +155,13 @@ class Plan:
         purpose: str = "",
     ) -> Job:
         """Return a run; `stage` is <group>/<stage> of the layout, `opts` are KEY, VALUE, …"""
-        names = sorted(path.stem for path in (CONFIGS / "datasets").glob("*.yaml"))
-        if dataset not in names:
-            raise _unknown("data set", dataset, names)
+        own = of_dataset(dataset)
         config = self.config_of(trainer, dataset, purpose)
-        arguments = ["--root", str(self.root), "--seed", str(seed), "--trainer", trainer]
+        arguments = [] if own.ROOT and not self.root_given else ["--root", str(self.root)]
+        arguments += ["--seed", str(seed), "--trainer", trainer]
         arguments += ["--dataset-config-file", f"configs/datasets/{dataset}.yaml"]
-        arguments += ["--config-file", f"configs/trainers/{trainer}/{config}.yaml"]
+        file = config_file(trainer, config, dataset).relative_to(ROOT)
+        arguments += ["--config-file", file.as_posix()]
         fixed = ["DATASET.NUM_SHOTS", str(shots), "DATASET.SUBSAMPLE_CLASSES", classes]
         changes = _that_matter(tuple(arguments), (*self.opts, *opts))
         group, _, name = stage.partition("/")
@@ -194,6 +206,29 @@ class Plan:
             if target != self.source
         )
         return Chain(f"{trainer} {protocol} {shots} shots seed {seed}", (train, *tests))
+
+
+@cache
+def of_dataset(dataset: str) -> CfgNode:
+    """Return the DATASET node of a data set's own config.
+
+    Raises UserError if there is no configs/datasets/<dataset>.yaml.
+    """
+    names = sorted(path.stem for path in (CONFIGS / "datasets").glob("*.yaml"))
+    if dataset not in names:
+        raise _unknown("data set", dataset, names)
+    cfg = get_cfg_default()
+    cfg.merge_from_file(CONFIGS / "datasets" / f"{dataset}.yaml")
+    return cfg.DATASET
+
+
+def usual_config(trainer: str) -> str:
+    """Return the config that a trainer declares; "" if it declares none (one made for Dassl)."""
+    import trainers
+    from dassl.engine import TRAINER_REGISTRY
+
+    trainers.modules()
+    return getattr(TRAINER_REGISTRY.get(trainer), "usual_config", "")
 
 
 Seeds = Sequence[int]

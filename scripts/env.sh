@@ -88,7 +88,7 @@ protocol() {
     shift 4
     exec "$PYTHON" scripts/run_protocol.py "$name" --show --jobs 1 \
         --trainers "$trainer" --datasets "$dataset" --seeds "$seed" \
-        --root "${DATA:-data}" --output "${OUTPUT:-output}" --source "${SOURCE:-imagenet}" \
+        ${DATA:+--root "$DATA"} --output "${OUTPUT:-output}" --source "${SOURCE:-imagenet}" \
         ${SHOTS:+--shots $SHOTS} --opts "$@"
 }
 

@@ -50,6 +50,7 @@ class CLIPAdapterMethod(Method):
     """
 
     trained_modules = ("adapter",)
+    template_name = "zeroshot"
 
     def __init__(
         self,

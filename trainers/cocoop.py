@@ -16,7 +16,7 @@ from clip.prompting import Encoders
 from dassl.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 from tuning.method import Classes, Features, Method, unit
-from tuning.prompts import starting_context
+from tuning.prompts import public_words, resolve_words, starting_context
 from tuning.trainer import PromptTrainer
 
 from .dept import DePTMixin
@@ -27,6 +27,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.COCOOP.N_CTX = 4  # M, without words
     cfg.TRAINER.COCOOP.CTX_INIT = "a photo of a"  # words to start from; they set M
     cfg.TRAINER.COCOOP.PREC = "fp16"  # fp32, fp16, bf16, amp
+    public_words(cfg, "TRAINER.COCOOP.CTX_INIT")
 
 
 class ConditionalContext(nn.Module):
@@ -63,6 +64,10 @@ class CoCoOpMethod(Method):
         self.context = context
         self.words = context.words
         self.layout = encoders.text.layout(classes.names, len(context.ctx), words=context.words)
+
+    @classmethod
+    def resolve_cfg(cls, cfg: CfgNode) -> None:
+        resolve_words(cfg.TRAINER.COCOOP)
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> CoCoOpMethod:

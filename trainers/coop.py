@@ -15,7 +15,7 @@ from clip.prompting import Encoders
 from dassl.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 from tuning.method import Classes, Method
-from tuning.prompts import starting_context
+from tuning.prompts import public_words, resolve_words, starting_context
 from tuning.trainer import PromptTrainer
 
 from .dept import DePTMixin
@@ -25,9 +25,11 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.COOP = CfgNode()
     cfg.TRAINER.COOP.N_CTX = 16  # M
     cfg.TRAINER.COOP.CSC = False  # one context per class
-    cfg.TRAINER.COOP.CTX_INIT = ""  # words to start from; they set M
+    # Words to start from; they set M. None: no words, also in a method that has words of its own.
+    cfg.TRAINER.COOP.CTX_INIT = ""
     cfg.TRAINER.COOP.PREC = "fp16"  # fp32, fp16, bf16, amp
     cfg.TRAINER.COOP.CLASS_TOKEN_POSITION = "end"  # end, middle, front
+    public_words(cfg, "TRAINER.COOP.CTX_INIT", none=None)
 
 
 class Context(nn.Module):
@@ -63,6 +65,8 @@ class CoOpMethod(Method):
     """
 
     trained_modules = ("context",)
+    # The words it starts from where none are given.
+    own_words = ""
 
     def __init__(
         self, encoders: Encoders, classes: Classes, context: Context, position: str = "end"
@@ -77,9 +81,21 @@ class CoOpMethod(Method):
         )
 
     @classmethod
+    def words(cls, c: CfgNode) -> str:
+        """The words to start from; "" for none."""
+        return cls.own_words if c.CTX_INIT == "" else c.CTX_INIT or ""
+
+    @classmethod
+    def resolve_cfg(cls, cfg: CfgNode) -> None:
+        c = cfg.TRAINER.COOP
+        # None where "" would mean its own words.
+        c.CTX_INIT = cls.words(c) or (None if cls.own_words else "")
+        resolve_words(c)
+
+    @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> CoOpMethod:
         c = cfg.TRAINER.COOP
-        context = initial_context(c, encoders, classes, c.CTX_INIT)
+        context = initial_context(c, encoders, classes, cls.words(c))
         return cls(encoders, classes, context, c.CLASS_TOKEN_POSITION)
 
     def encode_text(self) -> torch.Tensor:

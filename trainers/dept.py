@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from clip.prompting import Encoders
-from dassl.config import CfgNode
+from dassl.config import UNCHANGED, CfgNode, public
 from dassl.utils import UserError, suggest
 from tuning.method import ASSUMED, Classes, Features, Method, cosine_logits, rows_of
 
@@ -36,6 +36,26 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.DEPT.CWT = "separate"  # separate | shared | none
     cfg.TRAINER.DEPT.ROWS = "both"  # both | image: what the CAT head is trained on
     cfg.TRAINER.DEPT.FUSION = "logits"  # logits | prob | none (the CAT head alone)
+    # The names of the released code.
+    public(cfg, "TRAINER.LINEAR_PROBE.WEIGHT", "TRAINER.DEPT.WEIGHT")
+    public(cfg, "TRAINER.LINEAR_PROBE.TYPE", "TRAINER.DEPT.HEAD")
+    fusion = {True: "logits", False: "none"}
+    public(cfg, "TRAINER.LINEAR_PROBE.TEST_TIME_FUSION", "TRAINER.DEPT.FUSION", values=fusion)
+    cwt = {True: "separate", False: "none"}
+    public(cfg, "TRAINER.FILM.LINEAR_PROBE", "TRAINER.DEPT.CWT", values=cwt)
+    public(cfg, "OPTIM.LR_EXP", "TRAINER.DEPT.LR_MULT")
+    why = "a method declares what it trains, the CAT head with it"
+    public(cfg, "TRAINER.NAMES_TO_UPDATE", "TRAINER.DEPT.CWT", why, values=_what_is_trained)
+
+
+def _what_is_trained(names: Sequence[str]) -> object:
+    """CWT for NAMES_TO_UPDATE of the released code: untrained, a cwT stays the identity."""
+    everything = {"prompt_learner", "linear_probe", "film"}
+    if not isinstance(names, (list, tuple)) or not set(names) <= everything:
+        raise ValueError(f"takes a list of {', '.join(sorted(everything))}")
+    if lacking := everything - {"film"} - set(names):
+        raise ValueError(f"{' and '.join(sorted(lacking))} can't be left untrained here")
+    return UNCHANGED if "film" in names else "none"
 
 
 def _choice(key: str, value: str, choices: Sequence[str]) -> str:

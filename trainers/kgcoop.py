@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 
 from clip.prompting import Encoders
-from dassl.config import CfgNode
+from dassl.config import CfgNode, public
 from dassl.engine import TRAINER_REGISTRY
 from tuning.method import Classes, Features, unit
+from tuning.prompts import WORDS
 from tuning.trainer import PromptTrainer
 
 from .coop import Context, CoOpMethod, initial_context
@@ -21,6 +22,9 @@ from .dept import DePTMixin
 def extend_cfg(cfg: CfgNode) -> None:
     # The other keys are CoOp's; without CTX_INIT the context starts from "a photo of a".
     cfg.TRAINER.COOP.W = 8.0  # w; 2 in the DePT paper's runs
+    public(cfg, "TRAINER.COOP.ALPHA", None, "KgCoOp's code never reads it either")
+    for key in ("GM", "NAME", "ALPHA", "T", "LAMBDA"):
+        public(cfg, f"LOSS.{key}", None, "only the trainer ProGrad reads it, which isn't here")
 
 
 class KgCoOpMethod(CoOpMethod):
@@ -30,6 +34,8 @@ class KgCoOpMethod(CoOpMethod):
         frozen_text: (C,D) features of the hand-written prompts.
         weight: w.
     """
+
+    own_words = WORDS
 
     def __init__(
         self,
@@ -47,7 +53,7 @@ class KgCoOpMethod(CoOpMethod):
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> KgCoOpMethod:
         c = cfg.TRAINER.COOP
-        context = initial_context(c, encoders, classes, words=c.CTX_INIT or "a photo of a")
+        context = initial_context(c, encoders, classes, cls.words(c))
         frozen = encoders.text.encode(classes.sentences())
         return cls(encoders, classes, context, frozen, c.W, c.CLASS_TOKEN_POSITION)
 

@@ -17,7 +17,7 @@ from clip.prompting import Encoders
 from dassl.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 from tuning.method import Classes, Method
-from tuning.prompts import check_depth, deep_prompts, stacked, starting_context
+from tuning.prompts import check_depth, deep_prompts, public_words, stacked, starting_context
 from tuning.trainer import PromptTrainer
 
 from .dept import DePTMixin
@@ -29,6 +29,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.MAPLE.CTX_INIT = "a photo of a"  # its first N_CTX tokens start P_0, the rest stays
     cfg.TRAINER.MAPLE.PROMPT_DEPTH = 9  # J
     cfg.TRAINER.MAPLE.PREC = "fp16"  # fp32, fp16, bf16, amp
+    public_words(cfg, "TRAINER.MAPLE.CTX_INIT")
 
 
 class CoupledPrompts(nn.Module):

@@ -15,15 +15,27 @@ from torch import nn
 
 from clip.open_clip_parts import imagenet_templates
 from clip.prompting import Encoders
-from dassl.config import CfgNode
+from dassl.config import CfgNode, public
 from dassl.engine import TRAINER_REGISTRY
 from tuning.method import Classes, Features, Method, unit
-from tuning.prompts import VisionPrompts, check_depth, deep_prompts, stacked, starting_context
+from tuning.prompts import (
+    VisionPrompts,
+    check_depth,
+    deep_prompts,
+    public_words,
+    stacked,
+    starting_context,
+)
 from tuning.trainer import PromptTrainer
 
 from .dept import DePTMixin
 
 _TEMPLATES = 60  # the first of OpenAI's 80 ImageNet templates
+# The options of PromptSRC's prompts without its losses, in MaPLe's and PromptSRC's code.
+_IVLP = (
+    *("N_CTX_VISION", "N_CTX_TEXT", "CTX_INIT", "PREC"),
+    *("PROMPT_DEPTH_VISION", "PROMPT_DEPTH_TEXT"),
+)
 
 
 def extend_cfg(cfg: CfgNode) -> None:
@@ -38,6 +50,9 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.PROMPTSRC.GPA_MEAN = 15.0  # μ of the Gaussian aggregation, in epochs
     cfg.TRAINER.PROMPTSRC.GPA_STD = 1.0  # σ
     cfg.TRAINER.PROMPTSRC.PREC = "fp16"  # fp32, fp16, bf16, amp
+    public_words(cfg, "TRAINER.PROMPTSRC.CTX_INIT")
+    for key in _IVLP:
+        public(cfg, f"TRAINER.IVLP.{key}", None, "only the trainer IVLP reads it, which isn't here")
 
 
 class IndependentPrompts(nn.Module):
@@ -170,6 +185,7 @@ class PromptSRC(PromptTrainer):
     method_class = PromptSRCMethod
     config_node = "PROMPTSRC"
     model_name = "VLPromptLearner"
+    usual_config = "vit_b16_ep20"
 
     def build_model(self) -> None:
         self.aggregate: dict[str, torch.Tensor] = {}

@@ -12,7 +12,7 @@ from clip.prompting import Encoders
 from dassl.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 from tuning.method import Classes, Method
-from tuning.prompts import VisionPrompts, check_depth
+from tuning.prompts import VisionPrompts, check_depth, public_words
 from tuning.trainer import PromptTrainer
 
 from .dept import DePTMixin
@@ -24,6 +24,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.VPT.PROMPT_DEPTH_VISION = 12  # J; 1 is VPT-shallow
     cfg.TRAINER.VPT.CTX_INIT = "a photo of a"  # the frozen words before the class name
     cfg.TRAINER.VPT.PREC = "fp16"  # fp32, fp16, bf16, amp
+    public_words(cfg, "TRAINER.VPT.CTX_INIT")
 
 
 class VPTMethod(Method):
@@ -53,7 +54,7 @@ class VPTMethod(Method):
         c = cfg.TRAINER.VPT
         vision_width = encoders.image.width
         check_depth("TRAINER.VPT.PROMPT_DEPTH_VISION", c.PROMPT_DEPTH_VISION, encoders.image.layers)
-        template = f"{c.CTX_INIT.replace('_', ' ')} {{}}."
+        template = f"{c.CTX_INIT.replace('_', ' ')} {{}}.".strip()
         print(f"Prompt: {template}")
         vision = VisionPrompts(c.N_CTX_VISION, c.PROMPT_DEPTH_VISION, vision_width)
         return cls(encoders, classes, vision, encoders.text.encode(classes.sentences(template)))

@@ -24,6 +24,8 @@ class ZeroshotMethod(Method):
         templates: each with one {}; of several, the normalised features are averaged.
     """
 
+    template_name = "zeroshot"
+
     def __init__(self, encoders: Encoders, classes: Classes, templates: list[str]) -> None:
         super().__init__(encoders, classes)
         self.templates = templates
@@ -38,12 +40,12 @@ class ZeroshotMethod(Method):
 
 
 class EnsembleMethod(ZeroshotMethod):
-    """Seven ImageNet templates that OpenAI selected, and the data set's own."""
+    """Seven templates that OpenAI selected on ImageNet, and elsewhere the data set's own."""
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> EnsembleMethod:
         templates = selected_imagenet_templates()
-        if classes.template not in templates:
+        if classes.template_joins_ensembles:
             templates.append(classes.template)
         print(f"Ensemble of {len(templates)} prompts")
         return cls(encoders, classes, templates)
@@ -63,6 +65,7 @@ class ZeroshotCLIP(PromptTrainer):
 
     method_class = ZeroshotMethod
     config_node = "ZEROSHOT"
+    usual_config = "vit_b16"
 
 
 @TRAINER_REGISTRY.register()
@@ -71,3 +74,4 @@ class ZeroshotCLIP2(PromptTrainer):
 
     method_class = EnsembleMethod
     config_node = "ZEROSHOT"
+    usual_config = "vit_b16"

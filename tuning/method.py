@@ -45,13 +45,14 @@ class Classes:
     """The classes of a run. names: for prompts; keys: their identity; template: with one {}.
 
     label_space: names by key of all classes they were chosen from, in label order; {} if none but
-    they.
+    they. template_joins_ensembles: whether an ensemble of general templates takes it in.
     """
 
     names: list[str]
     keys: list[str]
     template: str = "a photo of a {}."
     label_space: Mapping[str, str] = field(default_factory=dict)
+    template_joins_ensembles: bool = True
 
     def sentences(self, template: str | None = None) -> list[str]:
         """The template filled with every class name, underscores as spaces."""
@@ -87,6 +88,8 @@ class Method(nn.Module):
     trained_modules: tuple[str, ...] = ()
     # Trained parameters with one row per class, by name in `trained()`.
     class_bound: tuple[str, ...] = ()
+    # Which of a data set's templates it reads, where there is one of that name.
+    template_name = ""
     # Whether a view's image features never change: no trained input enters the image tower.
     image_tower_untouched = True
     # Whether its losses also read the unprompted tower's features of each view; its `features` then
@@ -107,6 +110,10 @@ class Method(nn.Module):
         raise NotImplementedError
 
     # What a method may override.
+
+    @classmethod
+    def resolve_cfg(cls, cfg: CfgNode) -> None:
+        """Write into the config what `from_cfg` will make of it, where that is something else."""
 
     def encode_text(self) -> torch.Tensor:
         """(C,D) text features, where they don't depend on the image."""

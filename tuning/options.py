@@ -94,6 +94,7 @@ def setup_cfg(args: argparse.Namespace, seed: int | None = None):
     """
     import trainers
     from dassl.config import get_cfg_default
+    from dassl.engine import TRAINER_REGISTRY
 
     cfg = get_cfg_default()
     trainers.extend_cfg(cfg)
@@ -117,6 +118,10 @@ def setup_cfg(args: argparse.Namespace, seed: int | None = None):
     if args.no_cache:
         cfg.DATALOADER.FEATURE_CACHE = ""
     cfg.DATASET.ROOT = cfg.DATASET.ROOT or "data"
+    if cfg.TRAINER.NAME in TRAINER_REGISTRY:
+        resolve = getattr(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), "resolve_cfg", None)
+        if resolve is not None:  # a trainer made for Dassl has none
+            resolve(cfg)
     if seed is not None:
         cfg.OUTPUT_DIR = of_seed(cfg.OUTPUT_DIR, seed)
         cfg.RESUME = of_seed(cfg.RESUME, seed)

@@ -156,16 +156,20 @@ class Predictor:
         names, keys = (list(classes), list(classes)) if classes else trained_classes(folder, epoch)
         if len(set(keys)) < len(keys):
             raise UserError("a class is named twice")
-        template = cfg.DATASET.TEMPLATE or DATASET_REGISTRY.get(cfg.DATASET.NAME).template
+        reader = DATASET_REGISTRY.get(cfg.DATASET.NAME)
         data = SimpleNamespace(
             classnames=names,
             class_keys=keys,
             label_space={},
-            template=template,
             num_classes=len(names),
             num_source_domains=0,
             lab2cname=dict(enumerate(names)),
-            dataset=SimpleNamespace(classnames=names),
+            dataset=SimpleNamespace(
+                classnames=names,
+                template=reader.template,
+                other_templates=reader.other_templates,
+                template_joins_ensembles=reader.template_joins_ensembles,
+            ),
             train_loader_x=None,
             train_loader_u=None,
             val_loader=None,

@@ -12,7 +12,21 @@ import torch
 from torch import nn
 
 from clip.prompting import Encoders
+from dassl.config import CfgNode, public
 from dassl.utils import UserError
+
+WORDS = "a photo of a"  # what CTX_INIT: True means in configs of KgCoOp's lineage
+
+
+def public_words(cfg: CfgNode, key: str, none: str | None = "") -> None:
+    """Let `key` (…CTX_INIT) also be True, the usual words, or False: `none`."""
+    public(cfg, key, values={True: WORDS, False: none})
+
+
+def resolve_words(node: CfgNode) -> None:
+    """Set N_CTX to what CTX_INIT makes of it: as many vectors as words."""
+    if node.CTX_INIT:
+        node.N_CTX = len(node.CTX_INIT.replace("_", " ").split())
 
 
 def check_depth(key: str, depth: int, layers: int) -> None:

@@ -15,7 +15,7 @@ from clip.clip import find_model, load_state_dict
 from clip.model import build_model, convert_weights
 from clip.prompting import Encoders
 from dassl.config import CfgNode
-from dassl.data.data_manager import ImageLoader
+from dassl.data.data_manager import ImageLoader, template_of
 from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, count_num_param, file_sha256
@@ -56,8 +56,11 @@ def resolve_precision(wanted: str, device: torch.device, key: str) -> str:
 class PromptTrainer(TrainerX):
     """Trains one `Method`: one step for all precisions, one save, one load.
 
-    A subclass names its method, its config node under TRAINER and its model's folder name.
+    A subclass names its method, its config node under TRAINER and its model's folder name, and
+    which file of configs/trainers/<Trainer> protocols take, where it is another.
     """
+
+    usual_config = "vit_b16_ep10"
 
     method_class: type[Method]
     config_node: str
@@ -74,6 +77,11 @@ class PromptTrainer(TrainerX):
         return cfg.TRAINER[cls.config_node]
 
     @classmethod
+    def resolve_cfg(cls, cfg: CfgNode) -> None:
+        """Let config.yaml record what is used; called once, when all options are merged."""
+        cls.method_class.resolve_cfg(cfg)
+
+    @classmethod
     def build_method(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> Method:
         return cls.method_class.from_cfg(cfg, encoders, classes)
 
@@ -85,7 +93,12 @@ class PromptTrainer(TrainerX):
         encoders = self.load_encoders()
         dm = self.dm
         classes = Classes(
-            list(dm.classnames), list(dm.class_keys), dm.template, dict(dm.label_space)
+            list(dm.classnames),
+            list(dm.class_keys),
+            template_of(cfg, dm.dataset, self.method_class.template_name),
+            dict(dm.label_space),
+            # One that was asked for takes part.
+            bool(cfg.DATASET.TEMPLATE) or dm.dataset.template_joins_ensembles,
         )
         self.method = self.build_method(cfg, encoders, classes).to(self.device).freeze()
         if cfg.MODEL.INIT_WEIGHTS:

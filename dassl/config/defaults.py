@@ -45,6 +45,7 @@ _C.DATASET.ROOT = ""  # the folder that holds the data sets' folders
 _C.DATASET.NAME = ""
 _C.DATASET.NUM_SHOTS = -1  # images per class; -1: all
 _C.DATASET.SUBSAMPLE_CLASSES = "all"  # all | base | new
+_C.DATASET.CONFIG = ""  # the trainers' config that protocols take; empty: each trainer's usual one
 _C.DATASET.TEMPLATE = ""  # hand-written prompt with one {}; empty: the data set's own
 _C.DATASET.SOURCE_DOMAINS = ()
 _C.DATASET.TARGET_DOMAINS = ()

@@ -14,6 +14,7 @@ MACHINE_KEYS = (
     "USE_CUDA",
     "VERBOSE",
     "DATASET.ROOT",
+    "DATASET.CONFIG",  # what it chose says all
     "DATALOADER.NUM_WORKERS",
     "DATALOADER.DECODED_GB",
     "DATALOADER.FEATURE_CACHE",

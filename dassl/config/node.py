@@ -11,6 +11,8 @@ from yacs.config import CfgNode as _YacsNode
 
 from dassl.utils import UserError, read_yaml, suggest
 
+from .public import UNCHANGED, PublicOption
+
 BASE_KEY = "_BASE_"
 
 
@@ -19,8 +21,19 @@ class CfgNode(_YacsNode):
 
     Differences from yacs: a file may name the files it builds upon (`_BASE_: ../common.yaml`, or a
     list, relative to the file, merged first and in order); whole numbers are taken where a float
-    is expected; a wrong key, type or file is a `UserError` that names it.
+    is expected; a wrong key, type or file is a `UserError` that names it; options that `public`
+    declared are taken under their public names.
     """
+
+    @property
+    def public_options(self) -> dict[str, PublicOption]:
+        """What was declared by `dassl.config.public`, by name."""
+        return self.__dict__.setdefault("_public_options", {})
+
+    @property
+    def remarks(self) -> list[str]:
+        """A line for each public option that was set: what it is here, or that it has no effect."""
+        return [line for _, line in self.__dict__.get("_remarks", {}).values()]
 
     def merge_from_file(self, cfg_filename: str | os.PathLike) -> None:
         """Merge a YAML file, its bases first."""
@@ -42,6 +55,22 @@ class CfgNode(_YacsNode):
             for part in reversed(str(key).split(".")):
                 value = {part: value}
             _merge(self, value, root=self, where="command line")
+
+
+def file_values(path: str | os.PathLike) -> dict[str, Any]:
+    """Return what a config file and its bases set, as {dotted key: value}."""
+    values: dict[str, Any] = {}
+    for _, content in _with_bases(Path(path)):
+        values |= _flat(content)
+    return {key: _decode(value) for key, value in values.items()}
+
+
+def _flat(content: Mapping, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        is_group = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{key}.") if is_group else {f"{prefix}{key}": value}
+    return flat
 
 
 def _with_bases(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dict]]:
@@ -67,11 +96,20 @@ def _read(path: Path) -> dict:
 
 def _merge(node: _YacsNode, new: Mapping, root: _YacsNode, where: str, prefix: str = "") -> None:
     """Merge `new` into `node`, the branch of `root` at `prefix` ("" or "OPTIM.")."""
+    options = getattr(root, "public_options", {})
     for key, value in new.items():
         name = f"{prefix}{key}"
-        if key not in node:
+        option = options.get(name)
+        if option and (key not in node or option.key == name):
+            _merge_public(root, name, option, value, where)
+        elif key not in node:
+            if any(public.startswith(f"{name}.") for public in options):  # a group of theirs
+                if not isinstance(value, Mapping):
+                    raise UserError(f"{where}: {name} is a group of keys, not a value")
+                _merge(CfgNode(), value, root, where, f"{name}.")
+                continue
             if not node.is_new_allowed():
-                near = suggest(name, _all_keys(root))
+                near = suggest(name, [*_all_keys(root), *options])
                 raise UserError(f"{where}: unknown config key {name}{near}")
             node[key] = CfgNode(value) if isinstance(value, Mapping) else _decode(value)
         elif isinstance(node[key], _YacsNode):
@@ -82,6 +120,37 @@ def _merge(node: _YacsNode, new: Mapping, root: _YacsNode, where: str, prefix: s
             _merge(node[key], value, root, where, f"{name}.")
         else:
             node[key] = _coerce(value, node[key], f"{where}: {name}")
+            _forget_remarks(root, name)
+
+
+def _merge_public(root: _YacsNode, name: str, option: PublicOption, value: Any, where: str) -> None:
+    """Set our key for a public option, and remark on it."""
+    decoded = _decode(value)
+    try:
+        ours = option.translate(decoded)
+    except ValueError as error:
+        raise UserError(f"{where}: {name} {decoded!r}: {error}") from None
+    said = root.__dict__.setdefault("_remarks", {})
+    if option.key is None or ours is UNCHANGED:
+        said[name] = (name, f"{name} {decoded!r} has no effect: {option.why}")
+        return
+    same = option.key == name and ours is decoded
+    *branch, key = option.key.split(".")
+    node = root
+    for part in branch:
+        node = node[part]
+    what = f"{where}: {name}" if option.key == name else f"{where}: {name}: {option.key}"
+    node[key] = _coerce(value if same else ours, node[key], what)
+    _forget_remarks(root, option.key)
+    if not same:
+        said[name] = (option.key, f"{name} {decoded!r}: here {option.key} {ours!r}")
+
+
+def _forget_remarks(root: _YacsNode, key: str) -> None:
+    """Drop what was said of a key that is now set anew."""
+    said = root.__dict__.get("_remarks", {})
+    for name in [name for name, (set_key, _) in said.items() if set_key == key]:
+        del said[name]
 
 
 def _all_keys(node: _YacsNode, prefix: str = "") -> Iterator[str]:

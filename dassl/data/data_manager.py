@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from dassl.config import CfgNode
 from dassl.utils import UserError, check_choice, missing_files, worker_init_fn
 
-from .datasets import Datum, build_dataset
+from .datasets import DatasetBase, Datum, build_dataset
 from .samplers import build_sampler
 from .transforms import build_transform
 from .wrapper import BadImage, DatasetWrapper, Transform
@@ -112,7 +112,7 @@ class DataManager:
     ) -> None:
         self.cfg = cfg
         self.dataset = build_dataset(cfg)
-        self.template = _template(cfg.DATASET.TEMPLATE or self.dataset.template)
+        self.template = template_of(cfg, self.dataset)
         if cfg.INPUT.ON_DECODE_ERROR == "fail":
             for name in ("train_x", "train_u", "val", "test"):
                 _check_files(getattr(self.dataset, name) or [], name)
@@ -200,7 +200,13 @@ class DataManager:
         print("\n".join(f"{name:<10} {value}" for name, value in lines.items()))
 
 
-def _template(template: str) -> str:
+def template_of(cfg: CfgNode, dataset: DatasetBase | type[DatasetBase], name: str = "") -> str:
+    """Return the prompt template of a run: DATASET.TEMPLATE, or else the data set's.
+
+    Where the data set has one called `name`, that one; else its usual one. Raises UserError for
+    one that doesn't hold {} once.
+    """
+    template = cfg.DATASET.TEMPLATE or dataset.other_templates.get(name, dataset.template)
     if template.count("{}") != 1:
         raise UserError(f"the prompt template {template!r} must hold {{}} once, for the class name")
     return template

@@ -18,4 +18,6 @@ def build_trainer(cfg: CfgNode) -> TrainerBase:
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     if cfg.VERBOSE:
         print(f"Loading trainer: {cfg.TRAINER.NAME}")
+    for line in getattr(cfg, "remarks", ()):
+        print(line)
     return trainer(cfg)

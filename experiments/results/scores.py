@@ -12,9 +12,9 @@ from typing import Any
 from dassl.config import config_values
 from dassl.utils import UserError, check_kind, parse_yaml, read_bytes, read_json, read_yaml
 from experiments.results import published
+from experiments.results.configs import CONFIGS, settings_by_dataset
 from experiments.results.layout import Place, read_place
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # The public DePT code's trainer names; data set names differ in case alone or stand in a config.
 _OLD_TRAINER = re.compile(r"^ExtrasLinearProbe(?=\w)")
 # What may differ between the runs of one row, beside the machine: which images, which classes.
@@ -113,7 +113,7 @@ def read_score(folder: Path) -> Score:
         accuracy=float(accuracy),
         folder=folder,
         source=source,
-        settings=_shared_settings(config, result),
+        settings=_shared_settings(config, result, place),
         result=result,
     )
 
@@ -161,10 +161,15 @@ def _protocol(place: Place, classes: str, result: dict[str, Any]) -> tuple[str, 
     return ("domain_generalization" if variant else "cross_dataset"), source
 
 
-def _shared_settings(config: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+def _shared_settings(
+    config: dict[str, Any], result: dict[str, Any], place: Place
+) -> dict[str, Any]:
     if not config:
         return {"config_hash": result["config_hash"]} if "config_hash" in result else {}
     values = config_values(config)
+    # Where data sets have values of their own, having just those is what a row shares.
+    own = settings_by_dataset(place.trainer, place.config.partition("@")[0], place.dataset)
+    values |= {key: "its own" for key, value in own.items() if values.get(key) == value}
     return {key: value for key, value in values.items() if not _FREE_SETTINGS.match(key)}
 
 

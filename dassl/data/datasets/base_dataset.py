@@ -6,6 +6,7 @@ import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from dassl.utils import UserError
 
@@ -54,6 +55,10 @@ class DatasetBase:
     # Names by class key of all classes there are to choose from, in label order, where a run has
     # some of them. Names may be equal; the order tells which of them a class is.
     label_space: Mapping[str, str] = {}
+    # Templates under other names, for methods that ask for one: {name: template}.
+    other_templates: Mapping[str, str] = MappingProxyType({})
+    # Whether an ensemble of general templates takes in the data set's own.
+    template_joins_ensembles: bool = True
 
     def __init__(
         self,
