@@ -136,9 +136,9 @@ class Plan:
             return wanted
         if not wanted and len(names) == 1:
             return names[0]
-        who = f"{dataset} asks for" if asked_for else "its usual one is"
+        why = f", which {dataset} asks for" if asked_for else ", its usual one" if wanted else ""
         raise UserError(
-            f"no config {wanted or '(none declared)'} for {trainer} ({who}): choose one with "
+            f"{trainer} has no config {wanted or 'of its own choice'}{why}: choose one with "
             f"--config: {', '.join(names)}"
         )
 

@@ -68,7 +68,7 @@ def test_cocoop_takes_one_image_at_a_time():
 
 
 def test_each_row_of_the_ablation_has_a_file():
-    published = next(CONFIGS.parent.glob("scripts/**/ablation_coop.csv"))
+    published = next(CONFIGS.parent.glob("experiments/**/ablation_coop.csv"))
     with open(published, newline="") as file:
         rows = len(list(csv.DictReader(file)))
     files = list((CONFIGS / "trainers" / "DePT_CoOp" / "ablation").glob("*.yaml"))

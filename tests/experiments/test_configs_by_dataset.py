@@ -1,0 +1,167 @@
+"""Which config, which root, which settings of its own a data set gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dassl.utils import UserError
+from experiments import protocols
+from experiments.launch import make_plan, parse_args
+from experiments.protocols import PROTOCOLS, Plan
+from experiments.results.layout import read_place
+from experiments.results.scores import read_score
+from experiments.results.summary import summarise
+from tuning.options import parse_args as parse_run
+from tuning.options import setup_cfg
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def in_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def chains(*arguments: str):
+    return make_plan(parse_args(list(arguments)))
+
+
+@pytest.fixture
+def own_datasets(monkeypatch, tmp_path):
+    """own_datasets(name=text, …): data set configs beside the repository's trainer configs."""
+
+    def write(**files: str) -> None:
+        folder = tmp_path / "configs" / "datasets"
+        folder.mkdir(parents=True)
+        for name, text in files.items():
+            (folder / f"{name}.yaml").write_text(text)
+        (tmp_path / "configs" / "trainers").symlink_to(ROOT / "configs" / "trainers")
+        monkeypatch.setattr(protocols, "CONFIGS", tmp_path / "configs")
+        monkeypatch.setattr(protocols, "resolve", lambda arguments: (str(arguments), ""))
+        protocols.of_dataset.cache_clear()
+
+    yield write
+    protocols.of_dataset.cache_clear()
+
+
+def test_a_data_set_says_itself_which_config_it_takes(own_datasets):
+    own_datasets(
+        mini_imagenet="DATASET: {NAME: ImageNet}",
+        shapes="DATASET: {NAME: MiniShapes, CONFIG: mini}",
+        odd="DATASET: {NAME: MiniShapes, CONFIG: minni}",
+    )
+    plan = Plan(Path("data"), Path("output"))
+    assert plan.config_of("CoOp", "mini_imagenet") == "vit_b16_ep10"
+    assert plan.config_of("PromptSRC", "shapes", "cross_dataset") == "mini"
+    with pytest.raises(UserError, match="CoOp has no config minni, which odd asks for: choose"):
+        plan.config_of("CoOp", "odd")
+    assert Plan(Path("data"), Path("output"), "mini").config_of("CoOp", "odd") == "mini"
+
+
+def test_a_data_sets_own_root_gives_way_to_an_explicit_one_alone(own_datasets):
+    own_datasets(
+        here="DATASET: {NAME: ImageFolder, ROOT: /far/away}", there="DATASET: {NAME: ImageFolder}"
+    )
+    words = ["base_to_new", "--trainers", "CoOp", "--seeds", "1", "--datasets"]
+    here, there = (chains(*words, name)[0].jobs[0].arguments for name in ("here", "there"))
+    assert "--root" not in here and there[there.index("--root") + 1] == "data"
+    told = chains(*words, "here", "--root", "nearby")[0].jobs[0].arguments
+    assert told[told.index("--root") + 1] == "nearby"
+
+
+def test_a_data_sets_own_root_is_the_runs(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("DATASET: {NAME: ImageFolder, ROOT: /far/away}")
+    words = ["--dataset-config-file", str(file)]
+    assert setup_cfg(parse_run(words)).DATASET.ROOT == "/far/away"
+    assert setup_cfg(parse_run([*words, "--root", "near"])).DATASET.ROOT == "near"
+    assert setup_cfg(parse_run([])).DATASET.ROOT == "data"
+
+
+ELEVEN = PROTOCOLS["few_shot"].datasets
+LATE = {"stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat"}
+
+
+@pytest.mark.parametrize("trainer", ["PromptSRC", "DePT_PromptSRC"])
+def test_promptsrcs_two_aggregations(trainer):
+    for dataset in ELEVEN:
+        words = ["--trainers", trainer, "--seeds", "1", "--shots", "16", "--datasets", dataset]
+        base, all_classes = chains("few_shot", *words)
+        assert aggregation(base) == (15, 1, 20, 0.0025)
+        assert aggregation(all_classes) == ((45, 5) if dataset in LATE else (30, 30)) + (50, 0.0025)
+        # One row of the table: the config's name is the same for all data sets.
+        assert read_place(all_classes.jobs[0].folder).config == "vit_b16_few_shot"
+
+
+def aggregation(chain):
+    """μ, σ, epochs and learning rate of a chain's training."""
+    cfg = setup_cfg(parse_run(list(chain.jobs[0].arguments)))
+    c = cfg.TRAINER.PROMPTSRC
+    return c.GPA_MEAN, c.GPA_STD, cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.LR
+
+
+def test_a_row_shares_what_its_data_sets_may_differ_in(tmp_path):
+    def score(dataset, *changes):
+        words = ["--trainers", "PromptSRC", "--seeds", "1", "--shots", "16", "--datasets", dataset]
+        job = chains("few_shot", *words, "--output", str(tmp_path))[1].jobs[0]
+        cfg = setup_cfg(parse_run([*job.arguments, *changes]))
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / "config.yaml").write_text(cfg.dump())
+        (job.folder / "result.json").write_text('{"accuracy": 50.0, "classes": "all"}')
+        return read_score(job.folder)
+
+    cars, pets = score("stanford_cars"), score("oxford_pets")
+    assert cars.settings == pets.settings
+    assert len(summarise([cars, pets]).rows) == 1
+    stray = score("stanford_cars", "TRAINER.PROMPTSRC.GPA_MEAN", "30")
+    (refused,) = summarise([stray, pets]).refused
+    assert "TRAINER.PROMPTSRC.GPA_MEAN is 30.0" in refused
+
+
+# Trainer, config → batch, learning rate, epochs, further values: what the methods' own code runs.
+OWN_SCHEDULES = {
+    ("CoOp", "vit_b16_coop_ep50"): (32, 0.002, 50, {"TRAINER.COOP.N_CTX": 16}),
+    ("CoOp", "vit_b16_coop_ep100"): (32, 0.002, 100, {"TRAINER.COOP.CTX_INIT": ""}),
+    ("CoOp", "vit_b16_coop_ep200"): (32, 0.002, 200, {"TRAINER.COOP.CSC": False}),
+    ("CoCoOp", "vit_b16_cocoop"): (1, 0.002, 10, {"TRAINER.COCOOP.CTX_INIT": "a photo of a"}),
+    ("KgCoOp", "vit_b16_kgcoop"): (128, 0.002, 100, {"TRAINER.COOP.W": 8.0}),
+    ("MaPLe", "vit_b16_maple"): (4, 0.0035, 5, {"TRAINER.MAPLE.PROMPT_DEPTH": 9}),
+    ("MaPLe", "vit_b16_maple_cross_dataset"): (4, 0.0026, 2, {"TRAINER.MAPLE.PROMPT_DEPTH": 3}),
+    ("VPT", "vit_b16_maple"): (4, 0.0025, 5, {"TRAINER.VPT.PROMPT_DEPTH_VISION": 12}),
+    ("PromptSRC", "vit_b16_promptsrc"): (4, 0.0025, 20, {"TRAINER.PROMPTSRC.GPA_MEAN": 15.0}),
+    ("PromptSRC", "vit_b16_cross_dataset"): (4, 0.0025, 20, {"TRAINER.PROMPTSRC.GPA_MEAN": 6.0}),
+    ("CLIPAdapter", "vit_b16_clip_adapter"): (32, 0.002, 50, {"TRAINER.CLIP_ADAPTER.PREC": "fp32"}),
+}
+
+
+@pytest.mark.parametrize(("trainer", "config"), OWN_SCHEDULES)
+def test_the_originals_own_schedules(trainer, config):
+    batch, rate, epochs, more = OWN_SCHEDULES[trainer, config]
+    file = f"configs/trainers/{trainer}/{config}.yaml"
+    cfg = setup_cfg(parse_run(["--trainer", trainer, "--config-file", file]))
+    found = (cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH)
+    assert found == (batch, rate, epochs)
+    assert (cfg.MODEL.BACKBONE.NAME, cfg.OPTIM.NAME) == ("ViT-B/16", "sgd")
+    assert (cfg.OPTIM.LR_SCHEDULER, cfg.OPTIM.WARMUP_CONS_LR) == ("cosine", 1e-5)
+    for key, value in more.items():
+        node, _, name = key.rpartition(".")
+        assert cfg.TRAINER[node.removeprefix("TRAINER.")][name] == value
+    assert f"configs/trainers/{trainer}/{config}.yaml" in Path("docs/reproduce.md").read_text()
+
+
+def test_heads_of_own_schedules_give_commands_that_plan():
+    """Each head names its paper, and each command in it plans runs with that file."""
+    for trainer, config in OWN_SCHEDULES:
+        text = Path(f"configs/trainers/{trainer}/{config}.yaml").read_text()
+        head = [line[1:].strip() for line in text.splitlines() if line.startswith("#")]
+        assert any("arXiv" in line for line in head), (trainer, config)
+        commands = [line.split("  ")[0] for line in head if line.startswith("python ")]
+        assert commands, (trainer, config)
+        for command in commands:
+            words = command.replace("python scripts/run_protocol.py ", "").split()
+            plan = chains(*words, "--seeds", "1", "--datasets", "dtd", "--shots", "1")
+            assert all(chain.jobs for chain in plan)
+            if "--config" in words:
+                assert words[words.index("--config") + 1] == config
