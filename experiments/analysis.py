@@ -76,8 +76,8 @@ def importance(args: argparse.Namespace) -> None:
     names, base, new = [], [], []
     for run in args.runs:
         for classes, values in (("base", base), ("new", new)):
-            trainer = load_run(run, args.root, classes, args.backbone)
-            values.append(channel_importance(trainer, args.window))
+            analyzed = load_run(run, args.root, classes, args.backbone)
+            values.append(channel_importance(analyzed, args.window))
         names.append(_run_name(run, names))
     ratios = [b / np.maximum(n, 1e-12) for b, n in zip(base, new, strict=True)]
     out = Path(args.out)
@@ -95,9 +95,9 @@ def importance(args: argparse.Namespace) -> None:
 
 
 def _run_name(run: str, taken: Sequence[str]) -> str:
-    from tuning.prediction import read_run
+    from tuning.run import open_run
 
-    _, _, cfg = read_run(run)
+    cfg = open_run(run).cfg
     oracle = " (oracle)" * (cfg.DATASET.SUBSAMPLE_CLASSES == "all")
     name = f"{cfg.TRAINER.NAME}{oracle}, seed {cfg.SEED}"
     return name if name not in taken else f"{name} #{len(taken) + 1}"
@@ -139,20 +139,14 @@ def nearest_words(args: argparse.Namespace) -> None:
 
     from clip.clip import load_model
     from clip.simple_tokenizer import SimpleTokenizer
-    from dassl.utils import load_checkpoint
-    from tuning.prediction import choose_backbone, read_run
+    from tuning.run import open_run
 
-    folder, epoch, cfg = read_run(args.runs[0])
-    backbone = choose_backbone(folder, epoch, cfg, args.backbone)
-    pattern = "*/model*.pth.tar*" if epoch is None else f"*/model.pth.tar-{epoch}"
-    files = sorted(folder.glob(pattern))
-    if not files:
-        raise UserError(f"{folder} holds no checkpoint")
-    state = load_checkpoint(files[-1])["state_dict"]
+    run = open_run(args.runs[0], args.backbone)
+    state = run.checkpoint.get("state_dict", {})
     contexts = {name: value for name, value in state.items() if name.split(".")[-1] == "ctx"}
     if not contexts:
-        raise UserError(f"{cfg.TRAINER.NAME} learns no context; it has: {', '.join(state)}")
-    model, _ = load_model(backbone)
+        raise UserError(f"{run.cfg.TRAINER.NAME} learns no context; it has: {', '.join(state)}")
+    model, _ = load_model(run.backbone_name())
     embedding = model.token_embedding.weight.detach().float()
     known = embedding.abs().sum(dim=1).nonzero().squeeze(1)  # a small model stores few words
     decoder = SimpleTokenizer()
@@ -176,10 +170,10 @@ def confusion(args: argparse.Namespace) -> None:
     """Print the most frequent confusions; save the matrix and its picture."""
     from experiments.features import batches, load_run
 
-    trainer = load_run(args.runs[0], args.root, args.classes, args.backbone)
-    names = list(trainer.dm.classnames)
+    analyzed = load_run(args.runs[0], args.root, args.classes, args.backbone)
+    names = list(analyzed.data.classnames)
     counts = np.zeros((len(names), len(names)), int)
-    for batch in batches(trainer):
+    for batch in batches(analyzed):
         np.add.at(counts, (batch.labels.numpy(), batch.logits.argmax(dim=1).numpy()), 1)
     out = Path(args.out)
     write_csv(
@@ -215,9 +209,9 @@ def embedding(args: argparse.Namespace) -> None:
 
     from experiments.features import batches, load_run
 
-    trainer = load_run(args.runs[0], args.root, args.classes, args.backbone)
-    names = list(trainer.dm.classnames)
-    seen = list(batches(trainer))
+    analyzed = load_run(args.runs[0], args.root, args.classes, args.backbone)
+    names = list(analyzed.data.classnames)
+    seen = list(batches(analyzed))
     images, labels = (torch.cat([getattr(b, key) for b in seen]) for key in ("image", "labels"))
     text = seen[0].text if seen[0].text.dim() == 2 else torch.cat([b.text for b in seen]).mean(0)
     if len(images) > args.max_images:

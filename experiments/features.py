@@ -7,14 +7,14 @@ import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
-from dassl.engine import build_trainer
-from dassl.utils import UserError
-from tuning.prediction import choose_backbone, read_run
+from dassl.data import DataManager
+from dassl.utils import set_random_seed
+from tuning.method import Classes
+from tuning.run import Run, open_run
 
 
 @dataclass
@@ -31,8 +31,19 @@ class Batch:
     labels: torch.Tensor
 
 
-def load_run(run: str | os.PathLike, root: str = "", classes: str = "", backbone: str = "") -> Any:
-    """Return the trainer of a run, its model loaded, its data read.
+@dataclass
+class Analyzed:
+    """A trained method, and the data set it is looked at on. classes: those of the data set."""
+
+    run: Run
+    data: DataManager
+    classes: Classes
+
+
+def load_run(
+    run: str | os.PathLike, root: str = "", classes: str = "", backbone: str = ""
+) -> Analyzed:
+    """Open a run and read its data.
 
     Args:
         run: the run's folder, or a checkpoint in it.
@@ -45,48 +56,43 @@ def load_run(run: str | os.PathLike, root: str = "", classes: str = "", backbone
     """
     import datasets  # noqa: F401 - registers the data sets
 
-    folder, epoch, cfg = read_run(run)
-    for key, value in (
-        ("DATASET.ROOT", root),
-        ("DATASET.SUBSAMPLE_CLASSES", classes),
-        ("MODEL.BACKBONE.NAME", choose_backbone(folder, epoch, cfg, backbone)),
-    ):
+    opened = open_run(run, backbone)
+    cfg = opened.cfg
+    for key, value in (("DATASET.ROOT", root), ("DATASET.SUBSAMPLE_CLASSES", classes)):
         if value:
             cfg.merge_from_list([key, value])
     cfg.VERBOSE = False
-    cfg.freeze()
     with contextlib.redirect_stdout(io.StringIO()):
-        trainer = build_trainer(cfg)
-        trainer.load_model(folder, epoch)
-    if not hasattr(trainer, "method"):
-        raise UserError(f"{cfg.TRAINER.NAME} gives no features; analyses need a trainer that does")
-    trainer.set_model_mode("eval")
-    return trainer
+        set_random_seed(cfg.SEED)
+        data = DataManager(cfg)
+    template = opened.trainer_class.template_of(cfg, data.dataset)
+    chosen = Classes(list(data.classnames), list(data.class_keys), template, dict(data.label_space))
+    opened.method(chosen)
+    return Analyzed(opened, data, chosen)
 
 
 @torch.no_grad()
-def batches(trainer: Any) -> Iterator[Batch]:
+def batches(analyzed: Analyzed) -> Iterator[Batch]:
     """Yield the test images in the data set's order."""
-    for batch in trainer.test_loader:
-        image, label = trainer.parse_batch_test(batch)
-        with trainer.autocast():
-            features = trainer.method.features(image)
-        logits = trainer.method.logits(features)
-        yield Batch(_unit(features.image), _unit(features.text), logits.float().cpu(), label.cpu())
+    method = analyzed.run.method(analyzed.classes)
+    for batch in analyzed.data.test_loader:
+        features = analyzed.run.features(batch["img"], analyzed.classes)
+        logits = method.logits(features).float().cpu()
+        yield Batch(_unit(features.image), _unit(features.text), logits, batch["label"])
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(x.float(), dim=-1).cpu()
 
 
-def channel_importance(trainer: Any, window: int) -> np.ndarray:
+def channel_importance(analyzed: Analyzed, window: int) -> np.ndarray:
     """Return CI(S) for S = `window` consecutive channels from each channel on, wrapping: (D,).
 
     CI(S) = mean_j s_jy(S) / (mean_c s_jc(S) + 1e-12), s_jc(S) = max(0, Σ_{r∈S} f̂_j^r ê_c^r). The
     paper's S is one channel; its released code takes 64.
     """
     total, images = 0.0, 0
-    for batch in batches(trainer):
+    for batch in batches(analyzed):
         text = batch.text if batch.text.dim() == 3 else batch.text.expand(len(batch.image), -1, -1)
         # A few images at a time: B·C·D products.
         for f, e, y in zip(*(t.split(8) for t in (batch.image, text, batch.labels)), strict=True):

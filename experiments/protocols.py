@@ -26,14 +26,13 @@ BACKBONE = "vit_b16"  # the paper's, in the names of configs
 class Job:
     """One run of train.py.
 
-    `folder` gets its result.json; `config_hash` is what that must carry to count as this run's;
+    `folder` gets its result.json;
     `model` is the folder of the run whose model it tests, if it doesn't train its own; runs of one
     `kin` differ only in what runs that are trained side by side may differ in.
     """
 
     folder: Path
     arguments: tuple[str, ...]
-    config_hash: str
     model: Path | None = None
     kin: str = ""
 
@@ -168,11 +167,11 @@ class Plan:
         label = config_label(config, changes)
         folder = self.output / Place(name, dataset, shots, trainer, label, seed, group).folder
         arguments += ["--output-dir", str(folder)]
-        config_hash, kin = resolve((*arguments, *fixed, *self.opts, *opts))
+        _, kin = resolve((*arguments, *fixed, *self.opts, *opts))
         if model:
             arguments += ["--eval-only", "--model-dir", str(model.folder)]
         arguments += [*fixed, *self.opts, *opts]
-        return Job(folder, tuple(arguments), config_hash, model.folder if model else None, kin)
+        return Job(folder, tuple(arguments), model.folder if model else None, kin)
 
     def base_to_new(
         self, trainer: str, dataset: str, seed: int, shots: int, opts: Sequence[str] = ()
@@ -343,15 +342,17 @@ def _that_matter(arguments: tuple[str, ...], opts: tuple[str, ...]) -> list[str]
 
 @cache
 def resolve(arguments: tuple[str, ...]) -> tuple[str, str]:
-    """Return the hash of the config that train.py makes of these arguments, and its kin's.
+    """Return a digest of the settings that train.py makes of these arguments, and its kin's.
 
     The latter leaves out what runs side by side may differ in; "" where there can't be any. Raises
     UserError for arguments that make no config.
     """
-    from dassl.config import config_hash
     from dassl.engine import TRAINER_REGISTRY
+    from dassl.engine.identity import settings_of
     from tuning import options
 
     cfg = options.setup_cfg(options.parse_args(list(arguments)))
-    may_differ = TRAINER_REGISTRY.get(cfg.TRAINER.NAME).may_differ
-    return config_hash(cfg), config_hash(cfg, leave_out=may_differ) if may_differ else ""
+    trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    settings = settings_of(cfg, trainer.config_nodes())
+    shared = {key: value for key, value in settings.items() if key not in trainer.may_differ}
+    return repr(settings), repr(shared) if trainer.may_differ else ""

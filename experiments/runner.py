@@ -58,22 +58,15 @@ def read_result(job: Job) -> dict:
 
 
 def is_complete(job: Job) -> bool:
-    """Whether the folder holds this configuration's result, and of the model that is there now.
+    """Whether the folder holds this run's result, by its identity.
 
-    Raises UserError if it holds another configuration's: that is somebody's work.
+    Raises UserError if it holds another run's: that is somebody's work.
     """
-    result = read_result(job)
-    if not result:
+    if not (job.folder / "result.json").is_file():
         return False
-    if result.get("config_hash") != job.config_hash:
-        raise UserError(
-            f"{job.folder} holds a result of another configuration; move it away or choose another "
-            "output folder"
-        )
-    if job.model and (job.model / "result.json").is_file():
-        trained = (job.model / "result.json").stat().st_mtime
-        return (job.folder / "result.json").stat().st_mtime >= trained
-    return True
+    from tuning.run import is_done
+
+    return is_done(job.arguments)
 
 
 @contextmanager
@@ -182,7 +175,7 @@ def run_job(job: Job, settings: Settings, environment: dict[str, str], runs: Run
                 return _done(job, "skipped")
             for attempt in range(settings.attempts):
                 status = runs.run([job], settings, environment, [lock])
-                if status == 0 and read_result(job).get("config_hash") == job.config_hash:
+                if status == 0 and read_result(job):
                     return _done(job, "done", time.monotonic() - started)
                 if status == USER_ERROR or runs.stopped:
                     break

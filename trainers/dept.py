@@ -255,7 +255,8 @@ class DePT(Method):
             self._check_head(head)
             self.rows, why = self._rows_of(keys, trained)
             if self.rows is None:
-                print(f"The CAT head is left out: {why}; the ITM head alone is used")
+                self.left_out = f"The CAT head is left out: {why}; the ITM head alone is used"
+                print(self.left_out)
                 return taken
         elif bound:
             rows, why = self._rows_of(keys, trained)
@@ -311,6 +312,10 @@ class DePTMixin:
 
     model_name = "PromptLearner"
     may_differ = ("SEED", "TRAINER.DEPT.WEIGHT")
+
+    @classmethod
+    def config_nodes(cls) -> tuple[str, ...]:
+        return (*super().config_nodes(), "DEPT")
 
     @classmethod
     def build_method(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> Method:

@@ -66,6 +66,7 @@ class ZeroshotCLIP(PromptTrainer):
     method_class = ZeroshotMethod
     config_node = "ZEROSHOT"
     usual_config = "vit_b16"
+    trains = False
 
 
 @TRAINER_REGISTRY.register()
@@ -75,3 +76,4 @@ class ZeroshotCLIP2(PromptTrainer):
     method_class = EnsembleMethod
     config_node = "ZEROSHOT"
     usual_config = "vit_b16"
+    trains = False

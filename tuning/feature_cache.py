@@ -11,21 +11,24 @@ Letters in shape comments: B images of a batch, V views of a pass, D embedding w
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import torch
 
+import clip
 from dassl.config import CfgNode
 from dassl.data import DatasetWrapper
 from dassl.data.data_manager import ImageLoader
 from dassl.data.samplers import EpochSampler
+from dassl.engine.identity import cache_folder
 from dassl.utils import TensorCache, library_versions
+from dassl.utils.contents import status_digest
 
 _IN_MEMORY_BYTES = 1 << 30  # of test features, in this process
 _memory: OrderedDict[str, torch.Tensor] = OrderedDict()
@@ -52,6 +55,7 @@ class Encoder:
         self.device = device
         self.tower = tower
         self.disk = _disk_cache(cfg)
+        self._told: set[tuple[str, bool]] = set()
 
     def batches(
         self, loader: ImageLoader, at_once: int = 1, name: str = "img"
@@ -62,6 +66,7 @@ class Encoder:
         """
         key = self._key(loader, at_once)
         features = self._recall(key, loader)
+        self._tell(loader, "found" if features is not None else "encoded" if key else "not kept")
         if features is None:
             yield from self._encoded(loader, at_once, name, key)
             return
@@ -95,6 +100,21 @@ class Encoder:
         if key is not None and all_features:
             self._keep(key, torch.cat(all_features), loader)
 
+    def _tell(self, loader: ImageLoader, what: str) -> None:
+        """Say once of the views and once of the test images where their features come from."""
+        views = loader.dataset.is_train
+        if (what, views) in self._told:
+            return
+        self._told.add((what, views))
+        of = "training views" if views else "test images"
+        where = self.disk.folder if self.disk is not None else "memory alone"
+        told = {
+            "found": f"taken from {where}",
+            "encoded": f"encoded, and kept in {where}",
+            "not kept": "encoded, and not kept: what they depend on isn't known",
+        }
+        print(f"Image features of the {of}: {told[what]}")
+
     # Keeping.
 
     def _key(self, loader: ImageLoader, at_once: int) -> dict[str, Any] | None:
@@ -109,12 +129,15 @@ class Encoder:
         if " at 0x" in transform:  # it doesn't say what it does
             return None
         order = [list(indices) for indices in loader.batch_sampler]
-        files = _files_hash([views.data_source[index].impath for batch in order for index in batch])
+        files = status_digest(
+            [views.data_source[index].impath for batch in order for index in batch]
+        )
         if files is None:
             return None
         return {
             **self.tower,
-            "format": 2,  # of the files, and the arithmetic down to its rounding
+            "format": 3,  # of the files
+            "code": code_digest(),
             "device": [self.device.type, torch.get_num_threads()],
             "versions": library_versions(),
             "input": _plain(views.cfg.INPUT),
@@ -225,27 +248,19 @@ def _remember(name: str, features: torch.Tensor, loader: ImageLoader) -> None:
 
 
 def _disk_cache(cfg: CfgNode) -> TensorCache | None:
-    """The cache of DATALOADER.FEATURE_CACHE, below the data sets' root unless absolute."""
-    folder = cfg.DATALOADER.FEATURE_CACHE
-    if not folder:
+    """The cache below DATALOADER.FEATURE_CACHE."""
+    folder = cache_folder(cfg)
+    if folder is None:
         return None
-    root = cfg.DATASET.ROOT
-    root = root if os.path.isdir(root) else os.path.dirname(root)  # a table, for some data sets
-    return TensorCache(
-        os.path.join(root, folder, "features"), int(cfg.DATALOADER.FEATURE_CACHE_GB * 2**30)
-    )
+    return TensorCache(folder / "features", int(cfg.DATALOADER.FEATURE_CACHE_GB * 2**30))
 
 
-def _files_hash(paths: list[str]) -> str | None:
-    """Of the names, sizes and times of change of files, in order; None if one is missing."""
+@cache
+def code_digest() -> str:
+    """Of the sources that turn images into features: those of clip/."""
     digest = hashlib.sha256()
-    for path in paths:
-        try:
-            status = os.stat(path)
-        except OSError:
-            return None
-        name = os.path.abspath(path)
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    for path in sorted(Path(clip.__file__).parent.rglob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 

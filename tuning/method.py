@@ -95,6 +95,8 @@ class Method(nn.Module):
     # Whether its losses also read the unprompted tower's features of each view; its `features` then
     # takes them as `frozen_image` where they are at hand.
     compares_with_frozen_image = False
+    # What of a loaded checkpoint can't be applied to this run's classes, in a line; "": nothing.
+    left_out = ""
     # Token ids of the frozen words between context and class name, the same in all prompts.
     words: Sequence[int] = ()
 

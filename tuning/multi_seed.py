@@ -21,7 +21,7 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from dassl.config import CfgNode, config_values
-from dassl.engine import TRAINER_REGISTRY, Records, TrainerBase, build_trainer, start_log
+from dassl.engine import TRAINER_REGISTRY, TrainerBase, build_trainer, start_log
 from dassl.engine.progress import Progress, with_last
 from dassl.utils import (
     UserError,
@@ -46,20 +46,6 @@ def check_folders(cfgs: Sequence[CfgNode]) -> None:
             raise UserError(f"several runs, but one folder, {twice}: give {advice}")
 
 
-def to_do(cfgs: Sequence[CfgNode]) -> list[CfgNode]:
-    """The runs that a repeated command still has to do.
-
-    If some were interrupted, those that were complete by then stay as they are.
-    """
-    records = [Records(cfg) for cfg in cfgs]
-    if not any(record.resume_path.exists() for record in records):
-        return list(cfgs)
-    for record in records:
-        if record.is_complete:
-            print(f"{record.folder} is complete")
-    return [cfg for cfg, record in zip(cfgs, records, strict=True) if not record.is_complete]
-
-
 def build_runs(cfgs: Sequence[CfgNode], logs: bool = True) -> list[PromptTrainer]:
     """Build the trainers of runs to train together; each log begins with its own.
 
@@ -79,7 +65,7 @@ def build_runs(cfgs: Sequence[CfgNode], logs: bool = True) -> list[PromptTrainer
         cfg.DATALOADER.DECODED_GB /= loaders
         cfg.DATALOADER.NUM_WORKERS = -(-cfg.DATALOADER.NUM_WORKERS // loaders)
         cfg.freeze()
-        with own_log(cfg, train=True) if logs else nullcontext():
+        with own_log(cfg) if logs else nullcontext():
             run = build_trainer(cfg)
             run.label = label
             runs.append(run)
@@ -115,9 +101,9 @@ def differences(cfgs: Sequence[CfgNode]) -> list[str]:
 
 
 @contextmanager
-def own_log(cfg: CfgNode, train: bool) -> Iterator[None]:
+def own_log(cfg: CfgNode) -> Iterator[None]:
     """Inside, what one of several runs prints goes to its log, which starts here, seeded."""
-    start_log(cfg, train=train)
+    start_log(cfg)
     setup_logger(None)
     with log_to(cfg.OUTPUT_DIR):
         if cfg.SEED >= 0:

@@ -43,6 +43,7 @@ def parse_args(
     add("--transforms", nargs="+", help="the training transforms, instead of the config's")
     add("--backbone", default="", help="a CLIP model's name or a checkpoint file")
     add("--head", default="", help="the model's head (MODEL.HEAD.NAME)")
+    add("--overwrite", action="store_true", help="replace what another run left in --output-dir")
     add("--eval-only", action="store_true", help="test the model of --model-dir, don't train")
     add("--model-dir", default="", help="the folder of the run to test")
     add("--load-epoch", type=int, help="the epoch to test (default: the last, or the best)")
@@ -87,17 +88,36 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def setup_cfg(args: argparse.Namespace, seed: int | None = None):
+def default_cfg():
+    """The defaults of the engine and of every method."""
+    import trainers
+    from dassl.config import add_defaults, full_defaults
+
+    add_defaults(trainers.extend_cfg)
+    return full_defaults()
+
+
+def default_settings() -> dict:
+    """{dotted key: default} of this version, without the machine's keys."""
+    from dassl.engine import identity
+
+    default_cfg()
+    return identity.default_settings()
+
+
+def setup_cfg(args: argparse.Namespace, seed: int | None = None, tell: bool = True):
     """Defaults, then the data set's file, the trainer's file, the options, KEY VALUE pairs.
 
-    `seed` is one of several; its run gets a folder of its own.
+    An evaluation begins with the config of the run that it tests, in place of the defaults; what
+    the options change of it is printed (`tell`). `seed` is one of several; its run gets a folder of
+    its own.
     """
-    import trainers
-    from dassl.config import get_cfg_default
     from dassl.engine import TRAINER_REGISTRY
 
-    cfg = get_cfg_default()
-    trainers.extend_cfg(cfg)
+    cfg = default_cfg()
+    tested = _config_of(args, seed) if args.eval_only else None
+    if tested is not None:
+        cfg = tested.clone()
     if args.dataset_config_file:
         cfg.merge_from_file(args.dataset_config_file)
     if args.config_file:
@@ -117,6 +137,7 @@ def setup_cfg(args: argparse.Namespace, seed: int | None = None):
     cfg.merge_from_list(args.opts)
     if args.no_cache:
         cfg.DATALOADER.FEATURE_CACHE = ""
+    cfg.OVERWRITE = cfg.OVERWRITE or args.overwrite
     cfg.DATASET.ROOT = cfg.DATASET.ROOT or "data"
     if cfg.TRAINER.NAME in TRAINER_REGISTRY:
         resolve = getattr(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), "resolve_cfg", None)
@@ -126,12 +147,54 @@ def setup_cfg(args: argparse.Namespace, seed: int | None = None):
         cfg.OUTPUT_DIR = of_seed(cfg.OUTPUT_DIR, seed)
         cfg.RESUME = of_seed(cfg.RESUME, seed)
     cfg.freeze()
+    if tested is not None and tell:
+        _tell_changes(tested, cfg)
     return cfg
+
+
+def _config_of(args: argparse.Namespace, seed: int | None):
+    """The config of the run in --model-dir, without its folder; None if it has none."""
+    if not args.model_dir:
+        return None
+    from tuning.run import read_config
+
+    folder = of_seed(args.model_dir, seed) if seed is not None else args.model_dir
+    if not os.path.isfile(os.path.join(folder, "config.yaml")):
+        return None  # a run of other code
+    return read_config(folder)
+
+
+def _tell_changes(tested, cfg) -> None:
+    """Print how an evaluation's settings differ from those of the run it tests."""
+    from dassl.config import config_values
+
+    before = config_values(tested)
+    changed = [(key, value) for key, value in config_values(cfg).items() if value != before[key]]
+    if changed:
+        told = ", ".join(f"{key} {before[key]} -> {value}" for key, value in changed)
+        print(f"Unlike the run that is tested: {told}")
 
 
 def of_seed(folder: str, seed: int) -> str:
     """Where one of several runs lies in their common folder; "" stays ""."""
     return os.path.join(folder, f"seed{seed}") if folder else ""
+
+
+def check_args(args: argparse.Namespace, trains: bool) -> None:
+    """Refuse options that don't go together.
+
+    trains: whether the trainer has anything to train.
+
+    Raises:
+        UserError: an evaluation without a model, or a model without an evaluation.
+    """
+    if args.eval_only and not args.model_dir and trains:
+        raise UserError("--eval-only tests a trained model: say whose, --model-dir RUN")
+    if args.model_dir and not args.eval_only:
+        raise UserError(
+            "--model-dir names a model to test, with --eval-only; to train from its weights, set "
+            "MODEL.INIT_WEIGHTS to its checkpoint file"
+        )
 
 
 def check_cfg(cfg) -> None:

@@ -14,7 +14,6 @@ From Python:
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import glob
 import io
@@ -23,15 +22,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from dassl.utils import (
+    NOT_FINITE,
     UserError,
     atomic_write,
     json_text,
     read_image,
-    read_json,
     read_text,
     user_errors,
 )
@@ -46,84 +44,6 @@ class Guess:
 
     classname: str
     probability: float
-
-
-def read_run(model: str | os.PathLike) -> tuple[Path, int | None, Any]:
-    """Return (run folder, epoch, its config) for a run's folder or a checkpoint file in it.
-
-    Raises UserError if there is no such thing, or no config.yaml with it.
-    """
-    import trainers
-    from dassl.config import get_cfg_default
-
-    path, epoch = Path(model), None
-    if path.is_file():
-        number = path.name.rpartition("-")[2]
-        epoch = int(number) if number.isdigit() else None
-        path = path.parent.parent  # <run>/<model name>/model.pth.tar-<epoch>
-    config = path / "config.yaml"
-    if not config.is_file():
-        raise UserError(
-            f"{model} is no run of train.py: there is no {config}; give the folder that was its "
-            "--output-dir, or a checkpoint in it"
-        )
-    cfg = get_cfg_default()
-    trainers.extend_cfg(cfg)
-    cache = cfg.DATALOADER.FEATURE_CACHE
-    cfg.merge_from_file(str(config))
-    # Paths of the machine that trained it, or of whoever made the run: nothing here needs them.
-    cfg.DATALOADER.FEATURE_CACHE = cache
-    cfg.MODEL.INIT_WEIGHTS = cfg.RESUME = cfg.OUTPUT_DIR = ""
-    return path, epoch, cfg
-
-
-def choose_backbone(folder: Path, epoch: int | None, cfg: Any, backbone: str = "") -> str:
-    """Return the backbone to take for a run: `backbone` if given, else what its config names.
-
-    A config may come from somebody else. A file that it names is only taken if it is, by the
-    SHA-256 that the run recorded, the very file it was trained on. Raises UserError otherwise.
-    """
-    from clip import available_models
-    from dassl.utils import file_sha256
-
-    if backbone:
-        return backbone
-    name = cfg.MODEL.BACKBONE.NAME
-    if name in available_models():
-        return name
-    say = "say --backbone NAME or FILE to choose one"
-    known = _recorded_backbone(folder, epoch)
-    if not known:
-        raise UserError(
-            f"{folder} was trained on the backbone file {name!r}, but doesn't say which SHA-256 it "
-            f"had, so it isn't followed: {say}"
-        )
-    if not os.path.isfile(name):
-        raise UserError(f"{folder} was trained on the backbone {name!r}, which isn't here: {say}")
-    found = file_sha256(name)
-    if found != known:
-        raise UserError(
-            f"{name} is not the backbone that {folder} was trained on (SHA-256 {found[:12]}…, "
-            f"recorded {known[:12]}…): {say}"
-        )
-    return name
-
-
-def _recorded_backbone(folder: Path, epoch: int | None) -> str:
-    """Return the SHA-256 of a run's backbone as its result or its checkpoint has it, or ""."""
-    from dassl.utils import load_checkpoint
-
-    result = folder / "result.json"
-    recorded = read_json(result, dict).get("backbone_sha256") if result.is_file() else None
-    if not recorded:
-        for path in _checkpoints(folder, epoch):
-            recorded = recorded or load_checkpoint(path).get("backbone_sha256")
-    return recorded if isinstance(recorded, str) else ""
-
-
-def _checkpoints(folder: Path, epoch: int | None) -> list[Path]:
-    pattern = "*/model*.pth.tar*" if epoch is None else f"*/model.pth.tar-{epoch}"
-    return sorted(folder.glob(pattern))
 
 
 class Predictor:
@@ -144,45 +64,13 @@ class Predictor:
         classes: Sequence[str] | None = None,
         backbone: str = "",
     ) -> None:
-        import datasets  # noqa: F401 - registers the data sets
-        from dassl.data.datasets import DATASET_REGISTRY
-        from dassl.data.transforms import build_transform
-        from dassl.engine import TRAINER_REGISTRY
+        from tuning.run import open_run
 
-        folder, epoch, cfg = read_run(model)
-        cfg.MODEL.BACKBONE.NAME = choose_backbone(folder, epoch, cfg, backbone)
-        cfg.VERBOSE = False
-        cfg.freeze()
-        names, keys = (list(classes), list(classes)) if classes else trained_classes(folder, epoch)
-        if len(set(keys)) < len(keys):
-            raise UserError("a class is named twice")
-        reader = DATASET_REGISTRY.get(cfg.DATASET.NAME)
-        data = SimpleNamespace(
-            classnames=names,
-            class_keys=keys,
-            label_space={},
-            num_classes=len(names),
-            num_source_domains=0,
-            lab2cname=dict(enumerate(names)),
-            dataset=SimpleNamespace(
-                classnames=names,
-                template=reader.template,
-                other_templates=reader.other_templates,
-                template_joins_ensembles=reader.template_joins_ensembles,
-            ),
-            train_loader_x=None,
-            train_loader_u=None,
-            val_loader=None,
-            test_loader=None,
-        )
-        trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
-        with contextlib.redirect_stdout(io.StringIO()):  # what a training run would tell
-            self.trainer = _without_data(trainer_class, data)(cfg)
-            self.trainer.load_model(folder, epoch)
-        self.trainer.set_model_mode("eval")
-        self.classes = names
-        self.transform = build_transform(cfg, is_train=False)
-        self.batch_size = cfg.DATALOADER.TEST.BATCH_SIZE
+        self.run = open_run(model, backbone)
+        self.classes = list(classes) if classes else self.run.classnames
+        self._asked = self.classes if classes else None
+        self.run.method(self._asked)  # what can't be done is said before an image is read
+        self.batch_size = self.run.cfg.DATALOADER.TEST.BATCH_SIZE
 
     def __call__(self, images: Sequence[Any], top: int = 5) -> list[list[Guess]]:
         """Return the `top` likeliest classes of each image, likeliest first.
@@ -194,48 +82,22 @@ class Predictor:
         Raises:
             UserError: if a file is no image.
         """
-        import torch
-
         guesses = []
         for start in range(0, len(images), self.batch_size):
             views = []
             for image in images[start : start + self.batch_size]:
                 is_path = isinstance(image, (str, os.PathLike))
-                views.append(self.transform(read_image(image) if is_path else image.convert("RGB")))
-            with torch.no_grad():
-                logits = self.trainer.model_inference(torch.stack(views).to(self.trainer.device))
-            best = logits.float().softmax(dim=-1).topk(min(top, len(self.classes)))
+                image = read_image(image) if is_path else image.convert("RGB")
+                views.append(self.run.preprocess(image))
+            logits = self.run.logits(views, self._asked)
+            if not logits.isfinite().all():
+                raise UserError(NOT_FINITE)
+            best = logits.softmax(dim=-1).topk(min(top, len(self.classes)))
             guesses += [
                 [Guess(self.classes[i], p) for i, p in zip(labels, values, strict=True)]
                 for labels, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
             ]
         return guesses
-
-
-def _without_data(trainer_class: type, data: SimpleNamespace) -> type:
-    """Return the trainer with class names in place of a data set."""
-
-    class Deployed(trainer_class):
-        def build_data_loader(self) -> None:
-            self.dm = data
-            for name in ("num_classes", "num_source_domains", "lab2cname"):
-                setattr(self, name, getattr(data, name))
-            for name in ("train_loader_x", "train_loader_u", "val_loader", "test_loader"):
-                setattr(self, name, None)
-
-    return Deployed
-
-
-def trained_classes(folder: Path, epoch: int | None = None) -> tuple[list[str], list[str]]:
-    """Return (names, keys) of the classes that the run in `folder` was trained on."""
-    from dassl.utils import load_checkpoint
-
-    for path in _checkpoints(folder, epoch):
-        checkpoint = load_checkpoint(path)
-        keys = checkpoint.get("class_keys")
-        if keys:
-            return list(checkpoint.get("classnames") or keys), list(keys)
-    raise UserError(f"{folder} holds no checkpoint that says its classes: name them, --classes")
 
 
 def find_images(sources: Iterable[str]) -> list[str]:

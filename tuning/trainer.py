@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -66,11 +67,33 @@ class PromptTrainer(TrainerX):
     config_node: str
     model_name = "prompt_learner"
     may_differ = ("SEED",)
+    files_by_content = ("MODEL.BACKBONE.NAME", "MODEL.INIT_WEIGHTS")
     side_by_side = 1  # the number of runs that are trained together
     label = ""  # which of them it is
 
     def check_cfg(self, cfg: CfgNode) -> None:
         self.method_cfg(cfg)  # names the missing node before any work
+
+    @classmethod
+    def config_nodes(cls) -> tuple[str, ...]:
+        """As the engine's."""
+        return (cls.config_node,)
+
+    @classmethod
+    def file_digest(cls, key: str, name: str) -> str:
+        """As the engine's; a backbone may also be named."""
+        return file_sha256(find_model(name) if key == "MODEL.BACKBONE.NAME" else name)
+
+    @classmethod
+    def template_of(cls, cfg: CfgNode, dataset: Any) -> str:
+        """As the engine's; a method may read another of the data set's templates."""
+        return template_of(cfg, dataset, cls.method_class.template_name)
+
+    @classmethod
+    def precision_of(cls, cfg: CfgNode, device: torch.device) -> str:
+        """What the towers run in, by the method's PREC and the device."""
+        key = f"TRAINER.{cls.config_node}.PREC"
+        return resolve_precision(cls.method_cfg(cfg).PREC, device, key)
 
     @classmethod
     def method_cfg(cls, cfg: CfgNode) -> CfgNode:
@@ -87,15 +110,14 @@ class PromptTrainer(TrainerX):
 
     def build_model(self) -> None:
         cfg = self.cfg
-        key = f"TRAINER.{self.config_node}.PREC"
-        self.precision = resolve_precision(self.method_cfg(cfg).PREC, self.device, key)
+        self.precision = self.precision_of(cfg, self.device)
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
-        encoders = self.load_encoders()
+        encoders, self.backbone_sha256 = load_encoders(cfg, self.precision, self.device)
         dm = self.dm
         classes = Classes(
             list(dm.classnames),
             list(dm.class_keys),
-            template_of(cfg, dm.dataset, self.method_class.template_name),
+            self.template_of(cfg, dm.dataset),
             dict(dm.label_space),
             # One that was asked for takes part.
             bool(cfg.DATASET.TEMPLATE) or dm.dataset.template_joins_ensembles,
@@ -132,27 +154,9 @@ class PromptTrainer(TrainerX):
             self.device.type, init_scale=2.0**10, enabled=self.precision in ("fp16", "amp")
         )
 
-    def load_encoders(self) -> Encoders:
-        """The frozen towers in this run's precision, shared by all trainers alive at a time."""
-        cfg = self.cfg
-        path = find_model(cfg.MODEL.BACKBONE.NAME)
-        self.backbone_sha256 = file_sha256(path)
-        key = (self.backbone_sha256, self.precision, str(self.device), cfg.MODEL.FAST)
-        encoders = _ENCODERS.get(key)
-        if encoders is None:
-            clip_model = build_model(load_state_dict(path))
-            if self.precision != "fp16":
-                clip_model.float()
-            if self.precision == "bf16":
-                convert_weights(clip_model, torch.bfloat16)
-            encoders = _ENCODERS[key] = Encoders(clip_model.to(self.device), cfg.MODEL.FAST)
-        _check_resolution(cfg, encoders.image.visual.input_resolution)
-        return encoders
-
     def autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type, dtype=torch.float16, enabled=self.precision == "amp"
-        )
+        """What the features are computed under."""
+        return autocast(self.device, self.precision)
 
     # Training.
 
@@ -257,9 +261,7 @@ class PromptTrainer(TrainerX):
 
     def checkpoint_extra(self) -> dict:
         return {
-            "trainer": type(self).__name__,
-            "class_keys": list(self.method.classes.keys),
-            "classnames": list(self.method.classes.names),
+            **super().checkpoint_extra(),
             "backbone_sha256": self.backbone_sha256,
             "scaler": self.scaler.state_dict(),
         }
@@ -286,29 +288,85 @@ class PromptTrainer(TrainerX):
     def _load(
         self, state: dict, checkpoint: dict, partial: bool, source: str = "the checkpoint"
     ) -> None:
-        """Put a checkpoint's values into the method, strictly; say what was taken and what left."""
-        backbone = checkpoint.get("backbone_sha256")
-        if backbone not in (None, self.backbone_sha256):
-            raise UserError(
-                f"{source} was trained on another backbone (SHA-256 {backbone[:12]}…, this run has "
-                f"{self.backbone_sha256[:12]}…): set MODEL.BACKBONE.NAME as in training"
-            )
-        keys = checkpoint.get("class_keys")
-        left = []
-        if original_checkpoints.is_original(state):
-            kind = original_checkpoints.kind(state)
-            print(f"{source}: a checkpoint of the original code ({kind})")
-            keys = original_checkpoints.class_keys(state, self.method)
-            state, left = original_checkpoints.translate(state, self.method.trained())
-        if keys is None and self.cfg.DATASET.SUBSAMPLE_CLASSES == "new" and not partial:
-            keys = []
-        taken = self.method.load_trained(state, keys, partial)
-        left += [name for name in state if name not in taken]
-        print(f"Taken from {source}: {', '.join(taken) or 'nothing'}")
-        if left:
-            print(f"Left there: {', '.join(left)}")
-        if partial and (fresh := [name for name in self.method.trained() if name not in taken]):
-            print(f"Not in it, so at their initial values: {', '.join(fresh)}")
+        load_into(
+            self.method,
+            {**checkpoint, "state_dict": state},
+            source,
+            self.backbone_sha256,
+            partial,
+            others_classes=self.cfg.DATASET.SUBSAMPLE_CLASSES == "new" and not partial,
+        )
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Mixed precision where `precision` is "amp", else none."""
+    return torch.autocast(device.type, dtype=torch.float16, enabled=precision == "amp")
+
+
+def load_encoders(cfg: CfgNode, precision: str, device: torch.device) -> tuple[Encoders, str]:
+    """The frozen towers, shared by all that are alive at a time, and SHA-256 of their file.
+
+    Raises:
+        UserError: no such backbone, or INPUT.SIZE isn't its images'.
+    """
+    path = find_model(cfg.MODEL.BACKBONE.NAME)
+    sha256 = file_sha256(path)
+    key = (sha256, precision, str(device), cfg.MODEL.FAST)
+    encoders = _ENCODERS.get(key)
+    if encoders is None:
+        clip_model = build_model(load_state_dict(path))
+        if precision != "fp16":
+            clip_model.float()
+        if precision == "bf16":
+            convert_weights(clip_model, torch.bfloat16)
+        encoders = _ENCODERS[key] = Encoders(clip_model.to(device), cfg.MODEL.FAST)
+    _check_resolution(cfg, encoders.image.visual.input_resolution)
+    return encoders, sha256
+
+
+def load_into(
+    method: Method,
+    checkpoint: dict,
+    source: str,
+    backbone_sha256: str,
+    partial: bool = False,
+    others_classes: bool = False,
+) -> None:
+    """Put a checkpoint's values into a method, strictly; say what was taken and what left.
+
+    Args:
+        method: what they are put into.
+        checkpoint: with a state_dict; ours, or one of the original code.
+        source: its name, for messages.
+        backbone_sha256: of the method's encoders.
+        partial: a start for training: what is missing stays at its initial values.
+        others_classes: a checkpoint that doesn't tell its classes has others than the method.
+
+    Raises:
+        UserError: it is of another method, backbone or shape.
+    """
+    state, keys = checkpoint["state_dict"], checkpoint.get("class_keys")
+    backbone = checkpoint.get("backbone_sha256")
+    if backbone not in (None, backbone_sha256):
+        raise UserError(
+            f"{source} was trained on another backbone (SHA-256 {backbone[:12]}…, this run has "
+            f"{backbone_sha256[:12]}…): set MODEL.BACKBONE.NAME as in training"
+        )
+    left = []
+    if original_checkpoints.is_original(state):
+        kind = original_checkpoints.kind(state)
+        print(f"{source}: a checkpoint of the original code ({kind})")
+        keys = original_checkpoints.class_keys(state, method)
+        state, left = original_checkpoints.translate(state, method.trained())
+    if keys is None and others_classes:
+        keys = []
+    taken = method.load_trained(state, keys, partial)
+    left += [name for name in state if name not in taken]
+    print(f"Taken from {source}: {', '.join(taken) or 'nothing'}")
+    if left:
+        print(f"Left there: {', '.join(left)}")
+    if partial and (fresh := [name for name in method.trained() if name not in taken]):
+        print(f"Not in it, so at their initial values: {', '.join(fresh)}")
 
 
 def _check_resolution(cfg: CfgNode, resolution: int) -> None:

@@ -1,7 +1,7 @@
 """The configuration tree: defaults, files with `_BASE_`, and options from the command line."""
 
-from .defaults import clean_cfg, get_cfg_default
-from .identity import MACHINE_KEYS, config_hash, config_values
+from .defaults import add_defaults, clean_cfg, full_defaults, get_cfg_default
+from .identity import MACHINE_KEYS, config_values
 from .node import CfgNode, file_values
 from .public import UNCHANGED, public
 
@@ -9,10 +9,11 @@ __all__ = [
     "MACHINE_KEYS",
     "UNCHANGED",
     "CfgNode",
+    "add_defaults",
     "clean_cfg",
-    "config_hash",
     "config_values",
     "file_values",
+    "full_defaults",
     "get_cfg_default",
     "public",
 ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from .node import CfgNode as CN
 
 _C = CN()
 _C.VERSION = 1
 _C.OUTPUT_DIR = "./output"  # the run's folder
+_C.OVERWRITE = False  # replace what another run left in OUTPUT_DIR
 _C.RESUME = ""  # a run's folder: go on from its last epoch; an error if there is none
 _C.SEED = -1  # negative: another result every time
 _C.USE_CUDA = True
@@ -138,9 +139,26 @@ _C.TRAINER = CN()
 _C.TRAINER.NAME = ""
 
 
+_EXTENSIONS: list[Callable[[CN], None]] = []
+
+
 def get_cfg_default() -> CN:
     """Return a fresh copy of the defaults."""
     return _C.clone()
+
+
+def add_defaults(extend: Callable[[CN], None]) -> None:
+    """Have `extend` add keys to `full_defaults`: those of code that isn't the engine's."""
+    if extend not in _EXTENSIONS:
+        _EXTENSIONS.append(extend)
+
+
+def full_defaults() -> CN:
+    """Return a fresh copy of all defaults, with those that were added."""
+    cfg = get_cfg_default()
+    for extend in _EXTENSIONS:
+        extend(cfg)
+    return cfg
 
 
 def clean_cfg(cfg: CN, trainer: str, keep: Iterable[str] = ()) -> None:

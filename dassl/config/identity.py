@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-# What may differ between machines, or sittings, without making it another run.
+# What may differ between machines, or sittings, without changing a number.
 MACHINE_KEYS = (
     "OUTPUT_DIR",
     "RESUME",
+    "INPUT.ON_DECODE_ERROR",
+    "OVERWRITE",
+    "TEST.COMPUTE_CMAT",
+    "TEST.PER_CLASS_RESULT",
+    "TEST.SAVE_PREDICTIONS",
+    "TRAIN.CHECKPOINT_FREQ",
     "USE_CUDA",
     "VERBOSE",
     "DATASET.ROOT",
@@ -37,9 +41,3 @@ def config_values(
         elif name not in leave_out:
             values[name] = list(value) if isinstance(value, tuple) else value
     return values
-
-
-def config_hash(cfg: Mapping[str, Any], leave_out: Collection[str] = ()) -> str:
-    """Return a SHA-256 (hex) of everything in `cfg` but the machine's keys and `leave_out`."""
-    text = json.dumps(config_values(cfg, {*MACHINE_KEYS, *leave_out}), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()

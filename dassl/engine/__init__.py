@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "build": ["TRAINER_REGISTRY", "build_trainer"],
-        "records": ["Records", "config_hash", "start_log"],
+        "records": ["Records", "start_log"],
         "base": ["TrainerBase"],
         "trainer": ["SimpleTrainer", "TrainerX", "TrainerXU"],
     },

@@ -36,6 +36,10 @@ class TrainerBase:
 
     # Config keys in which runs that are trained side by side may differ; none: it trains one.
     may_differ: tuple[str, ...] = ()
+    # Config keys that name files on whose content the numbers depend.
+    files_by_content: tuple[str, ...] = ("MODEL.INIT_WEIGHTS",)
+    # Whether there is anything to train, and so a model to test.
+    trains = True
 
     def __init__(self) -> None:
         self._models: OrderedDict[str, nn.Module] = OrderedDict()
@@ -43,6 +47,11 @@ class TrainerBase:
         self._scheds: OrderedDict[str, Any] = OrderedDict()
         self._writer = None
         self.loaded_epoch: int | None = None  # the epochs behind weights from a checkpoint
+
+    @classmethod
+    def config_nodes(cls) -> tuple[str, ...] | None:
+        """Return the nodes below TRAINER that it reads; None if it doesn't say."""
+        return None
 
     # Models
 

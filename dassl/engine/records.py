@@ -11,21 +11,19 @@ resume.pth.tar   only while the run is unfinished: everything it needs to go on
 from __future__ import annotations
 
 import io
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dassl.config import CfgNode, config_hash, config_values
+from dassl.config import CfgNode
 from dassl.utils import (
     UserError,
     atomic_copy,
     atomic_write,
     check_kind,
     check_percent,
-    fitting,
     json_text,
     library_versions,
     load_checkpoint,
@@ -40,23 +38,20 @@ from dassl.utils import (
     write_json,
 )
 
-_RESUME_ENTRIES = {"config": str, "models": dict, "best_result": float, "seconds": float}
+from .identity import OTHER_MODEL, Identity, differences, is_identity, told
+
+_RESUME_ENTRIES = {"models": dict, "best_result": float, "seconds": float}
 
 
-def start_log(cfg: CfgNode, train: bool = True) -> None:
+def start_log(cfg: CfgNode) -> None:
     """Hold the run's folder and copy all output to its log.txt from here on.
 
-    The log starts empty, unless the run goes on from where it was interrupted or only evaluates
-    in the folder of a training.
+    The log starts empty, unless the run goes on from where it was interrupted there.
     """
     lock_folder(cfg.OUTPUT_DIR)
     records = Records(cfg)
-    if train:
-        state = records.unfinished() if records.goes_on_here else None
-        append = state is not None and (bool(cfg.RESUME) or not records.changed_keys(state))
-    else:
-        append = records.metrics_path.is_file()
-    setup_logger(cfg.OUTPUT_DIR, append=append)
+    goes_on = records.goes_on_here and records.resume_path.exists() and not cfg.OVERWRITE
+    setup_logger(cfg.OUTPUT_DIR, append=goes_on)
 
 
 class Records:
@@ -79,24 +74,39 @@ class Records:
             if name not in state:
                 raise UserError(f"{path} can't be gone on from: it has no entry {name!r}")
             check_kind(state[name], kind, f"{path}: its entry {name!r}")
-        with fitting(path):
-            check_kind(json.loads(state["config"]), dict, f"{path}: its config")
         return state
 
-    def changed_keys(self, state: dict[str, Any]) -> str:
-        """Return how this config differs from an unfinished run's: "OPTIM.LR 0.1 -> 0.2, …"."""
-        old, new = json.loads(state["config"]), json.loads(json.dumps(config_values(self.cfg)))
-        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        return ", ".join(f"{name} {old.get(name)} -> {new.get(name)}" for name in names)
+    def recorded(self) -> tuple[str, Any]:
+        """Return what the folder holds, "result", "unfinished run" or "", and its identity."""
+        if self.resume_path.exists():
+            return "unfinished run", load_checkpoint(self.resume_path).get("identity")
+        path = self.folder / "result.json"
+        if path.exists():
+            return "result", read_json(path, dict).get("identity")
+        return "", None
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether the folder holds the result of just this config, and nothing to go on from."""
-        try:
-            result = read_json(self.folder / "result.json", dict)
-        except UserError:
-            return False
-        return result.get("config_hash") == config_hash(self.cfg) and not self.resume_path.exists()
+    def standing(self, identity: Identity) -> str:
+        """Return "complete", "unfinished" or "" for a run of this identity in this folder.
+
+        Raises UserError if the folder holds another run's work: it isn't destroyed unasked.
+        """
+        what, recorded = self.recorded()
+        if not what:
+            return ""
+        if is_identity(recorded):
+            found = differences(recorded, identity)
+            if found == [OTHER_MODEL]:  # trained anew since: the test is repeated
+                print(f"{self.folder} holds the test of an earlier model; testing this one")
+                return ""
+            differ = told(found)
+        else:
+            differ = "it doesn't say what its numbers depend on"
+        if not differ:
+            return "complete" if what == "result" else "unfinished"
+        raise UserError(
+            f"{self.folder} holds another run's {what} ({differ}): choose another --output-dir, or "
+            "say --overwrite to replace it"
+        )
 
     @property
     def goes_on_here(self) -> bool:
@@ -163,7 +173,7 @@ class Records:
 
     def write_resume(self, state: dict[str, Any]) -> None:
         """Write what the run needs to go on after this epoch."""
-        save_plain({"config": json.dumps(config_values(self.cfg)), **state}, self.resume_path)
+        save_plain(state, self.resume_path)
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json. Raises UserError for an accuracy that is none."""
@@ -194,7 +204,6 @@ class Records:
             "backbone_sha256": None,
             "fewshot_hash": getattr(dataset, "fewshot_hash", None),
             "split_hash": getattr(dataset, "split_hash", None),
-            "config_hash": config_hash(cfg),
             "versions": library_versions(),
             "peak_memory_mb": peak_memory_mb(),
         }

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from dassl.utils import MetricMeter, UserError, get_rng_state, set_rng_state
 
+from .identity import Identity, differences, is_identity, told
+
 if TYPE_CHECKING:
     from .records import Records
 
@@ -52,6 +54,7 @@ class Resuming:
     """The part of `SimpleTrainer` that writes and reads what an interrupted run goes on from."""
 
     _records: Records
+    identity: Identity
     _midway: Midway
     _started: float  # when this process took up the run
     _earlier_seconds: float  # spent on it before
@@ -61,17 +64,16 @@ class Resuming:
     def resume_model_if_exist(self, directory: str | os.PathLike) -> int:
         """Return the number of epochs that are done, after restoring their outcome.
 
-        A run interrupted in the run's own folder is taken up if its config is the same. What
-        cfg.RESUME names is taken up in any case, and must be there.
+        A run interrupted in the run's own folder is taken up if its identity is the same. What
+        cfg.RESUME names must be there; settings may differ then, which is said, but neither the
+        data nor the backbone.
 
         Raises:
-            UserError: if cfg.RESUME holds nothing to go on from.
+            UserError: if it is another run's, or cfg.RESUME holds nothing to go on from.
         """
-        state = self._records.unfinished()
-        changed = self._records.changed_keys(state) if state else ""
-        if changed:
-            print(f"The unfinished run in {directory} had another config: {changed}")
-        if state and (self.cfg.RESUME or not changed):
+        state = None if self.cfg.OVERWRITE else self._records.unfinished()
+        if state:
+            self._check_resumable(state.get("identity"), directory)
             done = self._restore(state["models"], directory)
             self.best_result = state["best_result"]
             self._earlier_seconds = state["seconds"]
@@ -80,17 +82,35 @@ class Resuming:
             print(f"Found an unfinished run in {directory}: resuming at epoch {done + 1}{place}")
             return done
         if not self.cfg.RESUME:
-            print("No unfinished run of this config found, train from scratch")
+            print("No unfinished run found, train from scratch")
             return 0
         done = super().resume_model_if_exist(directory)
         if not done:
             raise UserError(f"{directory} holds no run to resume")
         return done
 
+    def _check_resumable(self, recorded: Any, directory: str | os.PathLike) -> None:
+        if not is_identity(recorded):
+            raise UserError(
+                f"the unfinished run in {directory} doesn't say what it depends on, so it isn't "
+                "taken up: start anew with --overwrite"
+            )
+        found = differences(recorded, self.identity)
+        settings = [phrase for phrase in found if " -> " in phrase and "template" not in phrase]
+        named = "TRAINER.NAME" in told(found, len(found))
+        if found and (not self.cfg.RESUME or len(settings) < len(found) or named):
+            raise UserError(
+                f"the unfinished run in {directory} is another one ({told(found)}): choose another "
+                "--output-dir, or say --overwrite to start anew"
+            )
+        if found:
+            print(f"Going on from {directory} with other settings: {told(found, len(found))}")
+
     def _resume_state(self, epochs_done: int) -> dict[str, Any]:
         names = self.get_model_names()
         return {
             "models": {name: self._checkpoint(name, epochs_done, None) for name in names},
+            "identity": self.identity,
             "best_result": self.best_result,
             "seconds": self._seconds(),
         }

@@ -17,6 +17,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,22 @@ import torch
 
 from dassl.config import CfgNode
 from dassl.data import DataManager
+from dassl.data.data_manager import template_of
 from dassl.evaluation import build_evaluator
 from dassl.utils import (
     AverageMeter,
     MetricMeter,
     UserError,
     check_choice,
+    file_sha256,
+    find_checkpoint,
     hold_back,
     stop_if_wanted,
     stop_wanted,
 )
 
 from .base import DIVERGED, TrainerBase
+from .identity import Identity, cache_folder, data_of, lists_of, settings_of
 from .progress import Progress, with_last
 from .records import Records
 from .resuming import Midway, Resuming
@@ -65,6 +70,7 @@ class SimpleTrainer(Resuming, TrainerBase):
         self.output_dir = cfg.OUTPUT_DIR
         self.best_result = -math.inf
         self._model_dir = ""  # where the weights come from, if not from this run
+        self._tested: Path | None = None  # the checkpoint that is tested, without training
         self._in_training = False
         self._started = time.perf_counter()
         self._earlier_seconds = 0.0  # before the run was interrupted
@@ -96,6 +102,63 @@ class SimpleTrainer(Resuming, TrainerBase):
         """Return entries to add to result.json."""
         return {}
 
+    # Identity
+
+    @classmethod
+    def identity_of(
+        cls, cfg: CfgNode, dataset: Any, model: str | os.PathLike | None = None
+    ) -> Identity:
+        """Return what the numbers of a run with this config and data depend on.
+
+        model: the checkpoint file that it tests, if it doesn't train.
+        """
+        named = {key: _lookup(cfg, key) for key in cls.files_by_content}
+        identity = {
+            "settings": settings_of(cfg, cls.config_nodes(), cls.files_by_content),
+            "data": data_of(
+                dataset,
+                cls.template_of(cfg, dataset),
+                lists_of(cfg, trains=cls.trains and model is None),
+                cache_folder(cfg),
+            ),
+            "files": {key: cls.file_digest(key, name) for key, name in named.items() if name},
+        }
+        return identity | ({"model": file_sha256(model)} if model is not None else {})
+
+    @classmethod
+    def template_of(cls, cfg: CfgNode, dataset: Any) -> str:
+        """Return the prompt template that it reads."""
+        return template_of(cfg, dataset)
+
+    @classmethod
+    def file_digest(cls, key: str, name: str) -> str:
+        """Return the SHA-256 of the file that `name`, the value of a `files_by_content`, means."""
+        return file_sha256(name)
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What this run's numbers depend on."""
+        return self.identity_of(self.cfg, self.dm.dataset, self._tested)
+
+    def checkpoint_extra(self) -> dict[str, Any]:
+        """As `TrainerBase.checkpoint_extra`, with what it takes to use the model."""
+        return {
+            **super().checkpoint_extra(),
+            "trainer": self.cfg.TRAINER.NAME,
+            **self._resolved(),
+        }
+
+    def _resolved(self) -> dict[str, Any]:
+        """What it takes to use the model, and to know what it was tested on."""
+        views = getattr(self.test_loader, "dataset", None)
+        return {
+            "identity": self.identity,
+            "classnames": list(self.dm.classnames),
+            "class_keys": list(self.dm.class_keys),
+            "template": self.template_of(self.cfg, self.dm.dataset),
+            "transform": repr(getattr(views, "transform", None)),
+        }
+
     # Training
 
     def train(self) -> None:
@@ -104,6 +167,11 @@ class SimpleTrainer(Resuming, TrainerBase):
 
     def before_train(self) -> None:
         """Go on from an interrupted run if there is one, and open the records."""
+        if self.cfg.TEST.FINAL_MODEL == "best_val" and self.val_loader is None:
+            raise UserError(
+                f"TEST.FINAL_MODEL best_val chooses the epoch by validation images, and "
+                f"{self.cfg.DATASET.NAME} has none here: set it to last_step"
+            )
         self._in_training = True
         directory = self.cfg.RESUME or self.cfg.OUTPUT_DIR
         self.start_epoch = self.resume_model_if_exist(directory)
@@ -261,13 +329,14 @@ class SimpleTrainer(Resuming, TrainerBase):
         Outside of the training loop this also writes result.json, and predictions.npz on request.
 
         Args:
-            split: by default cfg.TEST.SPLIT; "val" means "test" where there are no such images.
+            split: by default cfg.TEST.SPLIT.
+
+        Raises:
+            UserError: if the data set has no such images.
         """
         split = split or self.cfg.TEST.SPLIT
         check_choice("TEST.SPLIT", split, ("test", "val"))
         loader = self.val_loader if split == "val" else self.test_loader
-        if split == "val" and loader is None:
-            split, loader = "test", self.test_loader
         if loader is None:
             raise UserError(f"{self.cfg.DATASET.NAME} has no {split} images")
         print(f"Evaluate on the *{split}* set")
@@ -310,10 +379,12 @@ class SimpleTrainer(Resuming, TrainerBase):
     def _write_result(self, split: str, results: dict[str, float]) -> None:
         result = {
             **self._records.circumstances(self.dm.dataset),
+            **self._resolved(),
             **results,
             "num_test": self.evaluator.total,
             "split": split,
             "epoch": self.loaded_epoch,
+            "selection": self._selection(),
             "seconds": self._seconds(),
             "skipped_images": self.dm.skipped_images,
             **self.result_extra(),
@@ -326,11 +397,23 @@ class SimpleTrainer(Resuming, TrainerBase):
         self._records.write_result(result)
         self._result_written = True
 
+    def _selection(self) -> dict[str, Any] | None:
+        """How the epoch was chosen, and on what; None where the last one is taken."""
+        if self.cfg.TEST.FINAL_MODEL != "best_val":
+            return None
+        val, test = self.dm.dataset.val or [], self.dm.dataset.test or []
+        same = {item.impath for item in val} == {item.impath for item in test}
+        if same:
+            print("The validation images, which chose the epoch, are the test images")
+        return {"images": "val", "images_are_test_images": same}
+
     def load_model(self, directory: str | os.PathLike | None, epoch: int | None = None) -> None:
         """As `TrainerBase.load_model`; remembers where the weights come from."""
         super().load_model(directory, epoch)
         if directory and Path(directory).resolve() != Path(self.output_dir).resolve():
             self._model_dir = str(directory)
+            self._tested = find_checkpoint(directory, self.get_model_names()[0], epoch)
+            self.__dict__.pop("identity", None)
 
     def parse_batch_test(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return images and labels on the device."""
@@ -392,6 +475,13 @@ class TrainerXU(SimpleTrainer):
             self._to_device(batch_x["label"]),
             self._to_device(batch_u["img"]),
         )
+
+
+def _lookup(cfg: CfgNode, key: str) -> Any:
+    """The value of a dotted key."""
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
 
 
 def _endless(loader: Iterable) -> Iterator:

@@ -57,6 +57,7 @@ def write_report(summary: Summary, path: str | os.PathLike) -> None:
         _list("Refused", summary.refused),
         *(_table(table) for table in tables),
         *filter(None, plots),
+        _list("Note", [note] if (note := summary.note_on_unidentified) else []),
         _list("Missing", summary.missing),
         f"<footer>Written {now:%Y-%m-%d %H:%M} UTC by scripts/parse_results.py.</footer>",
         "</body></html>\n",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dassl.config import config_values
+from dassl.engine.identity import is_identity
 from dassl.utils import UserError, check_kind, parse_yaml, read_bytes, read_json, read_yaml
 from experiments.results import published
 from experiments.results.configs import CONFIGS, settings_by_dataset
@@ -45,6 +46,11 @@ class Score:
     source: str = ""
     settings: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     result: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def identified(self) -> bool:
+        """Whether the result says what its numbers depend on; those of before don't."""
+        return is_identity(self.result.get("identity"))
 
 
 @cache
@@ -122,7 +128,7 @@ def read_score(folder: Path) -> Score:
 _ENTRIES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("accuracy", "error_rate", "macro_f1", "seconds"), (int, float)),
     **dict.fromkeys(("seed", "shots", "num_test", "skipped_images"), int),
-    **dict.fromkeys(("trainer", "dataset", "config_hash", "split", "model_dir", "classes"), str),
+    **dict.fromkeys(("trainer", "dataset", "split", "model_dir", "classes"), str),
     **dict.fromkeys(("backbone", "config"), str),
     **dict.fromkeys(("backbone_sha256", "fewshot_hash", "split_hash"), (str, type(None))),
     **dict.fromkeys(("versions", "per_class"), dict),
@@ -164,9 +170,13 @@ def _protocol(place: Place, classes: str, result: dict[str, Any]) -> tuple[str, 
 def _shared_settings(
     config: dict[str, Any], result: dict[str, Any], place: Place
 ) -> dict[str, Any]:
-    if not config:
-        return {"config_hash": result["config_hash"]} if "config_hash" in result else {}
-    values = config_values(config)
+    identity = result.get("identity")
+    if is_identity(identity):
+        values = {**identity["settings"], "backbone": identity["files"].get("MODEL.BACKBONE.NAME")}
+    elif config:
+        values = config_values(config)
+    else:
+        return {}
     # Where data sets have values of their own, having just those is what a row shares.
     own = settings_by_dataset(place.trainer, place.config.partition("@")[0], place.dataset)
     values |= {key: "its own" for key, value in own.items() if values.get(key) == value}

@@ -8,8 +8,9 @@ set of the means over seeds, on an average row of the averaged base and new accu
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from statistics import fmean, stdev
 from typing import Any
 
@@ -113,6 +114,23 @@ class Summary:
     missing: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
 
+    @property
+    def unidentified(self) -> list[str]:
+        """The folders of results of before, which don't say what their numbers depend on."""
+        return [str(score.folder) for score in self.scores if not score.identified]
+
+    @property
+    def note_on_unidentified(self) -> str:
+        """A line on them; "" if there is none."""
+        number = len(self.unidentified)
+        if not number:
+            return ""
+        return (
+            f"{number} of {len(self.scores)} results don't say what their numbers depend on "
+            "(written before there were identities, or by other code): whether their data agree "
+            "isn't checked"
+        )
+
     def of(self, protocol: str) -> list[Record]:
         """Return the records of one protocol."""
         return [record for record in self.records if record.protocol == protocol]
@@ -162,18 +180,35 @@ def _fill(row: Row, scores: list[Score]) -> None:
         if key in first:
             raise ValueError(f"two results for one run: {first[key].folder} and {score.folder}")
         first[key] = score
-        if reference and score.settings and score.settings != reference.settings:
-            raise ValueError(f"mixed configurations: {_difference(reference, score)}")
+        if reference and score.settings and (keys := _differing(reference, score)):
+            raise ValueError(f"mixed configurations: {_difference(reference, score, keys)}")
         row.cells[score.dataset, score.classes][score.seed] = score.accuracy
     row.settings = reference.settings if reference else {}
 
 
-def _difference(one: Score, other: Score) -> str:
-    keys = sorted(
-        key
-        for key in one.settings | other.settings
-        if one.settings.get(key) != other.settings.get(key)
-    )
+def _differing(one: Score, other: Score) -> list[str]:
+    """The settings in which two scores differ; one that only a newer version has, by its default.
+
+    Results of before, without identity, hold every method's keys: what both have is compared.
+    """
+    both = one.settings.keys() & other.settings.keys()
+    keys = [key for key in both if one.settings[key] != other.settings[key]]
+    alone = one.settings.keys() ^ other.settings.keys()
+    if alone and one.identified and other.identified:
+        defaults = _defaults()
+        settings = one.settings | other.settings
+        keys += [key for key in alone if settings[key] != defaults.get(key)]
+    return sorted(keys)
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    from tuning.options import default_settings
+
+    return default_settings()
+
+
+def _difference(one: Score, other: Score, keys: Sequence[str]) -> str:
     shown = "; ".join(
         f"{key} is {one.settings.get(key)!r} in {one.folder} and {other.settings.get(key)!r} in "
         f"{other.folder}"

@@ -78,7 +78,7 @@ def test_confusion_counts_every_image(runs, monkeypatch, tmp_path, capsys):
     head, *rows = csv.reader((tmp_path / "confusion.csv").open())
     counts = np.array([row[1:] for row in rows], int)
     trainer = load_run(runs["DePT_CoOp"], classes="new")
-    assert head[1:] == trainer.dm.classnames and counts.sum() == len(trainer.dm.dataset.test)
+    assert head[1:] == trainer.data.classnames and counts.sum() == len(trainer.data.dataset.test)
     accuracy = 100 * counts.diagonal().sum() / counts.sum()
     assert f"accuracy {accuracy:.2f} %" in capsys.readouterr().out
 

@@ -37,7 +37,7 @@ def test_base_to_new_trains_on_base_and_tests_on_new():
     assert test.folder == Path("output/base2new/test_new", end) and test.model == train.folder
     assert "DATASET.SUBSAMPLE_CLASSES base" in train.command
     assert f"--eval-only --model-dir {train.folder}" in test.command
-    assert train.config_hash != test.config_hash
+    assert train.kin != test.kin
 
 
 def test_every_protocol_plans_the_papers_runs(monkeypatch):
@@ -134,7 +134,7 @@ def test_no_two_configurations_share_a_folder_and_no_default_is_repeated():
     swept = chains("lambda", *options)
     folders = {chain.jobs[0].folder for chain in swept}
     assert len(folders) == len(LAMBDAS) and plain[0].jobs[0].folder in folders
-    assert len({chain.jobs[0].config_hash for chain in swept}) == len(LAMBDAS)
+    assert len({chain.jobs[0].folder for chain in swept}) == len(LAMBDAS)
     changed = chains("base_to_new", *options, "--opts", "OPTIM.LR", "0.1", LAMBDA, "0.7")
     assert changed[0].jobs[0].folder.parent.name == "mini@OPTIM.LR=0.1"
     machine = chains("base_to_new", *options, "--opts", "DATALOADER.NUM_WORKERS", "3")

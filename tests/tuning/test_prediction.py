@@ -27,9 +27,9 @@ def run(capsys, *arguments: object) -> str:
 def test_probabilities_are_those_of_the_evaluation(runs):
     trainer = load_run(runs["DePT_CoOp"])
     batch = next(batches(trainer))
-    paths = [item.impath for item in trainer.dm.dataset.test[: len(batch.labels)]]
+    paths = [item.impath for item in trainer.data.dataset.test[: len(batch.labels)]]
     predictor = Predictor(runs["DePT_CoOp"])
-    assert predictor.classes == trainer.dm.classnames
+    assert predictor.classes == trainer.data.classnames
     expected = batch.logits.softmax(dim=-1)
     for row, best in zip(expected, predictor(paths, top=len(predictor.classes)), strict=True):
         found = {guess.classname: guess.probability for guess in best}

@@ -46,12 +46,12 @@ def set_entry(*keys: object, value: object = None) -> Callable[[dict], None]:
 
 MODEL = ("models", "model")
 RESUMES = {
-    **{f"no {key}": lambda state, key=key: state.pop(key) for key in ("config", "models")},
+    **{f"no {key}": lambda state, key=key: state.pop(key) for key in ("identity", "models")},
     "no seconds": lambda state: state.pop("seconds"),
     "no epoch": lambda state: state["models"]["model"].pop("epoch"),
     "no state_dict": lambda state: state["models"]["model"].pop("state_dict"),
-    "a config that is none": set_entry("config", value="[1"),
-    "a config of another kind": set_entry("config", value="[1]"),
+    "an identity of text": set_entry("identity", value="[1"),
+    "an identity without data": lambda state: state["identity"].pop("data"),
     "a list of models": set_entry("models", value=[1]),
     "a model of text": set_entry(*MODEL, value="a"),
     "weights of text": set_entry(*MODEL, "state_dict", "2.bias", value="a"),

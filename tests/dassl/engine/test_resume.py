@@ -160,15 +160,17 @@ def interrupt(cfg, at=(2, 0)) -> None:
         StoppingTrainer(cfg).train()
 
 
-def test_another_config_starts_afresh(toy_root, tmp_path):
+def test_another_config_is_refused_until_it_may_overwrite(toy_root, tmp_path):
     interrupt(toy_cfg(toy_root, tmp_path / "a", *OPTIONS))
     other = (*OPTIONS, "OPTIM.LR", 0.01)
-    start_log(toy_cfg(toy_root, tmp_path / "a", *other))
-    StoppingTrainer(toy_cfg(toy_root, tmp_path / "a", *other)).train()
+    with pytest.raises(UserError, match=r"OPTIM.LR 0.005 -> 0.01.*--overwrite"):
+        StoppingTrainer(toy_cfg(toy_root, tmp_path / "a", *other)).train()
+    cfg = toy_cfg(toy_root, tmp_path / "a", *other, "OVERWRITE", True)
+    start_log(cfg)
+    StoppingTrainer(cfg).train()
     StoppingTrainer(toy_cfg(toy_root, tmp_path / "b", *other)).train()
     assert_same(outcome(tmp_path / "a"), outcome(tmp_path / "b"))
     log = (tmp_path / "a" / "log.txt").read_text()
-    assert "had another config: OPTIM.LR 0.005 -> 0.01" in log
     assert "train from scratch" in log and "resuming" not in log
 
 

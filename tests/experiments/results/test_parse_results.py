@@ -14,7 +14,6 @@ from unittest.mock import patch
 
 import pytest
 import yaml
-from fake_runs import add_pair, add_run, original_log
 
 from dassl.config import MACHINE_KEYS
 from experiments.results import command as parse_results
@@ -23,6 +22,7 @@ from experiments.results.layout import Place, changed_settings, config_label, re
 from experiments.results.scores import load_scores
 from experiments.results.summary import AVERAGE, summarise
 from experiments.results.sweeps import ABLATION, LAMBDA, add_sweeps
+from tests.experiments.fake_runs import add_pair, add_run, original_log
 
 
 @dataclass
@@ -124,15 +124,6 @@ def test_settings_of_the_machine_may_differ_in_a_row(tmp_path, key):
             path.write_text(yaml.safe_dump(config))
     answer = parse(tmp_path)
     assert answer.returncode == 0 and "80.00 ± 0.00" in answer.stdout and "1,2" in answer.stdout
-
-
-def test_mixed_hashes_are_refused_without_config_files(tmp_path):
-    for seed in (1, 2):
-        folder = add_run(
-            tmp_path, "base2new/train_base/pets", 80, seed=seed, config_hash=f"h{seed}"
-        )
-        (folder / "config.yaml").unlink()
-    assert parse(tmp_path).returncode == 2
 
 
 def test_two_results_for_one_run_are_refused(tmp_path):
