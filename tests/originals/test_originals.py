@@ -1,0 +1,98 @@
+"""Our trainers against numbers of the original code; README.md says where they come from."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from tests.originals import inputs
+
+NUMBERS = {path.stem: path for path in (Path(__file__).parent / "numbers").glob("*.json")}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """The backbone's file and the pictures' folder."""
+    folder = tmp_path_factory.mktemp("originals")
+    inputs.write_backbone(folder / "clip.pt")
+    inputs.write_pictures(folder / "pictures")
+    return folder
+
+
+def command(world, record, output, classes, *extra, **options):
+    """A command line as a user's: the trainer's published config, cut to the small CLIP."""
+    trainer = record["trainer"]
+    options = {
+        "DATASET.NAME": "ImageFolder",
+        "DATASET.SUBSAMPLE_CLASSES": classes,
+        "INPUT.SIZE": f"({inputs.SIZE}, {inputs.SIZE})",
+        "INPUT.TRANSFORMS": "('center_crop', 'normalize')",
+        "DATALOADER.NUM_WORKERS": 0,
+        "DATALOADER.TRAIN_X.BATCH_SIZE": inputs.TRAIN * len(inputs.BASE),
+        "OPTIM.MAX_EPOCH": inputs.STEPS,
+        "TEST.SAVE_PREDICTIONS": True,
+        **record["options"],
+        **options,
+    }
+    return [
+        *("--trainer", trainer, "--config-file", f"configs/trainers/{trainer}/{record['config']}"),
+        *("--root", str(world / "pictures"), "--backbone", str(world / "clip.pt")),
+        *("--output-dir", str(output), "--seed", "1", *extra),
+        *(str(word) for pair in options.items() for word in pair),
+    ]
+
+
+def start_file(folder, record):
+    """A checkpoint with every name the original saves; what must not be read is no number."""
+    embedding = inputs.clip_state()["token_embedding.weight"].float()
+    state = {}
+    for name, shape in record["parameters"].items():
+        if name in record["start"]:
+            state[name] = inputs.draw(name, tuple(shape))
+        elif name.endswith(("token_prefix", "token_suffix")):
+            state[name] = token_buffer(name, shape, record, embedding)
+        elif not name.endswith("ctx"):
+            state[name] = torch.full(shape, torch.nan)
+    path = folder / "model.pth.tar-0"
+    torch.save({"state_dict": state, "epoch": 0, "optimizer": None, "val_result": None}, path)
+    return path
+
+
+def token_buffer(name, shape, record, embedding):
+    """The embeddings of the tokens before and after the context, padded with those of token 0."""
+    rows = [[i for i in ids if i >= 0] for ids in record["base"]["prompts"]]
+    rows = [ids[:1] if name.endswith("prefix") else ids[1:] for ids in rows]
+    padded = torch.tensor([ids + [0] * (shape[1] - len(ids)) for ids in rows])
+    return embedding[padded]
+
+
+def logits_by_path(folder):
+    saved = np.load(folder / "predictions.npz")
+    return dict(zip(saved["paths"].tolist(), saved["logits"], strict=True))
+
+
+def assert_same_logits(measured, expected):
+    assert list(measured) == expected["paths"]
+    values = np.stack(list(measured.values()))
+    np.testing.assert_allclose(values, expected["logits"], rtol=0, atol=3e-4)
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_losses_and_logits_of_the_original_code(world, tmp_path, monkeypatch, case):
+    record = json.loads(NUMBERS[case].read_text())
+    monkeypatch.chdir(Path(__file__).parents[2])
+    start = {"MODEL.INIT_WEIGHTS": start_file(tmp_path, record)} if record["start"] else {}
+    train.main(command(world, record, tmp_path / "base", "base", **start))
+    lines = (tmp_path / "base" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    np.testing.assert_allclose(losses, record["losses"], rtol=0, atol=1e-4)
+    assert_same_logits(logits_by_path(tmp_path / "base"), record["base"])
+
+    if "new" not in record:  # a context per class has none for new ones
+        return
+    last = ("--eval-only", "--model-dir", str(tmp_path / "base"))
+    train.main(command(world, record, tmp_path / "new", "new", *last))
+    assert_same_logits(logits_by_path(tmp_path / "new"), record["new"])
