@@ -1,4 +1,4 @@
-"""Our logs, read by the rules of the public parsers (parse_test_res.py and DePT's result_parser.py).
+"""Our logs, read by the rules of the public parsers: parse_test_res.py, DePT's result_parser.py.
 
 Theirs: a line that is exactly the signal; after it, the last `* accuracy: …%` counts. DePT's looks
 for the last `accuracy: …%` with a decimal point anywhere.
