@@ -112,7 +112,8 @@ def test_logits_of_a_checkpoint_of_the_original_code(world, tmp_path, capsys, ca
             train.main(command(world, record, tmp_path / classes, classes, *model))
             assert_same_logits(logits_by_path(tmp_path / classes), record[f"start_{classes}"])
             said = capsys.readouterr().out
-            assert len(names_after("Taken from the checkpoint: ", said)) == len(record["start"])
+            if classes == "base":  # a head is nothing to classes it wasn't trained on
+                assert len(names_after("Taken from the checkpoint: ", said)) == len(record["start"])
             assert set(names_after("Left there: ", said)) <= frozen
 
 
