@@ -114,7 +114,7 @@ def test_logits_of_a_checkpoint_of_the_original_code(world, tmp_path, capsys, ca
             said = capsys.readouterr().out
             if classes == "base":  # a head is nothing to classes it wasn't trained on
                 assert len(names_after("Taken from the checkpoint: ", said)) == len(record["start"])
-            assert set(names_after("Left there: ", said)) <= frozen
+                assert set(names_after("Left there: ", said)) <= frozen
 
 
 @pytest.mark.parametrize("classes", ["base", "new"])
