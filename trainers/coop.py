@@ -45,13 +45,17 @@ class Context(nn.Module):
 
 
 def initial_context(c: CfgNode, encoders: Encoders, classes: Classes, words: str) -> Context:
-    """The context to start from: some words, or random vectors where there are none."""
+    """The context to start from: some words, or random vectors where there are none.
+
+    As in the original code, words start one context for all classes, whatever CSC says.
+    """
     start = starting_context(encoders, words, c.N_CTX)
-    print(f"Initial context: {start.shown}{', one per class' if c.CSC else ''}")
-    initial = start.vectors
+    per_class = c.CSC and not words
     if c.CSC and words:
-        initial = initial.repeat(len(classes.names), 1, 1)
-    elif c.CSC:
+        print("TRAINER.COOP.CSC has no effect: a context that starts from words is one for all")
+    print(f"Initial context: {start.shown}{', one per class' if per_class else ''}")
+    initial = start.vectors
+    if per_class:
         initial = torch.randn(len(classes.names), *initial.shape) * 0.02
     return Context(initial, start.words)
 

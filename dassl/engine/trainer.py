@@ -236,7 +236,7 @@ class SimpleTrainer(Resuming, TrainerBase):
 
     def after_train(self) -> None:
         """Evaluate, write the result, and close the records."""
-        print("Finished training")
+        print("Finish training")
         self._in_training = False
         self.loaded_epoch = self.max_epoch
         if not self.cfg.TEST.NO_TEST:
