@@ -124,7 +124,9 @@ def test_resnets_take_no_image_prompts(picture_root, tmp_path):
     for trainer in ("DePT_CoOp", "CoCoOp", "KgCoOp", "CLIPAdapter", "ZeroshotCLIP2"):
         train.main(words(trainer))
         result = json.loads((tmp_path / trainer / "result.json").read_text())
-        assert 0 <= result["accuracy"] <= 100
+        assert result["num_test"] == 15 and result["classes"] == "all"
+        # So many of the fifteen test images, neither more nor less exactly.
+        assert 15 * result["accuracy"] / 100 == pytest.approx(result["correct"])
 
 
 def test_zero_shot_needs_no_training(command, tmp_path, capsys):
