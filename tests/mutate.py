@@ -34,6 +34,8 @@ from py_compile import PycInvalidationMode
 
 ROOT = Path(__file__).resolve().parents[1]
 
+NO_TESTS = 5  # pytest's exit status if none is chosen
+
 # What is broken, if nothing is said.
 SCOPE = (
     *("trainers", "tuning", "clip/prompting.py", "datasets", "scripts/results"),
@@ -334,6 +336,15 @@ def tests_for(root: Path, file: str) -> list[str]:
     return [test for test in dict.fromkeys(wanted) if (root / test).exists()]
 
 
+def survives(copy: Path, file: str, log: Path, limit: float) -> bool:
+    """Whether all tests pass; those that are named after the file go first."""
+    tests = tests_for(copy, file)
+    named = Path(file).stem.replace("_", "")
+    return runs_green(copy, ["-k", named, *tests], log, limit) and runs_green(
+        copy, tests, log, limit
+    )
+
+
 def runs_green(copy: Path, tests: list[str], log: Path, limit: float) -> bool:
     """Run tests in a fork of this process, which has the heavy imports already."""
     child = os.fork()
@@ -343,7 +354,7 @@ def runs_green(copy: Path, tests: list[str], log: Path, limit: float) -> bool:
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            return status == 0
+            return os.waitstatus_to_exitcode(status) in (0, NO_TESTS)
         time.sleep(0.02)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -363,10 +374,19 @@ def _run_tests(copy: Path, tests: list[str], log: Path) -> None:
     options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "--basetemp", f"{log}.tmp"]
     status = 1
     try:
-        status = int(pytest.main([*options, *(str(copy / test) for test in tests)]))
+        status = int(pytest.main([*options, "--rootdir", str(copy), *tests]))
     finally:
         sys.stdout.flush()
         os._exit(status)
+
+
+def require_green(copy: Path, files: set[str], limit: float) -> None:
+    """Exit if a test fails that nothing was broken for: all would seem to be noticed."""
+    for tests in {tuple(tests_for(copy, file)) for file in files}:
+        log = Path(f"{copy}.log")
+        if not runs_green(copy, list(tests), log, limit):
+            print(log.read_text()[-3000:])
+            sys.exit(f"these tests fail, or take more than {limit:.0f} s, with nothing broken")
 
 
 def copy_tree(to: Path) -> None:
@@ -436,6 +456,7 @@ def try_all(mutants: list[Mutant], folder: Path, jobs: int, limit: float) -> lis
         copy_tree(copy)
     free = list(copies)
     survivors = []
+    require_green(copies[0], {mutant.file for mutant in mutants}, limit)
 
     def attempt(mutant: Mutant) -> tuple[Mutant, bool, float]:
         copy = free.pop()
@@ -443,7 +464,7 @@ def try_all(mutants: list[Mutant], folder: Path, jobs: int, limit: float) -> lis
         source = (copy / mutant.file).read_bytes()
         (copy / mutant.file).write_bytes(mutant.apply(source))
         try:
-            green = runs_green(copy, tests_for(copy, mutant.file), Path(f"{copy}.log"), limit)
+            green = survives(copy, mutant.file, Path(f"{copy}.log"), limit)
         finally:
             (copy / mutant.file).write_bytes(source)
             free.append(copy)
