@@ -38,60 +38,45 @@ NO_TESTS = 5  # pytest's exit status if none is chosen
 
 # What is broken, if nothing is said.
 SCOPE = (
-    *("trainers", "tuning", "clip/prompting.py", "datasets", "scripts/results"),
-    *("experiments/results", "dassl/optim", "dassl/evaluation", "dassl/data/transforms"),
-    *("dassl/metrics", "dassl/data/samplers.py"),
+    *("trainers", "tuning", "clip/prompting", "datasets", "experiments/results"),
+    *("experiments/protocols.py", "dassl/optim", "dassl/evaluation", "dassl/metrics"),
+    *("dassl/data/transforms", "dassl/data/samplers.py"),
 )
 # The tests that are likely to notice, quick ones first: of the first pattern that matches the
 # file. What isn't there is left out, so that files may move.
-NUMBERS = ("tests/test_numbers_of_methods.py", "tests/trainers/test_numbers.py")
+NUMBERS = ("tests/test_numbers_of_methods.py", "tests/trainers/test_parts_of_methods.py")
 EQUATIONS = "tests/trainers/test_against_equations.py"
-CONTRACT = "tests/trainers/test_contract.py"
 TRAINERS = (
-    *("tests/trainers/test_dept.py", *NUMBERS, EQUATIONS, "tests/test_train.py", CONTRACT),
-    *("tests/trainers/test_precision.py", "tests/trainers/test_original_checkpoints.py"),
-    *("tests/trainers/test_encoded.py", "tests/trainers/test_feature_cache.py", "tests/tuning"),
+    *("tests/trainers/test_dept.py", *NUMBERS, EQUATIONS, "tests/test_train.py"),
+    *("tests/trainers", "tests/tuning"),
 )
 TESTS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (r"side_by_side", ("tests/trainers/test_side_by_side.py", "tests/tuning", *TRAINERS)),
-    (r"(encoded|feature_cache)", ("tests/trainers/test_encoded.py", "tests/tuning", *TRAINERS)),
-    (r"graphs", ("tests/trainers/test_graphs.py", "tests/tuning", *TRAINERS)),
+    (r"^tuning/(\w+)", ("tests/tuning/test_{}.py", *TRAINERS)),
+    (r"^trainers/", TRAINERS),
+    (r"^clip/", ("tests/clip/test_layout.py", "tests/clip", *NUMBERS, EQUATIONS)),
+    (r"^mini_world/", ("tests/mini_world",)),
     (
-        r"original_checkpoints",
-        ("tests/trainers/test_original_checkpoints.py", "tests/tuning", *TRAINERS),
-    ),
-    (r"^(trainers|tuning)/", TRAINERS),
-    (
-        r"^clip/",
-        ("tests/clip/test_layout.py", "tests/clip/test_prompting.py", *NUMBERS, EQUATIONS),
-    ),
-    (r"^datasets/mini_world", ("tests/datasets/test_mini_world.py",)),
-    (
-        r"^datasets/image_folder",
-        ("tests/datasets/test_image_folder.py", "tests/datasets/test_numbers.py"),
+        r"^datasets/preparation/(\w+)",
+        ("tests/datasets/preparation/test_{}.py", "tests/datasets/preparation"),
     ),
     (
-        r"^datasets/",
+        r"^datasets/(\w+)",
         (
-            *("tests/datasets/test_numbers.py", "tests/datasets/test_readers.py"),
-            *("tests/datasets/test_fewshot.py", "tests/datasets/test_image_folder.py"),
-            "tests/datasets/test_fewshot_pickle.py",
+            *("tests/datasets/test_{}.py", "tests/datasets/test_names_and_shares.py"),
+            *("tests/datasets/test_readers.py", "tests/datasets/test_fewshot.py"),
+            *("tests/datasets/test_image_folder.py", "tests/datasets/preparation"),
         ),
     ),
-    (r"^dassl/data/", ("tests/dassl/data",)),
-    (r"^dassl/optim/", ("tests/dassl/optim", *NUMBERS)),
-    (r"^dassl/evaluation/", ("tests/dassl/evaluation", "tests/dassl/engine/test_trainer.py")),
-    (r"^dassl/metrics/", ("tests/dassl/metrics",)),
+    (r"^dassl/(data|optim|evaluation|metrics)/", ("tests/dassl/{}",)),
     (r"^dassl/", ("tests/dassl",)),
     (
-        r"results",
+        r"^experiments/results/",
         (
-            *("tests/scripts/test_tables.py", "tests/experiments/test_tables.py"),
-            *("tests/scripts/test_parse_results.py", "tests/experiments/test_parse_results.py"),
-            *("tests/scripts/test_report.py", "tests/experiments/test_report.py"),
-            *("tests/scripts/test_protocols.py", "tests/experiments/test_protocols.py"),
+            *("tests/experiments/results/test_tables.py", "tests/experiments/results"),
+            *("tests/experiments/test_protocols.py", "tests/test_numbers_of_methods.py"),
         ),
     ),
+    (r"^experiments/(\w+)", ("tests/experiments/test_{}.py", *NUMBERS[:1])),
 )
 
 
@@ -332,8 +317,11 @@ def named_mutants(root: Path, files: list[str]) -> Iterator[Mutant]:
 
 def tests_for(root: Path, file: str) -> list[str]:
     """The tests that are likely to notice a breakage of this file."""
-    wanted = next((tests for pattern, tests in TESTS if re.search(pattern, file)), ("tests",))
-    return [test for test in dict.fromkeys(wanted) if (root / test).exists()]
+    for pattern, tests in TESTS:
+        if match := re.search(pattern, file):
+            paths = [test.format(*match.groups()) for test in tests]
+            return [path for path in dict.fromkeys(paths) if (root / path).exists()]
+    return ["tests"]
 
 
 def survives(copy: Path, file: str, log: Path, limit: float) -> bool:
@@ -393,11 +381,7 @@ def copy_tree(to: Path) -> None:
     """Copy what tests need, compiled so that an import looks at the content, not at the time."""
     skipped = shutil.ignore_patterns(".git", ".venv", "output", "__pycache__", ".hypothesis")
     shutil.copytree(ROOT, to, ignore=skipped, symlinks=True)
-    for folder in ("clip", "dassl", "datasets", "trainers", "tuning", "scripts", "experiments"):
-        if (to / folder).is_dir():
-            compileall.compile_dir(
-                to / folder, quiet=2, invalidation_mode=PycInvalidationMode.CHECKED_HASH
-            )
+    compileall.compile_dir(to, quiet=2, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
 
 
 def warm_up() -> None:

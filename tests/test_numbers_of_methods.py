@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import train
 import trainers
 from dassl.engine import TRAINER_REGISTRY
 from dassl.optim import build_lr_scheduler, build_optimizer
-from scripts.protocols import PROTOCOLS, Plan
+from experiments.protocols import PROTOCOLS, Plan
+from tuning.options import parse_args, setup_cfg
 
 trainers.modules()
 METHODS = ("CoOp", "CoCoOp", "KgCoOp", "MaPLe", "VPT", "CLIPAdapter", "PromptSRC")
@@ -29,7 +29,7 @@ def config(trainer: str, protocol: str = "base_to_new", dataset: str = "caltech1
     plan = Plan(Path("data"), Path("output"), name)
     chains = PROTOCOLS[protocol].chains(plan, (trainer,), (dataset,), (1,), (16,))
     job = chains[-1].jobs[0]
-    return train.setup_cfg(train.parse_args(list(job.arguments)))
+    return setup_cfg(parse_args(list(job.arguments)))
 
 
 def value(cfg, key: str):

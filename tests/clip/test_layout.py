@@ -80,17 +80,6 @@ def test_finished_sentences_by_hand():
     assert layout.n_ctx == 0 and layout.prefix_length == 1
 
 
-def test_suffixes_by_hand():
-    layout = PromptLayout(["brown_bear", "cat", "ant"], 2)
-    ids, positions = layout.suffixes(0, 3)
-    assert ids.tolist() == [2368, DOT, EOT, 773, DOT, EOT, BROWN, BEAR, DOT, EOT]
-    assert positions.tolist() == [3, 4, 5, 3, 4, 5, 3, 4, 5, 6]
-    ids, positions = layout.suffixes(1, 3)
-    assert ids.tolist() == [773, DOT, EOT, BROWN, BEAR, DOT, EOT]
-    assert positions.tolist() == [3, 4, 5, 3, 4, 5, 6]
-    assert layout.suffixes(0, 1)[0].tolist() == [2368, DOT, EOT]
-
-
 def test_the_longest_prompt_that_fits():
     name = " ".join(["cat"] * 70)
     assert PromptLayout([name], 4).eot.tolist() == [76]

@@ -14,7 +14,6 @@ from unittest.mock import patch
 
 import pytest
 import yaml
-from fake_runs import add_pair, add_run, original_log
 
 from dassl.config import MACHINE_KEYS
 from experiments.results import command as parse_results
@@ -23,6 +22,7 @@ from experiments.results.layout import Place, changed_settings, config_label, re
 from experiments.results.scores import load_scores
 from experiments.results.summary import AVERAGE, summarise
 from experiments.results.sweeps import ABLATION, LAMBDA, add_sweeps
+from tests.experiments.fake_runs import add_pair, add_run, original_log
 
 
 @dataclass

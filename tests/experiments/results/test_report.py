@@ -8,13 +8,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fake_runs import add_pair
 from PIL import Image
 
 from experiments.results.report import write_report
 from experiments.results.scores import load_scores
 from experiments.results.summary import summarise
 from experiments.results.sweeps import LAMBDA, add_sweeps
+from tests.experiments.fake_runs import add_pair
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 # Measures the page from inside: its width, what sticks out of it, and pictures that didn't load.

@@ -8,14 +8,13 @@ import json
 
 import numpy as np
 import pytest
-from fake_runs import add_pair, add_run
 from matplotlib.axes import Axes
 
-from scripts.results import plots, published
-from scripts.results.runs import load_scores
-from scripts.results.summary import AVERAGE, Stat, average, base_new_h, summarise
-from scripts.results.sweeps import ABLATION, LAMBDA, LAMBDAS, add_sweeps, is_swept
-from scripts.results.tables import (
+from experiments.results import plots, published
+from experiments.results.scores import load_scores
+from experiments.results.summary import AVERAGE, Stat, average, base_new_h, summarise
+from experiments.results.sweeps import ABLATION, LAMBDA, LAMBDAS, add_sweeps, is_swept
+from experiments.results.tables import (
     as_csv,
     as_json,
     as_latex,
@@ -24,6 +23,7 @@ from scripts.results.tables import (
     make_tables,
     number,
 )
+from tests.experiments.fake_runs import add_pair, add_run
 
 # Two data sets, seeds 1 and 2: base and new accuracy of each method.
 RUNS = {

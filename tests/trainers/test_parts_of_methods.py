@@ -16,20 +16,14 @@ from clip.clip import load_state_dict
 from clip.model import build_model
 from clip.prompting import Encoders
 from dassl.engine import TRAINER_REGISTRY, build_trainer
-from dassl.utils import set_random_seed
+from dassl.utils import UserError, set_random_seed
 from tests.conftest import arguments, tiny_clip
-from trainers.base import (
-    Classes,
-    Features,
-    cosine_logits,
-    resolve_precision,
-    rows_of,
-    starting_context,
-    unit,
-)
-from trainers.prompts import check_depth, stacked
 from trainers.promptsrc import gaussian_weights
 from trainers.zsclip import ZeroshotCLIP, ZeroshotCLIP2
+from tuning.method import Classes, Features, cosine_logits, rows_of, unit
+from tuning.options import parse_args, setup_cfg
+from tuning.prompts import check_depth, stacked, starting_context
+from tuning.trainer import resolve_precision
 
 trainers.modules()
 ALL = sorted(n for n in TRAINER_REGISTRY.registered_names() if not n.startswith("Elsewhere"))
@@ -104,7 +98,7 @@ def test_a_resnets_statistics_do_not_move(picture_root, tmp_path):
     options = {"INPUT.SIZE": "(64, 64)", "OPTIM.MAX_EPOCH": 2, "MODEL.FAST": False}
     for name in ("DePT_CoOp", "CoCoOp", "CLIPAdapter"):
         words = arguments(name, picture_root, file, tmp_path / name, **options)
-        cfg = train.setup_cfg(train.parse_args(words))
+        cfg = setup_cfg(parse_args(words))
         set_random_seed(1)
         trainer = build_trainer(cfg)
         visual = trainer.method.encoders.image.visual
@@ -218,7 +212,7 @@ def test_depths():
     for depth in (1, 3):
         check_depth("KEY", depth, 3)
     for depth in (0, 4):
-        with pytest.raises(train.UserError, match=f"KEY is {depth}; .* 3 layers: set 1 to 3"):
+        with pytest.raises(UserError, match=f"KEY is {depth}; .* 3 layers: set 1 to 3"):
             check_depth("KEY", depth, 3)
     assert stacked([]) is None
     assert stacked([torch.zeros(2, 3)] * 4).shape == (4, 2, 3)
@@ -333,7 +327,7 @@ def test_precisions():
         assert resolve_precision(wanted, gpu, "KEY") == wanted
         expected = wanted if wanted in ("fp32", "bf16") else "fp32"
         assert resolve_precision(wanted, cpu, "KEY") == expected
-    with pytest.raises(train.UserError, match="KEY is 'fp8'; one of: fp32, fp16, bf16, amp"):
+    with pytest.raises(UserError, match="KEY is 'fp8'; one of: fp32, fp16, bf16, amp"):
         resolve_precision("fp8", cpu, "KEY")
 
 

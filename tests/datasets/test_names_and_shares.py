@@ -9,9 +9,9 @@ import pytest
 import datasets  # noqa: F401 - registers the readers
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from datasets import splits
+from datasets.annotations import rows_hash, seeded
 from datasets.caltech101 import Caltech101
 from datasets.eurosat import EuroSAT
-from datasets.files import rows_hash, seeded
 
 # Folder, folder of images, split file; classes, train, val, test as published.
 WHERE = {
