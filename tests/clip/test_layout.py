@@ -80,6 +80,16 @@ def test_finished_sentences_by_hand():
     assert layout.n_ctx == 0 and layout.prefix_length == 1
 
 
+def test_suffixes_by_hand():
+    layout = PromptLayout(["brown_bear", "cat", "ant"], 2)
+    ids = [2368, DOT, EOT, 773, DOT, EOT, BROWN, BEAR, DOT, EOT]
+    assert layout.suffix_ids.tolist() == ids
+    assert layout.suffix_positions.tolist() == [3, 4, 5, 3, 4, 5, 3, 4, 5, 6]
+    assert layout.suffix_tokens(1, 3) == slice(3, 10)
+    assert layout.suffix_tokens(0, 2) == slice(0, 6)
+    assert (layout.shortest, layout.longest) == (6, 7)
+
+
 def test_the_longest_prompt_that_fits():
     name = " ".join(["cat"] * 70)
     assert PromptLayout([name], 4).eot.tolist() == [76]
