@@ -339,14 +339,16 @@ def runs_green(copy: Path, tests: list[str], log: Path, limit: float) -> bool:
     if child == 0:
         _run_tests(copy, tests, log)
     end = time.monotonic() + limit
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status) in (0, NO_TESTS)
-        time.sleep(0.02)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return False
+    done = 0
+    try:
+        while not done and time.monotonic() < end:
+            done, status = os.waitpid(child, os.WNOHANG)
+            time.sleep(0.02)
+    finally:
+        if not done:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    return bool(done) and os.waitstatus_to_exitcode(status) in (0, NO_TESTS)
 
 
 def _run_tests(copy: Path, tests: list[str], log: Path) -> None:
@@ -468,6 +470,7 @@ def try_all(mutants: list[Mutant], folder: Path, jobs: int, limit: float) -> lis
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the copies go
     args = parse_args()
     mutants = chosen_mutants(args)
     if args.list:
