@@ -57,7 +57,10 @@ TESTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"^mini_world/", ("tests/mini_world",)),
     (
         r"^datasets/preparation/(\w+)",
-        ("tests/datasets/preparation/test_{}.py", "tests/datasets/preparation"),
+        (
+            *("tests/datasets/preparation/test_{}.py", "tests/datasets/test_names_and_shares.py"),
+            "tests/datasets/preparation",
+        ),
     ),
     (
         r"^datasets/(\w+)",
@@ -302,17 +305,31 @@ def mutants_of(root: Path, file: str) -> list[Mutant]:
 
 
 def named_mutants(root: Path, files: list[str]) -> Iterator[Mutant]:
-    """The breakages of `named_breakages.py`, wherever their text stands now."""
+    """The breakages of `named_breakages.py`, wherever their text stands in code."""
     sys.path.insert(0, str(Path(__file__).parent))
     from named_breakages import BREAKAGES
 
     sources = {file: (root / file).read_bytes() for file in files}
+    meanings = {file: _meaning(source) for file, source in sources.items()}
     for what, old, new in BREAKAGES:
-        places = [(f, s.find(old.encode())) for f, s in sources.items() if old.encode() in s]
-        if not places:
+        places = [
+            Mutant(file, match.start(), match.end(), new, what)
+            for file, source in sources.items()
+            for match in re.finditer(re.escape(old.encode()), source)
+        ]
+        changed = [m for m in places if _meaning(m.apply(sources[m.file])) != meanings[m.file]]
+        if not changed:
             print(f"not found: {what}: {old}")
-        for file, start in places:
-            yield Mutant(file, start, start + len(old.encode()), new, what)
+        yield from changed
+
+
+def _meaning(source: bytes) -> str:
+    """The syntax tree without the docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value.value = ""
+    return ast.dump(tree)
 
 
 def tests_for(root: Path, file: str) -> list[str]:

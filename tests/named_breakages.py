@@ -55,7 +55,7 @@ BREAKAGES = (
     ("new shots of val", "min(shots, 4)", "min(shots, 5)"),
     ("H arithmetic", "2 * base * new / (base + new) if", "(base + new) / 2 if"),
     ("H lines arithmetic", "2 * base * new / np.maximum(base + new, 1e-9)", "(base + new) / 2"),
-    ("population spread", "stdev(values) if", "pstdev(values) if"),
+    ("population spread", "stdev(values) if", "stdev(values) * (1 - 1 / len(values)) ** 0.5 if"),
     ("cosine from the first epoch", "decay(epoch - warmup)", "decay(epoch)"),
     ("macro F1 over all classes", "f1[present].mean()", "f1.mean()"),
     ("flip always", "T.RandomHorizontalFlip()", "T.RandomHorizontalFlip(1.0)"),

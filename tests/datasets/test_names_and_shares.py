@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import random
 
 import pytest
 
 import datasets  # noqa: F401 - registers the readers
-from dassl.data.datasets import DATASET_REGISTRY, Datum
+from dassl.config import get_cfg_default
+from dassl.data.datasets import DATASET_REGISTRY, Datum, build_dataset
 from datasets import splits
 from datasets.annotations import rows_hash, seeded
 from datasets.caltech101 import Caltech101
 from datasets.eurosat import EuroSAT
+from datasets.preparation import fewshot_pickle
+from tests.datasets.layouts import image
 
 # Folder, folder of images, split file; classes, train, val, test as published.
 WHERE = {
@@ -135,3 +140,47 @@ def test_hashes_by_hand():
     lists = {"train": [("a.jpg", 0, "cat")], "val": []}
     text = "train\na.jpg\t0\tcat\nval\n"
     assert rows_hash(lists) == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.fixture
+def large_val(tmp_path):
+    """OxfordPets with two classes of six training and six validation images."""
+    folder = tmp_path / "oxford_pets"
+    split = {
+        part: [[f"{part}_{c}_{i}.jpg", c, "ab"[c]] for c in range(2) for i in range(6)]
+        for part in ("train", "val", "test")
+    }
+    for row in itertools.chain(*split.values()):
+        image(folder / "images" / row[0])
+    (folder / "split_zhou_OxfordPets.json").write_text(json.dumps(split))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("shots", "n_val"), [(1, 1), (3, 3), (4, 4), (5, 4), (6, 4), (16, 4)])
+def test_no_more_than_four_validation_images_per_class(large_val, shots, n_val):
+    cfg = get_cfg_default()
+    cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.DATASET.NUM_SHOTS = "OxfordPets", str(large_val), shots
+    cfg.SEED, cfg.VERBOSE = 1, False
+    for _ in range(2):  # drawn, then read again
+        data = build_dataset(cfg)
+        assert sorted(labels(data.train_x)) == [c for c in range(2) for _ in range(min(shots, 6))]
+        assert sorted(labels(data.val)) == [c for c in range(2) for _ in range(n_val)]
+        assert len(data.test) == 12
+    kept = large_val / "oxford_pets" / "split_fewshot" / f"shot_{shots}-seed_1.json"
+    written = kept.stat().st_mtime_ns
+    build_dataset(cfg)
+    assert kept.stat().st_mtime_ns == written  # it fits, so it isn't drawn anew
+
+
+def test_original_samples_have_four_validation_images_per_class(large_val, monkeypatch):
+    rows = {
+        part: [(f"{part}_{c}_{i}.jpg", c, "ab"[c]) for c in range(2) for i in range(n)]
+        for part, n in (("train", 5), ("val", 4))
+    }
+    monkeypatch.setattr(fewshot_pickle, "read_sample", lambda path: rows)
+    folder = large_val / "oxford_pets" / "split_fewshot"
+    folder.mkdir()
+    (folder / "shot_5-seed_1.pkl").touch()
+    (path,) = fewshot_pickle.convert(DATASET_REGISTRY.get("OxfordPets"), str(large_val))
+    kept = json.loads(path.read_text())
+    assert {part: [tuple(row) for row in kept[part]] for part in rows} == rows
