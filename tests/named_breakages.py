@@ -29,7 +29,7 @@ BREAKAGES = (
     ("front behind the dot", "return name + context + rest", "return name + rest + context"),
     ("end behind the dot", "return context + name + rest", "return context + rest + name"),
     ("no dot", 'encode(f"{name}{tail}")', "encode(name)"),
-    ("another end", 'tail: str = "."', 'tail: str = " ."'),
+    ("another end", 'tail: str = "."', 'tail: str = "!"'),
     ("underscores stay", 'name.replace("_", " ")) for name', "name) for name"),
     ("ZeroshotCLIP2 not normalised", "torch.stack([unit(f) for f in features])", "torch.stack(features)"),
     ("ZeroshotCLIP2 without the template", "templates.append(classes.template)", "pass"),
