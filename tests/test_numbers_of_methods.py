@@ -170,10 +170,14 @@ SRC_FEW_SHOT = {
     "TRAINER.PROMPTSRC.GPA_MEAN": 30.0,
     "TRAINER.PROMPTSRC.GPA_STD": 30.0,
 }
+SRC_LATE = {**SRC_FEW_SHOT, "TRAINER.PROMPTSRC.GPA_MEAN": 45.0, "TRAINER.PROMPTSRC.GPA_STD": 5.0}
+LATE = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")
+OTHER_SIX = ("imagenet", "caltech101", "oxford_pets", "food101", "sun397", "ucf101")
 PROTOCOLS_OWN = [
     ("PromptSRC", "cross_dataset", "dtd", SRC_TRANSFER),
     ("PromptSRC", "domain_generalization", "imagenet_a", SRC_TRANSFER),
-    ("PromptSRC", "few_shot", "caltech101", SRC_FEW_SHOT),
+    *(("PromptSRC", "few_shot", name, SRC_LATE) for name in LATE),
+    *(("PromptSRC", "few_shot", name, SRC_FEW_SHOT) for name in OTHER_SIX),
     ("CoOp", "cross_dataset", "dtd", EP10),
     ("CoOp", "few_shot", "dtd", EP10),
     ("KgCoOp", "few_shot", "dtd", {**EP10, "TRAINER.COOP.W": 2.0}),
@@ -188,12 +192,30 @@ def test_protocols_with_numbers_of_their_own(prefix, method, protocol, dataset, 
     assert cfg.DATASET.SUBSAMPLE_CLASSES == "all"
 
 
+def schedule(batch: int, lr: float, epochs: int, **more) -> dict:
+    numbers = {"DATALOADER.TRAIN_X.BATCH_SIZE": batch, "OPTIM.LR": lr, "OPTIM.MAX_EPOCH": epochs}
+    return {**SHARED, **numbers, **more}
+
+
 OTHERS = [
     ("KgCoOp", "vit_b16_ep10_w8", {"TRAINER.COOP.W": 8.0}),
-    ("VPT", "vit_b16_ep5", {"OPTIM.LR": 0.0025, "OPTIM.MAX_EPOCH": 5, **{}}),
+    # The originals' own schedules.
+    ("VPT", "vit_b16_maple", schedule(4, 0.0025, 5)),
+    ("MaPLe", "vit_b16_maple", schedule(4, 0.0035, 5, **{"TRAINER.MAPLE.PROMPT_DEPTH": 9})),
+    (
+        *("MaPLe", "vit_b16_maple_cross_dataset"),
+        schedule(4, 0.0026, 2, **{"TRAINER.MAPLE.PROMPT_DEPTH": 3}),
+    ),
+    ("KgCoOp", "vit_b16_kgcoop", schedule(128, 0.002, 100, **{"TRAINER.COOP.W": 8.0})),
+    ("CoOp", "vit_b16_coop_ep50", schedule(32, 0.002, 50, **{"TRAINER.COOP.N_CTX": 16})),
+    ("CoOp", "vit_b16_coop_ep100", schedule(32, 0.002, 100)),
+    ("CoOp", "vit_b16_coop_ep200", schedule(32, 0.002, 200)),
+    ("CoCoOp", "vit_b16_cocoop", schedule(1, 0.002, 10)),
+    ("PromptSRC", "vit_b16_promptsrc", {**schedule(4, 0.0025, 20), **OF_METHOD["PromptSRC"]}),
     ("CoOp", "vit_b32_ep10", {**EP10, "MODEL.BACKBONE.NAME": "ViT-B/32"}),
     ("CoOp", "vit_l14_ep10", {**EP10, "MODEL.BACKBONE.NAME": "ViT-L/14"}),
     ("DePT_CoOp", "mini", {"INPUT.SIZE": (48, 48), "MODEL.BACKBONE.NAME": "TinyCLIP"}),
+    ("DePT_PromptSRC", "mini", {"OPTIM.LR": 0.0025, "OPTIM.MAX_EPOCH": 20}),
     ("PromptSRC", "mini", {"OPTIM.LR": 0.0025, "OPTIM.MAX_EPOCH": 20}),
 ]
 
