@@ -21,7 +21,7 @@ BREAKAGES = (
     ("one start for all layers", "torch.randn(n, width) * 0.02 for", "torch.ones(n, width) * 0.02 for"),
     ("starts from the last words", "embed(ids[:n])", "embed(ids[-n:])"),
     ("the words left over", "tuple(ids[n:])", "tuple(ids[:-n])"),
-    ("KgCoOp's words", 'c.CTX_INIT or "a photo of a"', 'c.CTX_INIT or "this is a photo"'),
+    ("KgCoOp's words", "own_words = WORDS", 'own_words = "this is a photo"'),
     ("KgCoOp's w", "COOP.W = 8.0", "COOP.W = 1.0"),
     ("KgCoOp's direction", "1 - cosine.mean()", "1 + cosine.mean()"),
     ("middle split one off", "half = n_ctx // 2", "half = (n_ctx + 1) // 2"),
