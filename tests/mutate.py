@@ -133,6 +133,22 @@ OTHER_CALL = {"min": "max", "max": "min", "any": "all", "all": "any", "mean": "s
 # What only speaks to people: their words are not broken.
 SPOKEN = {"print", "UserError", "suggest", "warn", "ValueError", "TypeError", "KeyError"}
 
+# Arguments that guard, or are a matter of looks: with another value nothing that counts changes.
+UNTOUCHED = {
+    *(
+        "strict",
+        "encoding",
+        "newline",
+        "errors",
+        "ensure_ascii",
+        "indent",
+        "non_blocking",
+        "maxsize",
+    ),
+    *("color", "colors", "lw", "ms", "alpha", "fontsize", "linewidths", "elinewidth", "figsize"),
+    *("rotation", "ha", "dpi"),
+}
+
 
 class Breaker(ast.NodeVisitor):
     """Collects the mutants of a file."""
@@ -176,6 +192,10 @@ class Breaker(ast.NodeVisitor):
         self.visit(node.args)
         for statement in node.body:
             self.visit(statement)
+
+    def visit_keyword(self, node: ast.keyword) -> None:
+        if node.arg not in UNTOUCHED:
+            self.visit(node.value)
 
     # What is broken.
 
