@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -115,7 +116,7 @@ def test_resnets_take_no_image_prompts(picture_root, tmp_path):
     torch.save(resnet.state_dict(), file)
 
     def words(trainer):
-        size = {"INPUT.SIZE": "(64, 64)", "OPTIM.MAX_EPOCH": 1}
+        size = {"INPUT.SIZE": "(64, 64)", "OPTIM.MAX_EPOCH": 1, "TEST.SAVE_PREDICTIONS": True}
         return arguments(trainer, picture_root, file, tmp_path / trainer, **size)
 
     for trainer in ("MaPLe", "VPT", "DePT_PromptSRC"):
@@ -124,7 +125,10 @@ def test_resnets_take_no_image_prompts(picture_root, tmp_path):
     for trainer in ("DePT_CoOp", "CoCoOp", "KgCoOp", "CLIPAdapter", "ZeroshotCLIP2"):
         train.main(words(trainer))
         result = json.loads((tmp_path / trainer / "result.json").read_text())
-        assert 0 <= result["accuracy"] <= 100
+        with np.load(tmp_path / trainer / "predictions.npz") as kept:
+            hits = kept["logits"].argmax(axis=1) == kept["labels"]
+        assert len(hits) == 15
+        assert result["accuracy"] == pytest.approx(100 * hits.mean())
 
 
 def test_zero_shot_needs_no_training(command, tmp_path, capsys):

@@ -131,7 +131,8 @@ _ENTRIES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("trainer", "dataset", "split", "model_dir", "classes"), str),
     **dict.fromkeys(("backbone", "config"), str),
     **dict.fromkeys(("backbone_sha256", "fewshot_hash", "split_hash"), (str, type(None))),
-    **dict.fromkeys(("versions", "per_class"), dict),
+    "versions": dict,
+    "per_class": list,
 }
 
 

@@ -46,7 +46,15 @@ def test_channel_importance_of_oracle_and_both_methods(runs, monkeypatch, tmp_pa
     told = capsys.readouterr().out
     assert "CoOp (oracle), seed 1" in told and "DePT_CoOp, seed 1" in told
     rows = list(csv.DictReader((tmp_path / "channel_importance.csv").open()))
-    assert len(rows) == 3 * 32 and all(float(row["base"]) >= 0 for row in rows)
+    assert [int(row["channel"]) for row in rows] == [*range(32)] * 3
+    for row in rows:
+        assert float(row["ratio"]) == pytest.approx(
+            float(row["base"]) / max(float(row["new"]), 1e-12)
+        )
+    for name in dict.fromkeys(row["run"] for row in rows):
+        mean = sum(float(row["base"]) for row in rows if row["run"] == name) / 32
+        (line,) = (line for line in told.splitlines() if line.startswith(f"{name} "))
+        assert f" {mean:.3f} " in line
     for name in ("channels_sorted", "channels_ratio"):
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
         assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")

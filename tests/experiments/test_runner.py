@@ -21,6 +21,14 @@ ROOT = Path(__file__).resolve().parents[2]
 # and for runs side by side `… --and <folder> <what to do>`.
 STAND_IN = """\
 #!/bin/bash
+# Wait, not for ever, until four runs have started.
+meet() {
+    for i in {1..1500}; do
+        [[ $(ls "$1"/../*/starts | wc -l) -ge 4 ]] && return
+        sleep .02
+    done
+    exit 1
+}
 shift
 together=$(( ($# + 1) / 3 ))
 while [[ $# -gt 0 ]]; do
@@ -30,7 +38,8 @@ while [[ $# -gt 0 ]]; do
         mistake) echo "error: no such file"; exit 2 ;;
         once) [[ $(wc -l < "$1/starts") -gt 1 ]] || exit 1 ;;
         slow) sleep 1 ;;
-        slower) sleep 4 ;;
+        gate) read -r < "$1/gate" ;;
+        meet) meet "$1" ;;
         die) kill -9 $$ ;;
     esac
     echo '{"accuracy": 50.0, "run": "ours"}' > "$1/result.json"
@@ -169,16 +178,15 @@ def test_runs_that_are_complete_are_left_out_of_a_step(tmp_path, settings):
 
 
 def test_chains_go_side_by_side_and_past_failures(tmp_path, settings):
+    """Each of the three others ends only once all four are under way."""
     chains = [
         Chain(str(i), (job(tmp_path / str(i), what),))
-        for i, what in enumerate(("slow", "fail", "slow", "slow"))
+        for i, what in enumerate(("meet", "fail", "meet", "meet"))
     ]
     seen = {}
-    started = time.monotonic()
     run_local(
         chains, settings, [{}] * 4, lambda chain, outcomes: seen.update({chain.name: outcomes})
     )
-    assert time.monotonic() - started < 2.5
     assert [seen[str(i)][0].state for i in range(4)] == ["done", "failed", "done", "done"]
 
 
@@ -227,12 +235,21 @@ def test_a_killed_runners_run_is_waited_for_and_the_rest_taken_up(tmp_path, sett
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_ends_the_runs_under_way(tmp_path, settings, by):
     folders = [tmp_path / "a", tmp_path / "b"]
-    runner = start_runner(settings, *folders, what="slower")
+    folders[0].mkdir()
+    gate = folders[0] / "gate"  # the run waits until it is opened
+    os.mkfifo(gate)
+    runner = start_runner(settings, *folders, what="gate")
     while not starts(folders[0]):
         time.sleep(0.02)
     runner.send_signal(by)
-    runner.wait(timeout=30)
-    time.sleep(4.2)  # longer than the run would have taken
+    try:
+        runner.wait(timeout=60)
+        with pytest.raises(OSError, match="No such device"):  # nobody waits there any more
+            os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
+    finally:
+        with open(gate, "r+b", buffering=0) as opened:
+            opened.write(b"\n")
+        runner.kill()
     assert not (folders[0] / "result.json").exists() and starts(folders[1]) == 0
 
 

@@ -63,7 +63,8 @@ def test_what_a_run_leaves_behind(make_cfg):
     }
     assert {name: result[name] for name in expected} == expected
     assert result["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert result["seconds"] > 0 and result["peak_memory_mb"] > 0
+    assert result["seconds"] >= sum(epoch["seconds"] for epoch in epochs) > 0
+    assert 50 < result["peak_memory_mb"] < 2**20  # torch alone takes more; no machine has so much
     assert [entry["classname"] for entry in result["per_class"]] == ["red", "green", "blue"]
 
     with np.load(folder / "predictions.npz") as kept:
@@ -134,6 +135,19 @@ def test_best_model_is_chosen_on_validation_images(make_cfg, monkeypatch):
     result = read_json(folder / "result.json")
     assert result["epoch"] == 2 and result["num_test"] == 12
     assert torch.equal(trainer.model[3].weight, best["state_dict"]["3.weight"])
+
+
+def test_of_equal_results_the_first_is_best(make_cfg, monkeypatch):
+    results = iter([50.0, 70.0, 70.0])
+    real = ToyTrainer.test
+    monkeypatch.setattr(
+        ToyTrainer,
+        "test",
+        lambda self, split=None: next(results) if split == "val" else real(self, split),
+    )
+    trainer = run(make_cfg("TEST.FINAL_MODEL", "best_val"))
+    best = load_checkpoint(Path(trainer.output_dir) / "model" / "model-best.pth.tar")
+    assert best["epoch"] == 2 and best["val_result"] == 70.0
 
 
 def test_validation_images_on_request(make_cfg):

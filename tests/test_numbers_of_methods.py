@@ -1,0 +1,383 @@
+"""Every number of the papers, read through the configs that `scripts/run_protocol.py` uses.
+
+Each table was written from the papers and the original code, not from ours.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import trainers
+from dassl.engine import TRAINER_REGISTRY
+from dassl.optim import build_lr_scheduler, build_optimizer
+from experiments.protocols import PROTOCOLS, Plan
+from tuning.options import parse_args, setup_cfg
+
+trainers.modules()
+METHODS = ("CoOp", "CoCoOp", "KgCoOp", "MaPLe", "VPT", "CLIPAdapter", "PromptSRC")
+ZERO_SHOT = ("ZeroshotCLIP", "ZeroshotCLIP2")
+WRAPPED = tuple(f"DePT_{name}" for name in METHODS)
+
+
+def config(trainer: str, protocol: str = "base_to_new", dataset: str = "caltech101", name=""):
+    """The config of the runs that a protocol plans for a data set (a transfer: of its source)."""
+    plan = Plan(Path("data"), Path("output"), name)
+    chains = PROTOCOLS[protocol].chains(plan, (trainer,), (dataset,), (1,), (16,))
+    job = chains[-1].jobs[0]
+    return setup_cfg(parse_args(list(job.arguments)))
+
+
+def value(cfg, key: str):
+    for part in key.split("."):
+        cfg = cfg[part]
+    return tuple(cfg) if isinstance(cfg, (list, tuple)) else cfg
+
+
+# What every run on CLIP shares.
+SHARED = {
+    "MODEL.BACKBONE.NAME": "ViT-B/16",
+    "INPUT.SIZE": (224, 224),
+    "INPUT.INTERPOLATION": "bicubic",
+    "INPUT.PIXEL_MEAN": (0.48145466, 0.4578275, 0.40821073),
+    "INPUT.PIXEL_STD": (0.26862954, 0.26130258, 0.27577711),
+    "INPUT.TRANSFORMS": ("random_resized_crop", "random_flip", "normalize"),
+    "INPUT.RRCROP_SCALE": (0.08, 1.0),
+    "INPUT.NO_TRANSFORM": False,
+    "DATALOADER.TEST.BATCH_SIZE": 100,
+    "DATALOADER.TRAIN_X.SAMPLER": "RandomSampler",
+    "DATALOADER.TEST.SAMPLER": "SequentialSampler",
+    "DATALOADER.K_TRANSFORMS": 1,
+    "OPTIM.NAME": "sgd",
+    "OPTIM.MOMENTUM": 0.9,
+    "OPTIM.WEIGHT_DECAY": 5e-4,
+    "OPTIM.SGD_DAMPNING": 0.0,
+    "OPTIM.SGD_NESTEROV": False,
+    "OPTIM.STAGED_LR": False,
+    "OPTIM.LR_SCHEDULER": "cosine",
+    "OPTIM.WARMUP_EPOCH": 1,
+    "OPTIM.WARMUP_TYPE": "constant",
+    "OPTIM.WARMUP_CONS_LR": 1e-5,
+    "OPTIM.WARMUP_RECOUNT": True,
+    "TEST.EVALUATOR": "Classification",
+    "TEST.FINAL_MODEL": "last_step",
+    "TEST.SPLIT": "test",
+    "DATASET.NUM_SHOTS": 16,
+}
+EP10 = {"DATALOADER.TRAIN_X.BATCH_SIZE": 4, "OPTIM.LR": 0.0035, "OPTIM.MAX_EPOCH": 10}
+SRC_SCHEDULE = {"DATALOADER.TRAIN_X.BATCH_SIZE": 4, "OPTIM.LR": 0.0025}
+OF_METHOD = {
+    "CoOp": {
+        **EP10,
+        "TRAINER.COOP.N_CTX": 16,
+        "TRAINER.COOP.CTX_INIT": "",
+        "TRAINER.COOP.CSC": False,
+        "TRAINER.COOP.CLASS_TOKEN_POSITION": "end",
+        "TRAINER.COOP.PREC": "fp16",
+    },
+    "CoCoOp": {
+        "DATALOADER.TRAIN_X.BATCH_SIZE": 1,
+        "OPTIM.LR": 0.002,
+        "OPTIM.MAX_EPOCH": 10,
+        "TRAINER.COCOOP.N_CTX": 4,
+        "TRAINER.COCOOP.CTX_INIT": "a photo of a",
+        "TRAINER.COCOOP.PREC": "fp16",
+    },
+    "KgCoOp": {
+        **EP10,
+        "TRAINER.COOP.W": 2.0,
+        "TRAINER.COOP.CSC": False,
+        "TRAINER.COOP.CLASS_TOKEN_POSITION": "end",
+        "TRAINER.COOP.PREC": "fp16",
+    },
+    "MaPLe": {
+        **EP10,
+        "TRAINER.MAPLE.N_CTX": 2,
+        "TRAINER.MAPLE.CTX_INIT": "a photo of a",
+        "TRAINER.MAPLE.PROMPT_DEPTH": 9,
+        "TRAINER.MAPLE.PREC": "fp16",
+    },
+    "VPT": {
+        **EP10,
+        "TRAINER.VPT.N_CTX_VISION": 8,
+        "TRAINER.VPT.PROMPT_DEPTH_VISION": 12,
+        "TRAINER.VPT.CTX_INIT": "a photo of a",
+        "TRAINER.VPT.PREC": "fp16",
+    },
+    "CLIPAdapter": {
+        **EP10,
+        "TRAINER.CLIP_ADAPTER.RATIO": 0.2,
+        "TRAINER.CLIP_ADAPTER.REDUCTION": 4,
+        "TRAINER.CLIP_ADAPTER.PREC": "fp16",
+    },
+    "PromptSRC": {
+        **SRC_SCHEDULE,
+        "OPTIM.MAX_EPOCH": 20,
+        "TRAINER.PROMPTSRC.N_CTX_TEXT": 4,
+        "TRAINER.PROMPTSRC.N_CTX_VISION": 4,
+        "TRAINER.PROMPTSRC.CTX_INIT": "a photo of a",
+        "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 9,
+        "TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION": 9,
+        "TRAINER.PROMPTSRC.TEXT_LOSS_WEIGHT": 25.0,
+        "TRAINER.PROMPTSRC.IMAGE_LOSS_WEIGHT": 10.0,
+        "TRAINER.PROMPTSRC.GPA_MEAN": 15.0,
+        "TRAINER.PROMPTSRC.GPA_STD": 1.0,
+        "TRAINER.PROMPTSRC.PREC": "fp16",
+    },
+    "ZeroshotCLIP": {"TRAINER.ZEROSHOT.PREC": "fp16"},
+    "ZeroshotCLIP2": {"TRAINER.ZEROSHOT.PREC": "fp16"},
+}
+DEPT = {
+    "TRAINER.DEPT.WEIGHT": 0.7,
+    "TRAINER.DEPT.LR_MULT": 6.5,
+    "TRAINER.DEPT.HEAD": "linear",
+    "TRAINER.DEPT.CWT": "separate",
+    "TRAINER.DEPT.ROWS": "both",
+    "TRAINER.DEPT.FUSION": "logits",
+}
+
+
+@pytest.mark.parametrize("name", METHODS + WRAPPED + ZERO_SHOT)
+def test_base_to_new(name):
+    cfg = config(name)
+    expected = {**SHARED, **OF_METHOD[name.removeprefix("DePT_")]}
+    expected |= DEPT if name in WRAPPED else {}
+    assert {key: value(cfg, key) for key in expected} == expected
+
+
+def test_every_trainer_is_in_the_tables():
+    ours = {n for n in TRAINER_REGISTRY.registered_names() if not n.startswith("Elsewhere")}
+    assert {*METHODS, *WRAPPED, *ZERO_SHOT} <= ours
+
+
+SRC_TRANSFER = {
+    **SRC_SCHEDULE,
+    "OPTIM.MAX_EPOCH": 20,
+    "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 3,
+    "TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION": 3,
+    "TRAINER.PROMPTSRC.GPA_MEAN": 6.0,
+    "TRAINER.PROMPTSRC.GPA_STD": 10.0,
+}
+SRC_FEW_SHOT = {
+    **SRC_SCHEDULE,
+    "OPTIM.MAX_EPOCH": 50,
+    "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 9,
+    "TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION": 9,
+    "TRAINER.PROMPTSRC.GPA_MEAN": 30.0,
+    "TRAINER.PROMPTSRC.GPA_STD": 30.0,
+}
+SRC_LATE = {**SRC_FEW_SHOT, "TRAINER.PROMPTSRC.GPA_MEAN": 45.0, "TRAINER.PROMPTSRC.GPA_STD": 5.0}
+LATE = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")
+OTHER_SIX = ("imagenet", "caltech101", "oxford_pets", "food101", "sun397", "ucf101")
+PROTOCOLS_OWN = [
+    ("PromptSRC", "cross_dataset", "dtd", SRC_TRANSFER),
+    ("PromptSRC", "domain_generalization", "imagenet_a", SRC_TRANSFER),
+    *(("PromptSRC", "few_shot", name, SRC_LATE) for name in LATE),
+    *(("PromptSRC", "few_shot", name, SRC_FEW_SHOT) for name in OTHER_SIX),
+    ("CoOp", "cross_dataset", "dtd", EP10),
+    ("CoOp", "few_shot", "dtd", EP10),
+    ("KgCoOp", "few_shot", "dtd", {**EP10, "TRAINER.COOP.W": 2.0}),
+]
+
+
+@pytest.mark.parametrize("prefix", ["", "DePT_"])
+@pytest.mark.parametrize("method,protocol,dataset,expected", PROTOCOLS_OWN)
+def test_protocols_with_numbers_of_their_own(prefix, method, protocol, dataset, expected):
+    cfg = config(f"{prefix}{method}", protocol, dataset)
+    assert {key: value(cfg, key) for key in expected} == expected
+    assert cfg.DATASET.SUBSAMPLE_CLASSES == "all"
+
+
+def schedule(batch: int, lr: float, epochs: int, **more) -> dict:
+    numbers = {"DATALOADER.TRAIN_X.BATCH_SIZE": batch, "OPTIM.LR": lr, "OPTIM.MAX_EPOCH": epochs}
+    return {**SHARED, **numbers, **more}
+
+
+OTHERS = [
+    ("KgCoOp", "vit_b16_ep10_w8", {"TRAINER.COOP.W": 8.0}),
+    # The originals' own schedules.
+    ("VPT", "vit_b16_maple", schedule(4, 0.0025, 5)),
+    ("MaPLe", "vit_b16_maple", schedule(4, 0.0035, 5, **{"TRAINER.MAPLE.PROMPT_DEPTH": 9})),
+    (
+        *("MaPLe", "vit_b16_maple_cross_dataset"),
+        schedule(4, 0.0026, 2, **{"TRAINER.MAPLE.PROMPT_DEPTH": 3}),
+    ),
+    ("KgCoOp", "vit_b16_kgcoop", schedule(128, 0.002, 100, **{"TRAINER.COOP.W": 8.0})),
+    ("CoOp", "vit_b16_coop_ep50", schedule(32, 0.002, 50, **{"TRAINER.COOP.N_CTX": 16})),
+    ("CoOp", "vit_b16_coop_ep100", schedule(32, 0.002, 100)),
+    ("CoOp", "vit_b16_coop_ep200", schedule(32, 0.002, 200)),
+    ("CoCoOp", "vit_b16_cocoop", schedule(1, 0.002, 10)),
+    ("PromptSRC", "vit_b16_promptsrc", {**schedule(4, 0.0025, 20), **OF_METHOD["PromptSRC"]}),
+    ("CoOp", "vit_b32_ep10", {**EP10, "MODEL.BACKBONE.NAME": "ViT-B/32"}),
+    ("CoOp", "vit_l14_ep10", {**EP10, "MODEL.BACKBONE.NAME": "ViT-L/14"}),
+    ("DePT_CoOp", "mini", {"INPUT.SIZE": (48, 48), "MODEL.BACKBONE.NAME": "TinyCLIP"}),
+    ("DePT_PromptSRC", "mini", {"OPTIM.LR": 0.0025, "OPTIM.MAX_EPOCH": 20}),
+    ("PromptSRC", "mini", {"OPTIM.LR": 0.0025, "OPTIM.MAX_EPOCH": 20}),
+]
+
+
+@pytest.mark.parametrize("trainer,name,expected", OTHERS)
+def test_configs_by_name(trainer, name, expected):
+    cfg = config(trainer, name=name)
+    assert {key: value(cfg, key) for key in expected} == expected
+
+
+def test_protocols_defaults():
+    """The paper's data sets, seeds and shots."""
+    eleven = {
+        *("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101"),
+        *("fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101"),
+    }
+    for name in ("base_to_new", "few_shot", "lambda", "ablation", "zero_shot"):
+        assert set(PROTOCOLS[name].datasets) == eleven, name
+    assert set(PROTOCOLS["cross_dataset"].datasets) - {"imagenet"} == eleven - {"imagenet"}
+    variants = {"imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"}
+    assert set(PROTOCOLS["domain_generalization"].datasets) - {"imagenet"} == variants
+    for name, protocol in PROTOCOLS.items():
+        assert protocol.seeds == ((1,) if name == "zero_shot" else (1, 2, 3)), name
+        assert protocol.shots == ((1, 2, 4, 8, 16) if name == "few_shot" else (16,)), name
+
+
+# Learning rates of the epochs, the published schedule: lr (1 + cos(π (e − 1) / T)) / 2 from the
+# second epoch on, 1e-5 in the first for every group; the CAT head's group at 6.5 times the rate.
+@pytest.mark.parametrize("name", METHODS + WRAPPED)
+def test_rates_of_every_epoch(name):
+    cfg = config(name)
+    groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": cfg.OPTIM.LR}]
+    if name in WRAPPED:
+        head = torch.zeros(1, requires_grad=True)
+        groups.append({"params": [head], "lr": cfg.OPTIM.LR * cfg.TRAINER.DEPT.LR_MULT})
+    optimizer = build_optimizer(None, cfg.OPTIM, groups)
+    scheduler = build_lr_scheduler(optimizer, cfg.OPTIM)
+    lr, epochs = {
+        "CoCoOp": (0.002, 10),
+        "PromptSRC": (0.0025, 20),
+    }.get(name.removeprefix("DePT_"), (0.0035, 10))
+    for epoch in range(epochs):
+        rate = lr * (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
+        expected = [rate, rate * 6.5] if epoch else [1e-5, 1e-5]
+        found = [group["lr"] for group in optimizer.param_groups]
+        assert found == pytest.approx(expected[: len(groups)], rel=1e-9), f"epoch {epoch}"
+        optimizer.step()
+        scheduler.step()
+    assert all(g["momentum"] == 0.9 and g["weight_decay"] == 5e-4 for g in optimizer.param_groups)
+
+
+# What a fresh parameter is: ("normal", standard deviation); ("linear", inputs): torch's own start
+# of a Linear layer, uniform within ±1/√inputs; ("ids", …): the token embeddings of these ids
+# ("a photo of a" is 320 1125 539 320); ("all", value). The tiny CLIP has d_t = d_v = 64, D = 32.
+WORDS = ("ids", [320, 1125, 539, 320])
+FRESH = {
+    "CoOp": {"ctx": ("normal", 0.02)},
+    "KgCoOp": {"ctx": WORDS},
+    "CoCoOp": {
+        "ctx": WORDS,
+        r"meta_net\.linear1\..*": ("linear", 32),
+        r"meta_net\.linear2\..*": ("linear", 2),
+    },
+    "MaPLe": {
+        "ctx": ("ids", [320, 1125]),
+        r"deep\.\d": ("normal", 0.02),
+        r"projections\.\d\..*": ("linear", 64),
+    },
+    "VPT": {r"vision\.prompts": ("normal", 0.02), r"vision\.deep\.\d": ("normal", 0.02)},
+    "CLIPAdapter": {r"fc\.0\.weight": ("linear", 32), r"fc\.2\.weight": ("linear", 8)},
+    "PromptSRC": {
+        "ctx": WORDS,
+        r"deep\.\d": ("normal", 0.02),
+        r"vision\.prompts": ("normal", 0.02),
+        r"vision\.deep\.\d": ("normal", 0.02),
+    },
+}
+FRESH_HEAD = {
+    r"cat\.cwt_\w+\.scale": ("all", 1.0),
+    r"cat\.cwt_\w+\.bias": ("all", 0.0),
+    r"cat\.classifier\..*": ("linear", 32),
+}
+SHAPES = {
+    "CoOp": {"ctx": (16, 64)},
+    "KgCoOp": {"ctx": (4, 64)},
+    "CoCoOp": {
+        "ctx": (4, 64),
+        "meta_net.linear1.weight": (2, 32),
+        "meta_net.linear1.bias": (2,),
+        "meta_net.linear2.weight": (64, 2),
+        "meta_net.linear2.bias": (64,),
+    },
+    "MaPLe": {
+        "ctx": (2, 64),
+        **{f"deep.{i}": (2, 64) for i in range(2)},
+        **{f"projections.{i}.weight": (64, 64) for i in range(3)},
+        **{f"projections.{i}.bias": (64,) for i in range(3)},
+    },
+    "VPT": {"vision.prompts": (8, 64), **{f"vision.deep.{i}": (8, 64) for i in range(2)}},
+    "CLIPAdapter": {"fc.0.weight": (8, 32), "fc.2.weight": (32, 8)},
+    "PromptSRC": {
+        "ctx": (4, 64),
+        "deep.0": (4, 64),
+        "vision.prompts": (4, 64),
+        **{f"vision.deep.{i}": (4, 64) for i in range(2)},
+    },
+}
+HEAD_SHAPES = {
+    "cat.cwt_image.scale": (32,),
+    "cat.cwt_image.bias": (32,),
+    "cat.cwt_text.scale": (32,),
+    "cat.cwt_text.bias": (32,),
+    "cat.classifier.weight": (5, 32),
+    "cat.classifier.bias": (5,),
+}
+
+
+def check_fresh(values: torch.Tensor, kind: str, what, encoders, name: str) -> None:
+    if kind == "all":
+        assert (values == what).all(), name
+    elif kind == "ids":
+        words = encoders.text.token_embedding.weight[what].float()
+        torch.testing.assert_close(values, words, rtol=0, atol=0, msg=name)
+    else:
+        n = values.numel()
+        std = what if kind == "normal" else 1 / math.sqrt(3 * what)
+        assert abs(values.mean()) < 4.5 * std / math.sqrt(n), name
+        if n > 20:
+            assert values.std().item() == pytest.approx(std, rel=4.5 / math.sqrt(2 * n)), name
+        largest = values.abs().max().item()
+        if kind == "linear":
+            assert largest <= 1 / math.sqrt(what), name
+        elif n > 400:
+            assert largest > 2 * std, name  # not uniform
+
+
+@pytest.mark.parametrize("name", METHODS + WRAPPED)
+def test_fresh_parameters(make_trainer, name):
+    bare = name.removeprefix("DePT_")
+    trainer = make_trainer(name, TRAINER__COOP__N_CTX=16)
+    trained = trainer.method.trained()
+    shapes = SHAPES[bare] | (HEAD_SHAPES if name in WRAPPED else {})
+    assert {key: tuple(p.shape) for key, p in trained.items()} == shapes
+    rules = FRESH[bare] | (FRESH_HEAD if name in WRAPPED else {})
+    drawn = []
+    for key, parameter in trained.items():
+        (rule,) = (rule for pattern, rule in rules.items() if re.fullmatch(pattern, key))
+        check_fresh(parameter.detach(), *rule, trainer.method.encoders, f"{name}: {key}")
+        if rule[0] in ("normal", "linear"):
+            drawn.append(parameter.detach().flatten())
+    for i, one in enumerate(drawn):  # each is drawn by itself
+        assert not any(one.shape == other.shape and torch.equal(one, other) for other in drawn[:i])
+
+
+def test_fresh_contexts_per_class(make_trainer):
+    options = {"TRAINER__COOP__CSC": True, "TRAINER__COOP__N_CTX": 16}
+    trainer = make_trainer("CoOp", **options)
+    ctx = trainer.method.context.ctx.detach()
+    assert ctx.shape == (5, 16, 64)
+    check_fresh(ctx, "normal", 0.02, None, "CSC")
+    assert not torch.equal(ctx[0], ctx[1])
+    options["TRAINER__COOP__CTX_INIT"] = "a photo of a"
+    trainer = make_trainer("CoOp", **options)
+    for ctx in trainer.method.context.ctx.detach():
+        check_fresh(ctx, *WORDS, trainer.method.encoders, "CSC of words")
