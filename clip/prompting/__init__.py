@@ -19,9 +19,37 @@ its own); C classes; M context tokens; P prefix tokens; S suffix tokens of all c
 L tokens; N prompts per layer; J prompted layers; W tower width; D embedding width; H heads.
 """
 
+from .changes import (
+    END,
+    Branch,
+    Change,
+    LowRank,
+    NameShift,
+    Read,
+    Reads,
+    Tokens,
+    Weights,
+    first_layer,
+)
 from .encoders import Encoders
 from .image import ImageEncoder
 from .layout import PromptLayout
-from .text import TextEncoder
+from .text import TextEncoder, TextState
 
-__all__ = ["Encoders", "ImageEncoder", "PromptLayout", "TextEncoder"]
+__all__ = [
+    "END",
+    "Branch",
+    "Change",
+    "Encoders",
+    "ImageEncoder",
+    "LowRank",
+    "NameShift",
+    "PromptLayout",
+    "Read",
+    "Reads",
+    "TextEncoder",
+    "TextState",
+    "Tokens",
+    "Weights",
+    "first_layer",
+]
