@@ -239,6 +239,30 @@ def test_permuting_classes_permutes_everything():
         torch.testing.assert_close(here[name], value[order], rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("layer", range(LAYERS + 1))
+def test_some_classes_of_a_state(layer, context):
+    """A state's classes may be taken apart, in any order: what is kept serves all of them."""
+    classes = torch.tensor([4, 0, 3])
+    for encoders in both(D):
+        layout, ctx, _ = text_case(both(D)[0], D, "shift", context)
+        change = Tokens(1, vectors(1, dtype=D), at=1)
+        changes = [change] if layer < 2 else []
+        state = encoders.text.below(layout, layer, ctx)
+        if layer == 2:
+            changes = [own_block("text", D, 2)]
+        whole = encoders.text.above(state, changes)
+        part = encoders.text.above(state.select(classes), changes)
+        torch.testing.assert_close(part, whole[..., classes, :], rtol=0, atol=1e-12)
+
+
+def test_one_context_per_image_keeps_its_dimension_for_one_image():
+    for encoders in both(D):
+        layout = encoders.text.layout(NAMES, 2)
+        tokens = Tokens(1, vectors(1, 1, 2, dtype=D))
+        assert encoders.text(layout, vectors(2, dtype=D), changes=[tokens]).shape == (1, 6, 32)
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "autocast"])
 def test_half_precision_is_no_farther_from_exact_than_the_plain_path(precision):
     dtype = torch.float32
