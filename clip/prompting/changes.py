@@ -99,7 +99,8 @@ class LowRank:
     """scale · (x aᵀ) bᵀ is added to one of a block's products with x; a (r,in), b (out,r).
 
     part: "q", "k", "v", "o" (attention's output), "fc", "proj" (the MLP's two).
-    dropout: of x, before a, in this product alone; give 0 for evaluation.
+    dropout: of x, before a, in this product alone; give 0 for evaluation. Tokens that all classes
+        share on the fast path share its draw.
     """
 
     layer: int

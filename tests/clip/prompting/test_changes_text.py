@@ -6,11 +6,23 @@ import pytest
 import torch
 from torch import nn
 
-from clip.prompting import Branch, Encoders, LowRank, NameShift, Read, Tokens, Weights
+from clip.fused import mlp
+from clip.prompting import (
+    Branch,
+    Encoders,
+    LowRank,
+    NameShift,
+    Read,
+    Tokens,
+    Weights,
+    block,
+    shared,
+)
 from dassl.utils import UserError
 from tests.clip.prompting.oracle import NAMES, agree, both, model_of, random, tiny_clip
 from tests.clip.prompting.test_changes import (
     CONTEXTS,
+    INSIDE,
     LAYERS,
     READS,
     TEXT,
@@ -38,12 +50,12 @@ def by_hand(model, sentences, blocks, tokens=lambda i, c, x: x, shift=None, bran
             for row, place in zip(shift, own, strict=False):
                 x = x + row * (torch.arange(len(ids)) == place)[:, None]
         x = x.unsqueeze(1)  # (L,1,W)
-        for i, block in enumerate(blocks):
+        for i, layer in enumerate(blocks):
             x = tokens(i, c, x)
-            y = block(x)
+            y = layer(x)
             for branch in branches:
                 if branch.layer == i:
-                    y = y + branch.module({"ln_1": block.ln_1(x), "output": y}[branch.of])
+                    y = y + branch.module({"ln_1": layer.ln_1(x), "output": y}[branch.of])
             x = y
         features.append(model.ln_final(x[-1, 0]) @ model.text_projection)
     return torch.stack(features)
@@ -305,6 +317,51 @@ def test_pieces_draw_the_same_random_numbers_again():
         b -= 2 * step.view_as(b)
         below = loss(0)
     torch.testing.assert_close((above - below) / 2e-5, grad[3], rtol=1e-5, atol=1e-9)
+
+
+SHARED = {  # tokens of the prefix that layers 0, 1, 2 attend to
+    "inserted, then replaced": [3, 5, 5],
+    "per class": [3, 1, 1],
+    "across the prefix": [2, 2, 3],
+    "behind the prefix": [3, 3, 3],
+    "contexts": [3, 1, 1],
+    "shift": [3, 3, 3],
+    "branches everywhere": [3, 3, 3],
+    "low rank q, k, v": [3, 3, 3],
+    "own blocks": [3, 3, 3],
+}
+FUSED = {  # blocks whose MLP is the fused one
+    "branches everywhere": 3,
+    "low rank q, k, v": 3,
+    "low rank v, o": 3,
+    "own norms": 3,
+    "low rank mlp": 2,
+    "own blocks": 1,
+}
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_the_prefix_stays_shared_as_long_as_it_can(monkeypatch, case):
+    lengths = []
+
+    def attend(q, kv, prefix_k, prefix_v, packing):
+        lengths.append(prefix_k.shape[2])
+        return own(q, kv, prefix_k, prefix_v, packing)
+
+    own = shared.attend
+    monkeypatch.setattr(shared, "attend", attend)
+    layout, ctx, changes = text_case(both(D)[0], D, case)
+    both(D)[0].text(layout, ctx, changes=changes)
+    assert lengths == SHARED[case]
+
+
+@pytest.mark.parametrize("case", FUSED)
+def test_what_is_left_alone_keeps_its_fast_parts(monkeypatch, case):
+    calls = []
+    monkeypatch.setattr(block, "mlp", lambda layers, x: calls.append(1) or mlp(layers, x))
+    encoder, changes = both(D)[0].image, INSIDE[case]("image", D)
+    encoder(random(2, 3, 32, 32, dtype=D).detach(), changes=changes)
+    assert len(calls) == FUSED[case]
 
 
 def test_texts_keep_what_follows_the_name():
