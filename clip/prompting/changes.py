@@ -195,6 +195,11 @@ def check(changes: Sequence[Change], reads: Reads | None, layers: int, start: in
             )
 
 
+def reads_tokens(reads: Reads, layer: int, layers: int) -> bool:
+    """Whether tokens besides the feature's are read before `layer`, of a tower of so many."""
+    return any(read.at != END and read.reaches(layers) == layer for read in reads.values())
+
+
 def placed(changes: Sequence[Change], length: int) -> list[Change]:
     """The changes layer by layer, each tokens' position known and within the sequence.
 

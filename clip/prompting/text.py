@@ -28,6 +28,7 @@ from .changes import (
     first_layer,
     placed,
     put,
+    reads_tokens,
     shifts,
 )
 from .layout import PromptLayout
@@ -274,21 +275,18 @@ class TextEncoder(nn.Module):
         layout, layers, head = state.layout, self.layers, self.head(changes)
         last = layers if stop is None else stop
         x = state.tokens.unflatten(0, (-1, len(layout)))
-        x = x.expand(contexts, -1, -1, -1).flatten(0, 1)  # (KC,L,W)
         if state.layer == 0:
-            for shift in shifts(changes, layout.own[:, : x.shape[1]]):
-                shift = shift.to(x.dtype).expand(contexts, -1, -1, -1)
-                x = x + shift.flatten(0, 1)
+            x = sum((s.to(x.dtype) for s in shifts(changes, layout.own[:, : x.shape[2]])), x)
+        x = x.expand(contexts, -1, -1, -1).flatten(0, 1)  # (KC,L,W)
         eot = layout.eot.repeat(contexts)
         extra, found = 0, {}
-        everywhere = any(r.at != END and r.reaches(layers) == layers for r in reads.values())
+        everywhere = reads_tokens(reads, layers, layers)
         at_eot = state.layer == layers
 
         def look(layer: int | None, x: torch.Tensor) -> None:
             for name, read in reads.items():
                 if read.layer == layer:
-                    y = x if at_eot else _read(x, read, eot, layout.longest + extra)
-                    y = y[:, 0] if at_eot else y
+                    y = x[:, 0] if at_eot else _read(x, read, eot, layout.longest + extra)
                     y = y @ head.projection if read.projected else y
                     found[name] = y.unflatten(0, (contexts, -1))
 

@@ -251,6 +251,22 @@ def test_permuting_classes_permutes_everything():
         torch.testing.assert_close(here[name], value[order], rtol=0, atol=1e-10)
 
 
+@torch.no_grad()
+def test_pieces_without_gradients_change_nothing(monkeypatch):
+    encoder = both(D)[0].text
+    layout, ctx, changes = text_case(both(D)[0], D, "per class, inserted")
+
+    def results():
+        state = encoder.below(layout, 1, ctx)
+        found = encoder.above(state, changes, {"tokens": READS["middle"], "out": READS["out"]})
+        return [state.prefix, state.tokens, *found.values()]
+
+    whole = results()
+    monkeypatch.setattr(shared, "_TOKENS_PER_PIECE", 1)
+    for a, b in zip(results(), whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("layer", range(LAYERS + 1))
 def test_some_classes_of_a_state(layer, context):
