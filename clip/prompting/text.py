@@ -279,8 +279,7 @@ class TextEncoder(nn.Module):
             x = sum((s.to(x.dtype) for s in shifts(changes, layout.own[:, : x.shape[2]])), x)
         x = x.expand(contexts, -1, -1, -1).flatten(0, 1)  # (KC,L,W)
         eot = layout.eot.repeat(contexts)
-        extra, found = 0, {}
-        everywhere = reads_tokens(reads, layers, layers)
+        extra, found, everywhere = 0, {}, reads_tokens(reads, layers, layers)
         at_eot = state.layer == layers
 
         def look(layer: int | None, x: torch.Tensor) -> None:
