@@ -14,14 +14,47 @@ fast   The text tower is causal and read at EOT. So (1) nothing after EOT is com
        Contexts that differ per class, or names before or amid the context, share no prefix: there
        the fast path is (1), (4) and the MLP of (5).
 
+What else a tower is to do inside, a method tells as data (changes.py): tokens, branches, changed
+weights, reads. Both paths do all of it. On the fast one the prefix is shared up to the layer where
+classes differ in it, and only the parts of a block that are changed lose (5). `below` and `above`
+cut a pass in two at a layer: what nothing trained reaches is computed once and kept.
+
 Letters in shape comments: B images; K contexts side by side (the images of a batch when each has
 its own); C classes; M context tokens; P prefix tokens; S suffix tokens of all classes;
 L tokens; N prompts per layer; J prompted layers; W tower width; D embedding width; H heads.
 """
 
+from .changes import (
+    END,
+    Branch,
+    Change,
+    LowRank,
+    NameShift,
+    Read,
+    Reads,
+    Tokens,
+    Weights,
+    first_layer,
+)
 from .encoders import Encoders
 from .image import ImageEncoder
 from .layout import PromptLayout
-from .text import TextEncoder
+from .text import TextEncoder, TextState
 
-__all__ = ["Encoders", "ImageEncoder", "PromptLayout", "TextEncoder"]
+__all__ = [
+    "END",
+    "Branch",
+    "Change",
+    "Encoders",
+    "ImageEncoder",
+    "LowRank",
+    "NameShift",
+    "PromptLayout",
+    "Read",
+    "Reads",
+    "TextEncoder",
+    "TextState",
+    "Tokens",
+    "Weights",
+    "first_layer",
+]

@@ -99,7 +99,8 @@ class LowRank:
     """scale · (x aᵀ) bᵀ is added to one of a block's products with x; a (r,in), b (out,r).
 
     part: "q", "k", "v", "o" (attention's output), "fc", "proj" (the MLP's two).
-    dropout: of x, before a, in this product alone; give 0 for evaluation.
+    dropout: of x, before a, in this product alone; give 0 for evaluation. Tokens that all classes
+        share on the fast path share its draw.
     """
 
     layer: int
@@ -192,6 +193,11 @@ def check(changes: Sequence[Change], reads: Reads | None, layers: int, start: in
             raise UserError(
                 f"read {name!r} at layer {read.layer}: the pass has layers {start} to {layers}"
             )
+
+
+def reads_tokens(reads: Reads, layer: int, layers: int) -> bool:
+    """Whether tokens besides the feature's are read before `layer`, of a tower of so many."""
+    return any(read.at != END and read.reaches(layers) == layer for read in reads.values())
 
 
 def placed(changes: Sequence[Change], length: int) -> list[Change]:

@@ -83,33 +83,51 @@ class PromptLayout(nn.Module):
                 f"{n_ctx} for the context, the text tower takes {context_length}; "
                 "shorten the name or the context"
             )
-        self.n_ctx = n_ctx
-        self.context_length = context_length
         full = torch.zeros(len(prompts), context_length, dtype=torch.long)
         own_index = torch.full_like(full, -1)
         for row, ids, indices, own_ids in zip(full, prompts, own_index, own, strict=True):
             row[: len(ids)] = torch.tensor(ids)
             indices[1 : 1 + len(own_ids)] = torch.tensor(own_ids, dtype=torch.long).clamp(min=-1)
-        # Not in checkpoints: bound to the class names of this run.
-        self.register_buffer("tokens", full.clamp(min=0), persistent=False)  # (C,77)
-        slots = (-1 - full).clamp(min=-1)
-        self.register_buffer("slots", slots, persistent=False)  # (C,77) context vector, or −1
-        self.register_buffer("own", own_index, persistent=False)  # (C,77) own token, or −1
         eot = torch.tensor([len(ids) - 1 for ids in prompts])
+        self._hold(full.clamp(min=0), (-1 - full).clamp(min=-1), own_index, eot, n_ctx, prefix)
+
+    def _hold(
+        self,
+        tokens: torch.Tensor,
+        slots: torch.Tensor,
+        own: torch.Tensor,
+        eot: torch.Tensor,
+        n_ctx: int,
+        prefix: int,
+    ) -> None:
+        self.n_ctx = n_ctx
+        self.context_length = tokens.shape[1]
+        # Not in checkpoints: bound to the class names of this run.
+        self.register_buffer("tokens", tokens, persistent=False)  # (C,77)
+        self.register_buffer("slots", slots, persistent=False)  # (C,77) context vector, or −1
+        self.register_buffer("own", own, persistent=False)  # (C,77) class's own token, or −1
         self.register_buffer("eot", eot, persistent=False)  # (C,)
 
         # The fast path's order: by length, so that similar lengths lie side by side.
         self.prefix_length = prefix
         order = torch.argsort(eot, stable=True)
-        self.lengths: list[int] = (eot[order] + 1 - self.prefix_length).tolist()
+        self.lengths: list[int] = (eot[order] + 1 - prefix).tolist()
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("inverse", torch.argsort(order), persistent=False)
-        place = torch.arange(context_length)
-        suffix = (place >= self.prefix_length) & (place <= eot[order, None])  # (C,77)
-        self.register_buffer("suffix_ids", self.tokens[order][suffix], persistent=False)
+        place = torch.arange(self.context_length, device=eot.device)
+        suffix = (place >= prefix) & (place <= eot[order, None])  # (C,77)
+        self.register_buffer("suffix_ids", tokens[order][suffix], persistent=False)
         self.register_buffer("suffix_positions", suffix.nonzero()[:, 1], persistent=False)
-        self.register_buffer("suffix_own", own_index[order][suffix], persistent=False)
+        self.register_buffer("suffix_own", own[order][suffix], persistent=False)
         self._packings: dict[tuple, Packing] = {}
+
+    def select(self, classes: torch.Tensor) -> PromptLayout:
+        """The layout of these classes (n,), by index, in this order."""
+        layout = PromptLayout.__new__(PromptLayout)
+        nn.Module.__init__(layout)
+        rows = (x[classes] for x in (self.tokens, self.slots, self.own, self.eot))
+        layout._hold(*rows, self.n_ctx, self.prefix_length)
+        return layout
 
     def __len__(self) -> int:
         return len(self.tokens)

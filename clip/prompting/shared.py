@@ -17,7 +17,7 @@ import torch
 
 from ..fused import recomputed
 from ..packed import Packing, attend
-from .block import layers_of
+from .block import Layer, layers_of
 from .changes import (
     END,
     Change,
@@ -27,6 +27,7 @@ from .changes import (
     at_layer,
     kept,
     put,
+    reads_tokens,
     shifts,
     tensors_of,
     with_tensors,
@@ -94,7 +95,8 @@ def run_shared(
     inputs, prefix = _prefix_pass(encoder, state, contexts, changes, reads, stop)
     outputs = []
     changed = any(not isinstance(change, NameShift) for change in inputs.changes)
-    pieces = pieces_of(encoder, layout, contexts, encoder.layers - state.layer, changed)
+    grown = sum(c.number for moves in inputs.moves.values() for c in moves if c.insert)
+    pieces = pieces_of(encoder, layout, contexts, encoder.layers - state.layer, grown, changed)
     recompute = len(pieces) > 1 and torch.is_grad_enabled()
     for first, last in pieces:
         mine = inputs.of_classes(layout, first, last)
@@ -135,11 +137,10 @@ def _prefix_pass(
     inputs = _Inputs([], {}, {}, inside, state.tokens)
     blocks = layers_of(encoder.transformer.resblocks, inside)
     last = layers if stop is None else stop
-    whole = {name: read for name, read in reads.items() if read.at != END}
 
     def keep(layer: int) -> None:
-        for name, read in whole.items():
-            if read.reaches(layers) == layer:
+        for name, read in reads.items():
+            if read.at != END and read.reaches(layers) == layer:
                 inputs.prefixes[name] = x
 
     for i in range(state.layer, last):
@@ -148,8 +149,8 @@ def _prefix_pass(
             x = _in_prefix(x, change, inputs.moves.setdefault(i, []))
         needed = x.shape[1]
         if i == layers - 1:
-            needed *= any(read.reaches(layers) == layers for read in whole.values())
-        elif i + 1 < last and not any(read.reaches(layers) == i + 1 for read in whole.values()):
+            needed *= reads_tokens(reads, layers, layers)
+        elif i + 1 < last and not reads_tokens(reads, i + 1, layers):
             needed = kept(changes, i + 1, needed)
         y, k, v = blocks[i].run(x, needed, causal=True)
         inputs.keys_values.append((k, v))
@@ -181,19 +182,22 @@ def pieces_of(
     layout: PromptLayout,
     contexts: int,
     layers: int,
+    grown: int = 0,
     changed: bool = False,
 ) -> list[tuple[int, int]]:
     """Split the classes, in the layout's order, into ranges that fit in memory.
 
+    grown: tokens that come to every suffix on its way; changed: blocks have changes.
     One needs no recomputation; several are recomputed in the backward pass.
     """
     room = _tokens_per_piece(encoder, layers, changed)
     bounds, used = [0], 0
     for c, length in enumerate(layout.lengths):
-        if used and used + contexts * length > room:
+        tokens = contexts * (length + grown)
+        if used and used + tokens > room:
             bounds.append(c)
             used = 0
-        used += contexts * length
+        used += tokens
     return list(pairwise([*bounds, len(layout)]))
 
 
@@ -226,7 +230,6 @@ def _suffix_pass(
     if x is None:
         x = _embedded(encoder, layout, layout.suffix_tokens(*classes), inputs.changes)
     packing = layout.packing(*classes)
-    everywhere = any(r.at != END and r.reaches(layers) == layers for r in reads.values())
 
     def look(layer: int | None, x: torch.Tensor, at_eot: bool = False) -> None:
         for name, read in reads.items():
@@ -248,14 +251,8 @@ def _suffix_pass(
             if change.insert:
                 extra += change.number
                 packing = layout.packing(*classes, extra)
-        block = blocks[i]
-        y = block.norm("ln_1", x)
-        kv = block.project(y, slice(1, 3))
-        at_eot = i == layers - 1 and not everywhere
-        if at_eot:
-            x, y = (z.index_select(1, packing.eot) for z in (x, y))
-        q = block.project(y, slice(0, 1))
-        x = block.finish(x, y, attend(q, kv, *inputs.keys_values[i - state.layer], packing))
+        at_eot = i == layers - 1 and not reads_tokens(reads, layers, layers)
+        x = _step(blocks[i], x, inputs.keys_values[i - state.layer], packing, at_eot)
     if stop is not None:
         return (x,)
     look(layers, x, at_eot)
@@ -263,6 +260,25 @@ def _suffix_pass(
     look(None, y, at_eot)
     features = (y if at_eot else y.index_select(1, packing.eot)) @ head.projection
     return features, *(found[name] for name in reads)
+
+
+def _step(
+    block: Layer,
+    x: torch.Tensor,
+    prefix: tuple[torch.Tensor, torch.Tensor],
+    packing: Packing,
+    at_eot: bool,
+) -> torch.Tensor:
+    """One block over packed tokens x (1|K,S,W), or its outputs (K,C,W) at EOT alone.
+
+    prefix: its k and v there.
+    """
+    y = block.norm("ln_1", x)
+    kv = block.project(y, slice(1, 3))
+    if at_eot:
+        x, y = (z.index_select(1, packing.eot) for z in (x, y))
+    q = block.project(y, slice(0, 1))
+    return block.finish(x, y, attend(q, kv, *prefix, packing))
 
 
 def _embedded(

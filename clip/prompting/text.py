@@ -28,6 +28,7 @@ from .changes import (
     first_layer,
     placed,
     put,
+    reads_tokens,
     shifts,
 )
 from .layout import PromptLayout
@@ -50,6 +51,18 @@ class TextState:
     prefix: torch.Tensor | None
     tokens: torch.Tensor | None
     side_by_side: bool = False
+
+    def select(self, classes: torch.Tensor) -> TextState:
+        """The state of these classes (n,), by index, in this order."""
+        layout, tokens = self.layout.select(classes), self.tokens
+        if tokens is not None and self.prefix is None:
+            tokens = tokens.unflatten(0, (self.contexts, -1)).index_select(1, classes).flatten(0, 1)
+        elif tokens is not None:
+            starts = self.layout.packing(0, len(self.layout)).starts
+            places = self.layout.inverse[classes[layout.order]].tolist()
+            index = [starts[c] + i for c in places for i in range(self.layout.lengths[c])]
+            tokens = tokens[:, torch.tensor(index, device=tokens.device)]
+        return replace(self, layout=layout, tokens=tokens)
 
 
 class TextEncoder(nn.Module):
@@ -182,8 +195,12 @@ class TextEncoder(nn.Module):
         """
         names = dict(reads or {})
         check(changes, names, self.layers, state.layer)
+        side_by_side = state.side_by_side or any(
+            isinstance(change, Tokens | NameShift) and change.vectors.dim() == 4
+            for change in changes
+        )
         changes = [self._per_class(change, len(state.layout)) for change in changes]
-        contexts, side_by_side = _contexts(state, changes)
+        contexts = _contexts(state, changes)
         changes = placed(changes, state.layout.shortest - 1)
         _check_reads(state, changes, names, self.layers)
         run = self._run_whole if state.prefix is None else partial(run_shared, self)
@@ -258,21 +275,17 @@ class TextEncoder(nn.Module):
         layout, layers, head = state.layout, self.layers, self.head(changes)
         last = layers if stop is None else stop
         x = state.tokens.unflatten(0, (-1, len(layout)))
-        x = x.expand(contexts, -1, -1, -1).flatten(0, 1)  # (KC,L,W)
         if state.layer == 0:
-            for shift in shifts(changes, layout.own[:, : x.shape[1]]):
-                shift = shift.to(x.dtype).expand(contexts, -1, -1, -1)
-                x = x + shift.flatten(0, 1)
+            x = sum((s.to(x.dtype) for s in shifts(changes, layout.own[:, : x.shape[2]])), x)
+        x = x.expand(contexts, -1, -1, -1).flatten(0, 1)  # (KC,L,W)
         eot = layout.eot.repeat(contexts)
-        extra, found = 0, {}
-        everywhere = any(r.at != END and r.reaches(layers) == layers for r in reads.values())
+        extra, found, everywhere = 0, {}, reads_tokens(reads, layers, layers)
         at_eot = state.layer == layers
 
         def look(layer: int | None, x: torch.Tensor) -> None:
             for name, read in reads.items():
                 if read.layer == layer:
-                    y = x if at_eot else _read(x, read, eot, layout.longest + extra)
-                    y = y[:, 0] if at_eot else y
+                    y = x[:, 0] if at_eot else _read(x, read, eot, layout.longest + extra)
                     y = y @ head.projection if read.projected else y
                     found[name] = y.unflatten(0, (contexts, -1))
 
@@ -322,13 +335,13 @@ def _at_eot(block: Layer, x: torch.Tensor, eot: torch.Tensor) -> torch.Tensor:
     return block.finish(x[rows, eot].unsqueeze(1), own, heads_joined(mixed))
 
 
-def _contexts(state: TextState, changes: Sequence[Change]) -> tuple[int, bool]:
-    """K, and whether the caller spoke of K contexts at all."""
+def _contexts(state: TextState, changes: Sequence[Change]) -> int:
+    """K"""
     numbers = [len(c.vectors) for c in changes if isinstance(c, Tokens | NameShift)]
     contexts = max([state.contexts, *numbers])
     if any(number not in (1, contexts) for number in [state.contexts, *numbers]):
         raise UserError(f"contexts side by side: {state.contexts} given, changes for {numbers}")
-    return contexts, state.side_by_side or contexts > state.contexts
+    return contexts
 
 
 def _check_reads(

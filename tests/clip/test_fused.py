@@ -5,78 +5,15 @@ import torch
 import torch.nn.functional as F
 
 from clip import fused
-from clip.fused import linear, mlp
+from clip.fused import linear, mlp, recomputed
 from clip.model import ResidualAttentionBlock
-from clip.packed import Packing, attend
 
-HEADS, SIZE, PREFIX = 2, 8, 3
-WIDTH = HEADS * SIZE
-LENGTHS = [3, 3, 4, 5, 7, 9, 16]  # three buckets, the first two padded
+HEADS, WIDTH = 2, 16
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def one_by_one(q, kv, prefix_k, prefix_v, at_eot):
-    """`attend` as its definition says, class by class."""
-    k, v = kv.chunk(2, dim=-1)
-    out, start = [], 0
-    for c, length in enumerate(LENGTHS):
-        own = slice(start, start + length)
-        start += length
-        queries = q[:, c : c + 1] if at_eot else q[:, own]
-        heads = (
-            x.unflatten(-1, (HEADS, SIZE)).transpose(1, 2) for x in (queries, k[:, own], v[:, own])
-        )
-        queries, keys, values = heads
-        keys = torch.cat([prefix_k, keys], dim=2)
-        values = torch.cat([prefix_v, values], dim=2)
-        n = queries.shape[2]
-        seen = torch.ones(n, PREFIX + length).tril(PREFIX + length - n).bool()
-        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
-        out.append(mixed.transpose(1, 2).flatten(2))
-    return torch.cat(out, dim=1)
-
-
-def inputs(contexts: int, at_eot: bool) -> list[torch.Tensor]:
-    tokens = sum(LENGTHS)
-    q = random(contexts, len(LENGTHS) if at_eot else tokens, WIDTH, seed=1)
-    kv = random(contexts, tokens, 2 * WIDTH, seed=2)
-    prefix = [random(contexts, HEADS, PREFIX, SIZE, seed=seed) for seed in (3, 4)]
-    return [x.requires_grad_() for x in (q, kv, *prefix)]
-
-
-@pytest.mark.parametrize("at_eot", [False, True])
-@pytest.mark.parametrize("contexts", [1, 2])
-def test_packed_attention(contexts, at_eot):
-    leaves = inputs(contexts, at_eot)
-    packing = Packing(LENGTHS, torch.device("cpu"))
-    assert [bucket.pad is None for bucket in packing.buckets] == [False, False, True]
-    out = attend(*leaves, packing)
-    expected = one_by_one(*leaves, at_eot)
-    torch.testing.assert_close(out, expected, rtol=0, atol=1e-13)
-    weights = random(*out.shape, seed=5)
-    actual = torch.autograd.grad((out * weights).sum(), leaves)
-    expected = torch.autograd.grad((expected * weights).sum(), leaves)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize("at_eot", [False, True])
-def test_packed_attention_of_constant_suffixes(at_eot):
-    """As before the first layer: one set of suffixes for all contexts, without gradients."""
-    q, kv, prefix_k, prefix_v = inputs(2, at_eot)
-    q, kv = q[:1].detach(), kv[:1].detach()
-    packing = Packing(LENGTHS, torch.device("cpu"))
-    out = attend(q, kv, prefix_k, prefix_v, packing)
-    expected = one_by_one(*(x.expand(2, -1, -1) for x in (q, kv)), prefix_k, prefix_v, at_eot)
-    torch.testing.assert_close(out, expected, rtol=0, atol=1e-13)
-    actual = torch.autograd.grad(out.square().sum(), [prefix_k, prefix_v])
-    expected = torch.autograd.grad(expected.square().sum(), [prefix_k, prefix_v])
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
-    with torch.no_grad():
-        torch.testing.assert_close(attend(q, kv, prefix_k, prefix_v, packing), out)
 
 
 def block() -> ResidualAttentionBlock:
@@ -195,49 +132,64 @@ def test_mlp_keeps_less_for_the_backward_pass():
     assert kept(lambda x: mlp(layers, x)) == 7 * 4 * WIDTH < kept(layers)
 
 
-@pytest.mark.parametrize("part", ["mlp", "attend"])
-def test_autocast(part):
+def test_autocast():
     """Mixed precision runs both ways, near the exact result."""
-    if part == "mlp":
-        layers = block().float().requires_grad_(False).mlp
-        leaves = [random(5, WIDTH).float().requires_grad_()]
-
-        def call(x):
-            return mlp(layers, x)
-    else:
-        leaves = [x.detach().bfloat16().requires_grad_() for x in inputs(2, False)]
-        packing = Packing(LENGTHS, torch.device("cpu"))
-
-        def call(*x):
-            return attend(*x, packing)
-
-    exact = call(*leaves)
+    layers = block().float().requires_grad_(False).mlp
+    x = random(5, WIDTH).float().requires_grad_()
+    exact = mlp(layers, x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = call(*leaves)
+        out = mlp(layers, x)
     assert out.dtype == torch.bfloat16
     assert (out - exact).abs().max() < 0.05 * exact.abs().max()
-    for a, b in zip(
-        torch.autograd.grad(out.float().sum(), leaves),
-        torch.autograd.grad(exact.float().sum(), leaves),
-        strict=True,
-    ):
-        assert (a - b).abs().max() <= 0.05 * b.abs().max()
+    (actual,), (expected,) = (torch.autograd.grad(y.float().sum(), [x]) for y in (out, exact))
+    assert (actual - expected).abs().max() <= 0.05 * expected.abs().max()
 
 
 def test_mapped_over_runs():
-    """Several runs at once (torch.func.vmap) give what each gives; suffixes may be shared."""
-    packing = Packing(LENGTHS, torch.device("cpu"))
-    q, kv = (x.detach() for x in inputs(1, False)[:2])
-    runs = [random(3, 1, HEADS, PREFIX, SIZE, seed=seed).requires_grad_() for seed in (6, 7)]
-    out = torch.func.vmap(lambda k, v: attend(q, kv, k, v, packing))(*runs)
-    apart = torch.stack([attend(q, kv, k, v, packing) for k, v in zip(*runs, strict=True)])
-    torch.testing.assert_close(out, apart, rtol=0, atol=1e-13)
-    actual = torch.autograd.grad(out.square().sum(), runs)
-    torch.testing.assert_close(actual, torch.autograd.grad(apart.square().sum(), runs))
-
+    """Several runs at once (torch.func.vmap) give what each gives."""
     layers = block().requires_grad_(False).mlp
     x = random(2, 5, 3, WIDTH).requires_grad_()
     out = torch.func.vmap(lambda x: mlp(layers, x), in_dims=1, out_dims=1)(x)
     torch.testing.assert_close(out, layers(x), rtol=0, atol=1e-14)
     actual = torch.autograd.grad(out.square().sum(), x)
     torch.testing.assert_close(actual, torch.autograd.grad(layers(x).square().sum(), x))
+
+
+@pytest.mark.filterwarnings("ignore:TF32")
+@pytest.mark.parametrize("common", [True, False])
+def test_runs_with_weights_of_their_own(large, common):
+    """Without gradients too, where nothing says that a mapped weight isn't the frozen one."""
+    frozen, x = large
+    weight = frozen.attn.in_proj_weight
+    weights, x = torch.stack([weight, 2 * weight]), x.detach()
+    x = x[:, :1].expand(-1, 2, -1, -1) if common else x
+    dims = (None, 0) if common else (1, 0)
+    assert fused._onednn(x[:, 0], weight)
+    out = torch.func.vmap(lambda x, w: linear(x, w, None), dims)(x[:, 0] if common else x, weights)
+    expected = torch.stack([F.linear(x[:, r], weights[r]) for r in range(2)])
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("runs", [None, 2])
+def test_recomputation_keeps_the_inputs_alone(runs):
+    """Several outputs, an input that none uses, one that wants no gradient; and mapped."""
+    lead = () if runs is None else (runs,)
+    x, w, fixed = (random(*lead, 4, 4, seed=seed) for seed in range(3))
+    unused = random(*lead, 2, seed=3)
+    leaves = [t.requires_grad_() for t in (x, w, unused)]
+
+    def call(x, w, unused, fixed):
+        return torch.tanh(x @ w) @ fixed, x.detach() * 2, torch.exp(w)
+
+    def total(run):
+        run = torch.func.vmap(run) if runs else run
+        outputs = run(x, w, unused, fixed)
+        return outputs, sum((random(*y.shape, seed=7) * y).sum() for y in outputs)
+
+    outputs, loss = total(lambda *inputs: recomputed(call, *inputs))
+    expected, plain = total(call)
+    torch.testing.assert_close(outputs, expected)
+    actual = torch.autograd.grad(loss, leaves, allow_unused=True)
+    expected = torch.autograd.grad(plain, leaves, allow_unused=True)
+    torch.testing.assert_close(actual[:2], expected[:2])
+    assert expected[2] is None and (actual[2] is None or not actual[2].any())
