@@ -7,18 +7,14 @@ import hashlib
 import io
 import os
 import random
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO
 
 import numpy as np
 
-from dassl.utils import UserError, open_file, read_text
+from dassl.utils import IMAGE_ENDINGS, UserError, open_file, read_text, reason
 
-IMAGE_ENDINGS = (
-    ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm",
-)  # fmt: skip
 NOT_A_CLASS = ("__MACOSX", "split_fewshot")
 
 Row = tuple[str, int, str]  # path relative to the image folder, label, class name
@@ -76,25 +72,24 @@ def read_mat(file: str | IO[bytes], variable: str) -> np.ndarray:
 
     Raises UserError if the file is missing, damaged or without that variable.
     """
+    name = file if isinstance(file, str) else getattr(file, "name", "the MATLAB file")
     if isinstance(file, str):
         if not os.path.exists(file):
-            raise UserError(f"no such file: {file}; see docs/datasets.md for the layout")
+            raise UserError(f"no such file: {name}; see docs/datasets.md for the layout")
         with open_file(file) as opened:
-            return _read_mat(opened, variable, file)
-    return _read_mat(file, variable, getattr(file, "name", "the MATLAB file"))
+            return _read_mat(opened, variable, name)
+    return _read_mat(file, variable, name)
 
 
 def _read_mat(file: IO[bytes], variable: str, name: str) -> np.ndarray:
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     try:
         return np.atleast_1d(loadmat(file, squeeze_me=True)[variable])
     except KeyError:
         raise UserError(f"{name} has no variable '{variable}'") from None
-    # A damaged file makes the reader raise nearly anything.
-    except (MatReadError, ValueError, TypeError, NotImplementedError, OSError, zlib.error) as error:
-        raise UserError(f"{name} is not a readable MATLAB file: {error}") from None
+    except Exception as error:  # a damaged file makes the reader raise nearly anything
+        raise UserError(f"{name} is not a readable MATLAB file: {reason(error)}") from None
 
 
 def class_folders(folder: str, ignored: Iterable[str] = ()) -> list[str]:
