@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     runs = [(args, seed) for args in lines for seed in (args.seed if args.seed[1:] else [None])]
     cfgs = [setup_cfg(*run) for run in runs]
 
+    from dassl.data import check_images
     from dassl.engine import TRAINER_REGISTRY, build_trainer, start_log
     from dassl.utils import set_random_seed
 
@@ -39,6 +40,8 @@ def main(argv: list[str] | None = None) -> None:
         check_cfg(cfg)
     import datasets  # noqa: F401  (its modules register the data sets)
 
+    if checked := [cfg for (args, _), cfg in zip(runs, cfgs, strict=True) if args.check_images]:
+        check_images(checked)
     if len(runs) > 1:
         return run_several(runs, cfgs)
     (args,), (cfg,) = lines, cfgs
