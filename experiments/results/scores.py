@@ -101,6 +101,8 @@ def read_score(folder: Path) -> Score:
     if not isinstance(accuracy, (int, float)):
         raise UserError(f"no accuracy in {folder / 'result.json'}")
     classes = result.get("classes") or _classes_of_stage(place.stage)
+    if classes not in ("base", "new", "all"):
+        raise UserError(f"{folder} was tested on the classes {classes!r}: not base, new or all")
     protocol, source = _protocol(place, classes, result)
     return Score(
         protocol=protocol,
