@@ -287,6 +287,7 @@ def fuzz(number: int, seed: int, folder: Path) -> tuple[Counter, list[str]]:
                 forbidden.append(f"write {arguments[0]}")
 
     sys.addaudithook(watch)
+    warnings.simplefilter("ignore")  # Pillow's on damage it can read around
     each = kinds()
     for i in range(number):
         kind = each[i % len(each)]

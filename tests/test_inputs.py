@@ -8,4 +8,4 @@ def test_damaged_files_end_in_a_line_each(tmp_path):
     counts, failures = fuzz(number, 1, tmp_path)
     assert not failures, failures[0]
     assert sum(counts.values()) == number
-    assert all(counts[kind.name, "refused"] for kind in kinds())
+    assert sum(n for (_, what), n in counts.items() if what == "refused") > number / 3
