@@ -7,6 +7,8 @@ import hashlib
 import io
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO
@@ -16,6 +18,11 @@ import numpy as np
 from dassl.utils import IMAGE_ENDINGS, UserError, open_file, read_text, reason
 
 NOT_A_CLASS = ("__MACOSX", "split_fewshot")
+
+_TRIAL = (
+    "import io, sys; from scipy.io import loadmat\n"
+    "loadmat(io.BytesIO(sys.stdin.buffer.read()), squeeze_me=True)"
+)
 
 Row = tuple[str, int, str]  # path relative to the image folder, label, class name
 
@@ -84,8 +91,13 @@ def read_mat(file: str | IO[bytes], variable: str) -> np.ndarray:
 def _read_mat(file: IO[bytes], variable: str, name: str) -> np.ndarray:
     from scipy.io import loadmat
 
+    content = file.read()
+    # The reader is C, and some damage takes the process down with it: another one goes first.
+    trial = subprocess.run([sys.executable, "-c", _TRIAL], input=content, capture_output=True)
+    if trial.returncode < 0:
+        raise UserError(f"{name} is not a readable MATLAB file: SciPy crashes at it")
     try:
-        return np.atleast_1d(loadmat(file, squeeze_me=True)[variable])
+        return np.atleast_1d(loadmat(io.BytesIO(content), squeeze_me=True)[variable])
     except KeyError:
         raise UserError(f"{name} has no variable '{variable}'") from None
     except Exception as error:  # a damaged file makes the reader raise nearly anything
