@@ -38,6 +38,10 @@ def main(argv: list[str] | None = None) -> None:
         check_cfg(cfg)
     import datasets  # noqa: F401  (its modules register the data sets)
 
+    if checked := [cfg for (args, _), cfg in zip(runs, cfgs, strict=True) if args.check_images]:
+        from dassl.data import check_images
+
+        check_images(checked)
     if lines[0].eval_only:
         evaluate(runs, cfgs)
     elif lines[0].no_train:

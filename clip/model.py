@@ -390,9 +390,14 @@ def build_model(state_dict: dict[str, torch.Tensor]) -> CLIP:
             f"not a CLIP state dict: it has no {error} (keys start with {sorted(state)[:3]}); "
             "OpenAI's names are expected"
         ) from None
+    except (IndexError, OverflowError):
+        raise UserError("not a CLIP state dict: a tensor has too few dimensions") from None
     # Created without memory, then given the tensors: no random initialisation to throw away.
     with torch.device("meta"):
-        model = CLIP(**sizes)
+        try:
+            model = CLIP(**sizes)
+        except (ValueError, RuntimeError, ArithmeticError, AssertionError):
+            raise UserError(f"no CLIP has the sizes of this state dict: {sizes}") from None
     expected = model.state_dict()
     wrong = [
         f"{k}: expected {tuple(v.shape)}, got {tuple(state[k].shape) if k in state else 'nothing'}"

@@ -48,6 +48,7 @@ def parse_args(
     add("--model-dir", default="", help="the folder of the run to test")
     add("--load-epoch", type=int, help="the epoch to test (default: the last, or the best)")
     add("--no-train", action="store_true", help="build everything, train and test nothing")
+    add("--check-images", action="store_true", help="decode all images first, then go on")
     add("--no-cache", action="store_true", help="neither read nor write cached image features")
     add("opts", nargs="*", metavar="KEY VALUE", help="config keys, such as DATASET.NUM_SHOTS 16")
     # KEY VALUE pairs may stand between options: whatever isn't an option is one.

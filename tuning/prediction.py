@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from dassl.utils import (
+    IMAGE_ENDINGS,
     NOT_FINITE,
     UserError,
     atomic_write,
@@ -34,8 +35,6 @@ from dassl.utils import (
     user_errors,
 )
 from dassl.utils.cli import Parser, output_file, positive
-
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def find_images(sources: Iterable[str]) -> list[str]:
     found: list[str] = []
     for source in sources:
         if os.path.isdir(source):
-            files = sorted(p for p in Path(source).rglob("*") if p.suffix.lower() in IMAGES)
+            files = sorted(p for p in Path(source).rglob("*") if p.suffix.lower() in IMAGE_ENDINGS)
         elif os.path.exists(source):
             files = [source]
         else:

@@ -19,6 +19,7 @@ MACHINE_KEYS = (
     "VERBOSE",
     "DATASET.ROOT",
     "DATASET.CONFIG",  # what it chose says all
+    "INPUT.ON_DECODE_ERROR",  # what was skipped stands in the result
     "DATALOADER.NUM_WORKERS",
     "DATALOADER.DECODED_GB",
     "DATALOADER.FEATURE_CACHE",

@@ -5,7 +5,7 @@ from dassl._lazy import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "data_manager": ["DataManager", "build_data_loader"],
+        "data_manager": ["DataManager", "build_data_loader", "check_images"],
         "wrapper": ["DatasetWrapper"],
     },
 )

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dassl.config import CfgNode
-from dassl.utils import UserError, check_choice, missing_files, worker_init_fn
+from dassl.utils import UserError, check_choice, missing_files, undecodable, worker_init_fn
 
 from .datasets import DatasetBase, Datum, build_dataset
 from .samplers import build_sampler
@@ -91,6 +91,27 @@ def build_data_loader(
         # Its own generator: a pass leaves the global one as it was, whatever the workers.
         generator=torch.Generator(),
     )
+
+
+def check_images(cfgs: Sequence[CfgNode]) -> None:
+    """Decode every image of the data sets of these configs once, and name those that can't be.
+
+    Raises UserError if there are such and a config is not to leave them out.
+    """
+    paths: dict[str, None] = {}  # a set that keeps its order
+    for cfg in cfgs:
+        data = build_dataset(cfg)
+        for part in (data.train_x, data.train_u, data.val, data.test):
+            paths |= dict.fromkeys(item.impath for item in part or ())
+    bad = undecodable(paths)
+    for line in bad:
+        print(line)
+    if bad and any(cfg.INPUT.ON_DECODE_ERROR == "fail" for cfg in cfgs):
+        raise UserError(
+            f"{len(bad):,} of {len(paths):,} images can't be decoded, the first: {bad[0]} "
+            "(INPUT.ON_DECODE_ERROR skip leaves such images out)"
+        )
+    print(f"Decoded {len(paths):,} images, {len(bad):,} of them can't be read")
 
 
 class DataManager:

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dassl.utils import MetricMeter, UserError, get_rng_state, set_rng_state
+from dassl.utils import MetricMeter, UserError, check_kind, fitting, get_rng_state, set_rng_state
 
 from .identity import Identity, differences, is_identity, told
 
@@ -35,6 +35,10 @@ class Midway:
         state = resume.get("midway")
         if state is None:
             return cls()
+        for name, kind in (("batches", int), ("rng", (dict, type(None))), ("seconds", float)):
+            check_kind(state[name], kind, f"its entry '{name}'")
+        for rate in check_kind(state["lr"], list, "its entry 'lr'"):
+            check_kind(rate, float, "a rate")
         losses = MetricMeter()
         losses.load_state_dict(state["losses"])
         return cls(**{**state, "losses": losses})
@@ -77,7 +81,8 @@ class Resuming:
             done = self._restore(state["models"], directory)
             self.best_result = state["best_result"]
             self._earlier_seconds = state["seconds"]
-            self._midway = Midway.of(state)
+            with fitting(f"{directory}, its place in the epoch,"):
+                self._midway = Midway.of(state)
             place = f", batch {self.batches_done + 1}" if self.batches_done else ""
             print(f"Found an unfinished run in {directory}: resuming at epoch {done + 1}{place}")
             return done

@@ -43,7 +43,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "write_json",
             "write_tensors",
         ],
-        "images": ["read_image"],
+        "images": ["IMAGE_ENDINGS", "read_image", "undecodable"],
         "locks": ["lock_folder", "unlock_folder", "wait_for_folder"],
         "logger": ["Tee", "log_to", "setup_logger"],
         "meters": ["AverageMeter", "MetricMeter"],

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from dassl.utils import UserError, missing_files, read_image, read_json
+from dassl.utils import UserError, missing_files, read_json, undecodable
 from datasets.base import ImageDataset
 
 HEADER = ("data set", "found", "classes", "train", "val", "test", "missing", "unreadable")
@@ -66,20 +65,8 @@ def check(reader: type[ImageDataset], root: str, decode: bool = False) -> Findin
     finding.missing = missing_files(item.impath for item in items)
     if decode:
         gone = set(finding.missing)
-        finding.unreadable = _undecodable([i.impath for i in items if i.impath not in gone])
+        finding.unreadable = undecodable([i.impath for i in items if i.impath not in gone])
     return finding
-
-
-def _undecodable(paths: list[str]) -> list[str]:
-    def reason(path: str) -> str | None:
-        try:
-            read_image(path)
-        except UserError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter's lock
-        return [found for found in pool.map(reason, paths) if found]
 
 
 def table(findings: list[Finding], shown: int = 5) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
+import lzma
 import os
 import re
 import shutil
 import stat
+import struct
 import sys
 import tarfile
 import zipfile
@@ -17,8 +21,14 @@ from typing import IO
 
 from tqdm import tqdm
 
+from dassl.utils import UserError, open_file, reason
+
 from .fetch import is_archive_name
 
+_DAMAGE = (
+    *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError),
+    *(EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError, struct.error),
+)
 DEPTH = 3  # how many folders a packer may have put around what is wanted
 
 
@@ -33,23 +43,25 @@ def unpack(archive: Path, folder: Path) -> None:
     it. Raises UnpackError for other links, devices, paths that lead out, passwords and damage.
     """
     try:
+        open_file(archive).close()
         if zipfile.is_zipfile(archive):
             _unpack_zip(archive, folder)
         elif tarfile.is_tarfile(archive):
             _unpack_tar(archive, folder)
         else:
             raise UnpackError(f"{archive.name} is not an archive")
-    except (
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        NotImplementedError,
-    ) as error:
-        raise UnpackError(f"{archive.name} is damaged: {error}") from None
+    except _DAMAGE as error:
+        raise UnpackError(f"{archive.name} is damaged: {reason(error)}") from None
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # of the disk, not of a place before the file
+            raise
+        raise UnpackError(f"{archive.name} is damaged: {reason(error)}") from None
+    except UserError as error:
+        raise UnpackError(str(error)) from None
 
 
 def _unpack_tar(archive: Path, folder: Path) -> None:
+    room = _Room(folder)
     with tarfile.open(archive) as tar:
         for member in _progress(tar, archive):
             target = _target(folder, member.name)
@@ -58,10 +70,31 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
             elif member.isfile() or member.islnk() or member.issym():
                 if not member.isfile():
                     _require_inside(folder, member)
+                _require_name(target, folder, member.name)
                 with _content(tar, member) as content:
+                    room.take(getattr(content, "raw", content).size)
                     _write(content, target, member.name)
             else:
                 raise UnpackError(f"'{member.name}' is a device or pipe")
+        # The end of the archive isn't the end of the file: there is gzip's checksum.
+        while tar.fileobj.read(1 << 20):
+            pass
+
+
+class _Room:
+    """What may still be written: an archive of a megabyte can hold a full disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.left = shutil.disk_usage(folder).free
+
+    def take(self, size: int) -> None:
+        """Raise UnpackError if there is no room for `size` bytes more."""
+        if size > self.left:
+            raise UnpackError(
+                f"it needs {size:,} bytes more, {self.left:,} are free in {self.folder}"
+            )
+        self.left -= size
 
 
 def _require_inside(folder: Path, member: tarfile.TarInfo) -> None:
@@ -85,10 +118,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[IO[bytes
 def _unpack_zip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as packed:
         members = packed.infolist()
-        needed = sum(member.file_size for member in members)
-        free = shutil.disk_usage(folder).free
-        if needed > free:
-            raise UnpackError(f"it needs {needed:,} bytes, {free:,} are free in {folder}")
+        _Room(folder).take(sum(member.file_size for member in members))
         for member in _progress(members, archive):
             target = _target(folder, member.filename)
             if stat.S_ISLNK(member.external_attr >> 16):
@@ -98,17 +128,27 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
             if member.is_dir():
                 _make_folder(target, member.filename)
             else:
+                _require_name(target, folder, member.filename)
                 with packed.open(member) as content:
                     _write(content, target, member.filename)
 
 
 def _target(folder: Path, name: str, what: str = "") -> Path:
     """Return where a member goes. Raises UnpackError if its name leads out of `folder`."""
+    if not name:
+        raise UnpackError("it holds a file without a name")
     plain = name.replace("\\", "/")
     path = PurePosixPath(plain)
     if path.is_absolute() or ".." in path.parts or ":" in plain.partition("/")[0] or "\0" in name:
         raise UnpackError(f"{what or repr(name)} leads out of the folder")
+    if len(os.fsencode(plain)) > 2048 or any(len(os.fsencode(p)) > 255 for p in path.parts):
+        raise UnpackError(f"the name '{plain[:40]}…' is longer than a file's can be")
     return folder.joinpath(*path.parts)
+
+
+def _require_name(target: Path, folder: Path, name: str) -> None:
+    if target == folder:
+        raise UnpackError(f"it holds a file without a name ({name!r})")
 
 
 def _make_folder(target: Path, name: str) -> None:

@@ -107,6 +107,8 @@ def read_score(folder: Path) -> Score:
     if not isinstance(accuracy, (int, float)):
         raise UserError(f"no accuracy in {folder / 'result.json'}")
     classes = result.get("classes") or _classes_of_stage(place.stage)
+    if classes not in ("base", "new", "all"):
+        raise UserError(f"{folder} was tested on the classes {classes!r}: not base, new or all")
     protocol, source = _protocol(place, classes, result)
     return Score(
         protocol=protocol,
@@ -143,6 +145,10 @@ def read_result(folder: Path) -> dict[str, Any]:
     for name, kind in _ENTRIES.items():
         if name in result:
             check_kind(result[name], kind, f"{path}: its entry '{name}'")
+    for entry in result.get("per_class", []):
+        check_kind(entry, dict, f"{path}: a class of its 'per_class'")
+        check_kind(entry.get("classname"), str, f"{path}: a class's name")
+        check_kind(entry.get("accuracy"), (int, float), f"{path}: a class's accuracy")
     return result
 
 
@@ -205,17 +211,25 @@ def read_original_log(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if (accuracy := _tested_accuracy(text)) is not None:
             arguments, config = _log_header(text)
             dataset_file = arguments.get("dataset_config_file") or "?"
+            data = config.get("DATASET")
+            data = data if isinstance(data, dict) else {}
+            shots, classes = data.get("NUM_SHOTS", -1), data.get("SUBSAMPLE_CLASSES")
             return {
                 "accuracy": accuracy,
                 "trainer": arguments.get("trainer", "?"),
                 "dataset": Path(dataset_file).stem,
                 "config": Path(arguments.get("config_file", "")).stem,
-                "seed": arguments.get("seed", "-1"),
-                "shots": config.get("DATASET", {}).get("NUM_SHOTS", -1),
-                "classes": config.get("DATASET", {}).get("SUBSAMPLE_CLASSES"),
+                "seed": _whole(arguments.get("seed")),
+                "shots": _whole(shots),
+                "classes": classes if isinstance(classes, str) else None,
                 "model_dir": arguments.get("model_dir"),
             }, config
     raise UserError(f"unfinished: {folder} has no log.txt with a test accuracy")
+
+
+def _whole(value: Any) -> int:
+    """Return what a log has as a whole number; -1 where it has none."""
+    return int(value) if re.fullmatch(r"-?\d{1,9}", str(value)) else -1
 
 
 def _tested_accuracy(log: str) -> float | None:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 from scipy.io import savemat
 
 import datasets
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, build_dataset
 from dassl.utils import UserError
+from datasets import annotations
 from tests.datasets import layouts
 from tests.datasets.layouts import BUILDERS, build, write_split
 
@@ -513,3 +515,11 @@ def test_every_image_data_set_is_registered_by_being_there():
     assert set(classes) <= set(DATASET_REGISTRY.registered_names())
     assert set(ALL) <= set(classes)
     assert all(issubclass(DATASET_REGISTRY.get(name), DatasetBase) for name in classes)
+
+
+def test_a_mat_file_that_takes_its_reader_down(tmp_path, monkeypatch):
+    scipy.io.savemat(tmp_path / "a.mat", {"labels": [1, 2]})
+    assert list(annotations.read_mat(str(tmp_path / "a.mat"), "labels")) == [1, 2]
+    monkeypatch.setattr(annotations, "_TRIAL", "import os; os.kill(os.getpid(), 11)")
+    with pytest.raises(UserError, match="a.mat is not a readable MATLAB file: SciPy crashes"):
+        annotations.read_mat(str(tmp_path / "a.mat"), "labels")

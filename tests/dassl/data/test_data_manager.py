@@ -7,7 +7,8 @@ import pytest
 import torch
 from toy_engine import ToyImages, draw_images
 
-from dassl.data import DataManager, DatasetWrapper
+from dassl.config import config_hash
+from dassl.data import DataManager, DatasetWrapper, check_images
 from dassl.utils import UserError
 
 
@@ -179,3 +180,16 @@ def test_impossible_batches(make_cfg):
 def test_unknown_ways_with_broken_images(make_cfg):
     with pytest.raises(UserError, match="ON_DECODE_ERROR is 'ignore'; choose one of fail, skip"):
         DataManager(make_cfg("INPUT.ON_DECODE_ERROR", "ignore"))
+
+
+def test_all_images_can_be_decoded_first(make_cfg, damaged, capsys):
+    fail = make_cfg("DATASET.ROOT", str(damaged))
+    with pytest.raises(
+        UserError, match=r"3 of 30 images can't be decoded, the first: .*red/0\.png"
+    ):
+        check_images([fail])
+    assert capsys.readouterr().out.count("cannot decode the image") == 3
+    skip = make_cfg("DATASET.ROOT", str(damaged), "INPUT.ON_DECODE_ERROR", "skip")
+    check_images([skip])
+    assert "Decoded 30 images, 3 of them can't be read" in capsys.readouterr().out
+    assert config_hash(fail) == config_hash(skip)  # one run, where all images are whole
