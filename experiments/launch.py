@@ -21,14 +21,13 @@ import time
 from itertools import chain
 from pathlib import Path
 
-from dassl.utils import UserError, user_errors
+from dassl.utils import GOES_ON, UserError, heed_signals, user_errors
 from dassl.utils.cli import Parser, seed_list
 from experiments.protocols import PROTOCOLS, ROOT, Chain, Plan, side_by_side, without_repetitions
 from experiments.runner import (
     USER_ERROR,
     Outcome,
     Settings,
-    heed_termination,
     is_complete,
     local_slots,
     run_local,
@@ -165,14 +164,10 @@ def print_commands(chains: list[Chain]) -> None:
 
 
 def main() -> int:
-    """Carry out the command; return the exit status, 130 if it was interrupted."""
-    heed_termination()
-    try:
-        with user_errors():
-            return launch(parse_args())
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    """Carry out the command; return the exit status."""
+    heed_signals()
+    with user_errors(f"interrupted; {GOES_ON}"):
+        return launch(parse_args())
 
 
 def launch(args: argparse.Namespace) -> int:

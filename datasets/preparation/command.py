@@ -23,7 +23,7 @@ from pathlib import Path
 import datasets  # noqa: F401 - registers the readers
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.utils import UserError, lock_folder, suggest, unlock_folder, user_errors
+from dassl.utils import GOES_ON, UserError, lock_folder, suggest, unlock_folder, user_errors
 from dassl.utils.cli import Parser
 from datasets.base import ImageDataset
 from datasets.preparation.check import check, table
@@ -108,7 +108,7 @@ def report(readers: list[type[ImageDataset]], args: argparse.Namespace) -> bool:
     return all(finding.complete for finding in findings)
 
 
-@user_errors()
+@user_errors(f"interrupted; {GOES_ON}")
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     args = parse_args(argv)

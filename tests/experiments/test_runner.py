@@ -199,13 +199,12 @@ def test_chains_go_side_by_side_and_past_failures(tmp_path, settings):
 
 
 RUNNER = """\
-import signal
 import sys
 from pathlib import Path
+from dassl.utils import heed_signals
 from experiments.protocols import Chain, Job
-from experiments.runner import Settings, heed_termination, run_local
-heed_termination()
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell's & may have turned off
+from experiments.runner import Settings, run_local
+heed_signals()
 python, what, *folders = sys.argv[1:]
 chains = [Chain(f, (Job(Path(f), (f, what), "ours"),)) for f in folders]
 run_local(chains, Settings(python), [{}], lambda chain, o: print(o[0].state, flush=True))
@@ -230,6 +229,7 @@ def test_a_killed_runners_run_is_waited_for_and_the_rest_taken_up(tmp_path, sett
     folders = [tmp_path / "a", tmp_path / "b"]
     runner = start_runner(settings, *folders)
     while not starts(folders[0]):
+        assert runner.poll() is None
         time.sleep(0.02)
     runner.send_signal(signal.SIGKILL)
     runner.wait()
@@ -245,6 +245,7 @@ def test_an_interruption_ends_the_runs_under_way(tmp_path, settings, by):
     folders = [tmp_path / "a", tmp_path / "b"]
     runner = start_runner(settings, *folders, what="slower")
     while not starts(folders[0]):
+        assert runner.poll() is None
         time.sleep(0.02)
     runner.send_signal(by)
     runner.wait(timeout=30)
