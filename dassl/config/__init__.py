@@ -1,5 +1,6 @@
 """The configuration tree: defaults, files with `_BASE_`, and options from the command line."""
 
+from .constraints import Check, check_values, declare_checks, real, several, share, whole
 from .defaults import clean_cfg, get_cfg_default
 from .identity import MACHINE_KEYS, config_hash, config_values
 from .node import CfgNode, file_values
@@ -9,10 +10,17 @@ __all__ = [
     "MACHINE_KEYS",
     "UNCHANGED",
     "CfgNode",
+    "Check",
+    "check_values",
     "clean_cfg",
     "config_hash",
     "config_values",
+    "declare_checks",
     "file_values",
     "get_cfg_default",
     "public",
+    "real",
+    "several",
+    "share",
+    "whole",
 ]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dassl.config import config_values
-from dassl.utils import UserError, check_kind, parse_yaml, read_bytes, read_json, read_yaml
+from dassl.utils import UserError, check_kind, check_percent, parse_yaml, read_bytes, read_json, read_yaml
 from experiments.results import published
 from experiments.results.configs import CONFIGS, settings_by_dataset
 from experiments.results.layout import Place, read_place
@@ -98,8 +98,9 @@ def read_score(folder: Path) -> Score:
         seed=int(result.get("seed", -1)),
     )
     accuracy = result.get("accuracy")
-    if not isinstance(accuracy, (int, float)):
+    if accuracy is None:
         raise UserError(f"no accuracy in {folder / 'result.json'}")
+    check_percent(accuracy, f"the accuracy of {folder}")
     classes = result.get("classes") or _classes_of_stage(place.stage)
     protocol, source = _protocol(place, classes, result)
     return Score(
