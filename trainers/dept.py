@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from clip.prompting import Encoders
-from dassl.config import UNCHANGED, CfgNode, public
+from dassl.config import UNCHANGED, CfgNode, declare_checks, public, real
 from dassl.utils import UserError, suggest
 from tuning.method import ASSUMED, Classes, Features, Method, cosine_logits, rows_of
 
@@ -56,6 +56,7 @@ def _what_is_trained(names: Sequence[str]) -> object:
     if lacking := everything - {"film"} - set(names):
         raise ValueError(f"{' and '.join(sorted(lacking))} can't be left untrained here")
     return UNCHANGED if "film" in names else "none"
+    declare_checks({"TRAINER.DEPT.LR_MULT": real(0)})
 
 
 def _choice(key: str, value: str, choices: Sequence[str]) -> str:

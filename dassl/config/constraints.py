@@ -12,6 +12,7 @@ from typing import Any
 
 from dassl.utils import UserError
 
+from .identity import config_values
 from .node import CfgNode
 
 
@@ -146,7 +147,10 @@ def declare_checks(checks: Mapping[str, Check]) -> None:
 
 
 def check_values(cfg: CfgNode) -> None:
-    """Raise UserError for the first value that isn't what its key must be."""
+    """Raise UserError for the first value that isn't what its key must be, or no number at all."""
+    for key, value in config_values(cfg, leave_out=()).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key} is {value!r}; it must be a finite number")
     for key, check in CHECKS.items():
         node: Any = cfg
         for part in key.split("."):
