@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from dassl.engine import build_trainer
-from dassl.utils import UserError
+from dassl.utils import NOT_FINITE, UserError
 from tuning.prediction import choose_backbone, read_run
 
 
@@ -72,6 +72,8 @@ def batches(trainer: Any) -> Iterator[Batch]:
         with trainer.autocast():
             features = trainer.method.features(image)
         logits = trainer.method.logits(features)
+        if not logits.isfinite().all():
+            raise UserError(NOT_FINITE)
         yield Batch(_unit(features.image), _unit(features.text), logits.float().cpu(), label.cpu())
 
 

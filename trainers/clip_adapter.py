@@ -22,7 +22,9 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.CLIP_ADAPTER.RATIO = 0.2  # α
     cfg.TRAINER.CLIP_ADAPTER.REDUCTION = 4  # D over the bottleneck's width
     cfg.TRAINER.CLIP_ADAPTER.PREC = "fp16"  # fp32, fp16, bf16, amp
-    declare_checks({"TRAINER.CLIP_ADAPTER.RATIO": share, "TRAINER.CLIP_ADAPTER.REDUCTION": whole(1)})
+    declare_checks(
+        {"TRAINER.CLIP_ADAPTER.RATIO": share, "TRAINER.CLIP_ADAPTER.REDUCTION": whole(1)}
+    )
 
 
 class Adapter(nn.Module):

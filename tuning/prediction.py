@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import glob
 import io
 import os
@@ -27,6 +26,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from dassl.utils import (
+    NOT_FINITE,
     UserError,
     atomic_write,
     json_text,
@@ -35,7 +35,7 @@ from dassl.utils import (
     read_text,
     user_errors,
 )
-from dassl.utils.cli import Parser, output_file, positive
+from dassl.utils.cli import Parser, output_file, positive, write_csv_rows
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
 
@@ -204,6 +204,8 @@ class Predictor:
                 views.append(self.transform(read_image(image) if is_path else image.convert("RGB")))
             with torch.no_grad():
                 logits = self.trainer.model_inference(torch.stack(views).to(self.trainer.device))
+            if not logits.isfinite().all():
+                raise UserError(NOT_FINITE)
             best = logits.float().softmax(dim=-1).topk(min(top, len(self.classes)))
             guesses += [
                 [Guess(self.classes[i], p) for i, p in zip(labels, values, strict=True)]
@@ -281,11 +283,12 @@ def as_table(paths: Sequence[str], guesses: Sequence[Sequence[Guess]]) -> str:
 def as_csv(paths: Sequence[str], guesses: Sequence[Sequence[Guess]]) -> str:
     """Return a line per image and class."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["path", "rank", "class", "probability"])
-    for path, best in zip(paths, guesses, strict=True):
-        for rank, guess in enumerate(best, start=1):
-            writer.writerow([path, rank, guess.classname, guess.probability])
+    rows = [
+        [path, rank, guess.classname, guess.probability]
+        for path, best in zip(paths, guesses, strict=True)
+        for rank, guess in enumerate(best, start=1)
+    ]
+    write_csv_rows(out, [["path", "rank", "class", "probability"], *rows])
     return out.getvalue().rstrip("\n")
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from functools import cache
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch

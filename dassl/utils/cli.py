@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import IO
 
 from .errors import UserError
-
 
 _MOST_SEEDS = 1000
 
@@ -75,9 +76,37 @@ def output_file(text: str) -> str:
 
 
 def markdown_table(rows: Sequence[Sequence[str]], heads: int = 1) -> str:
-    """Return rows, the titles first, as a Markdown table.
+    """Return rows of Markdown, the titles first, as a table.
 
     heads: how many columns are words; the others are numbers.
     """
     rule = ["---"] * heads + ["---:"] * (len(rows[0]) - heads)
     return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
+
+
+_MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|`*_<>[]"} | {"\n": " ", "\r": " "})
+
+
+def escape_markdown(text: str) -> str:
+    """Return text that Markdown shows as it is, in a table's cell too.
+
+    An underscore inside a word means nothing there, and stays.
+    """
+    return re.sub(r"(?<=\w)\\_(?=\w)", "_", text.translate(_MARKDOWN))
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def write_csv_rows(file: IO[str], rows: Iterable[Iterable[object]]) -> None:
+    """Write rows as CSV; None is an empty cell.
+
+    A text that a spreadsheet would take for a formula gets a ' in front.
+    """
+    writer = csv.writer(file, lineterminator="\n")
+    for row in rows:
+        cells = ("" if value is None else value for value in row)
+        writer.writerow(
+            f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+            for cell in cells
+        )
