@@ -353,10 +353,11 @@ def resolve(arguments: tuple[str, ...]) -> tuple[str, str]:
     The latter leaves out what runs side by side may differ in; "" where there can't be any. Raises
     UserError for arguments that make no config.
     """
-    from dassl.config import config_hash
+    from dassl.config import check_values, config_hash
     from dassl.engine import TRAINER_REGISTRY
     from tuning import options
 
     cfg = options.setup_cfg(options.parse_args(list(arguments)))
+    check_values(cfg)
     may_differ = TRAINER_REGISTRY.get(cfg.TRAINER.NAME).may_differ
     return config_hash(cfg), config_hash(cfg, leave_out=may_differ) if may_differ else ""
