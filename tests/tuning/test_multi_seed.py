@@ -11,7 +11,7 @@ import trainers
 from clip.model import CLIP
 from dassl.engine import TRAINER_REGISTRY, Records
 from dassl.utils import UserError
-from trainers import encoded
+from tuning import feature_cache as encoded
 from tuning import trainer as base
 from tuning.multi_seed import Stack
 from tuning.options import parse_args, parse_runs
