@@ -46,6 +46,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     public(cfg, "OPTIM.LR_EXP", "TRAINER.DEPT.LR_MULT")
     why = "a method declares what it trains, the CAT head with it"
     public(cfg, "TRAINER.NAMES_TO_UPDATE", "TRAINER.DEPT.CWT", why, values=_what_is_trained)
+    declare_checks({"TRAINER.DEPT.LR_MULT": real(0)})
 
 
 def _what_is_trained(names: Sequence[str]) -> object:
@@ -56,7 +57,6 @@ def _what_is_trained(names: Sequence[str]) -> object:
     if lacking := everything - {"film"} - set(names):
         raise ValueError(f"{' and '.join(sorted(lacking))} can't be left untrained here")
     return UNCHANGED if "film" in names else "none"
-    declare_checks({"TRAINER.DEPT.LR_MULT": real(0)})
 
 
 def _choice(key: str, value: str, choices: Sequence[str]) -> str:

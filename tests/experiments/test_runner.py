@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -209,6 +210,26 @@ python, what, *folders = sys.argv[1:]
 chains = [Chain(f, (Job(Path(f), (f, what), "ours"),)) for f in folders]
 run_local(chains, Settings(python), [{}], lambda chain, o: print(o[0].state, flush=True))
 """
+
+
+def test_no_room_for_a_runs_folder_is_its_reason(tmp_path, settings, monkeypatch):
+    def full(path, *args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    (outcome,) = run(settings, job(tmp_path / "a"))
+    assert (outcome.state, outcome.status) == ("failed", 1)
+    assert outcome.reason.startswith(f"cannot write {tmp_path}/a: No space left on device (")
+
+
+@pytest.mark.parametrize("accuracy", ["NaN", "101", '"80"', "null"])
+def test_a_result_that_is_none_is_not_complete(tmp_path, settings, accuracy):
+    one = job(tmp_path / "a")
+    run(settings, one)
+    text = f'{{"config_hash": "ours", "accuracy": {accuracy}}}'
+    (one.folder / "result.json").write_text(text)
+    (outcome,) = run(settings, one)
+    assert outcome.state == "done" and starts(one.folder) == 2
 
 
 def start_runner(settings: Settings, *folders: Path, what: str = "slow") -> subprocess.Popen:
