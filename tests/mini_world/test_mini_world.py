@@ -180,7 +180,7 @@ def test_another_versions_pictures_are_refused(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot draw Few"):
+    with pytest.raises(UserError, match="cannot make the folder"):
         Few(config(tmp_path / "file"))
 
 
