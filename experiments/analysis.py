@@ -13,14 +13,13 @@ their numbers (CSV) go to --out.
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dassl.utils import UserError, atomic_write, user_errors
-from dassl.utils.cli import Parser, positive
+from dassl.utils.cli import Parser, positive, write_csv_rows
 from experiments.results.plots import COLOURS, plt, save
 
 
@@ -55,9 +54,7 @@ def parse_args() -> argparse.Namespace:
 def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence]) -> None:
     """Write a table, whole or not at all."""
     with atomic_write(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(head)
-        writer.writerows(rows)
+        write_csv_rows(file, [head, *rows])
 
 
 def save_both(figure: plt.Figure, stem: Path) -> None:

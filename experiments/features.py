@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dassl.data import DataManager
-from dassl.utils import set_random_seed
+from dassl.utils import NOT_FINITE, UserError, set_random_seed
 from tuning.method import Classes
 from tuning.run import Run, open_run
 
@@ -78,6 +78,8 @@ def batches(analyzed: Analyzed) -> Iterator[Batch]:
     for batch in analyzed.data.test_loader:
         features = analyzed.run.features(batch["img"], analyzed.classes)
         logits = method.logits(features).float().cpu()
+        if not logits.isfinite().all():
+            raise UserError(NOT_FINITE)
         yield Batch(_unit(features.image), _unit(features.text), logits, batch["label"])
 
 

@@ -21,14 +21,13 @@ import time
 from itertools import chain
 from pathlib import Path
 
-from dassl.utils import UserError, user_errors
-from dassl.utils.cli import Parser, seed_list
+from dassl.utils import GOES_ON, UserError, heed_signals, user_errors
+from dassl.utils.cli import Parser, distinct_seeds, positive, seed_list, shots
 from experiments.protocols import PROTOCOLS, ROOT, Chain, Plan, side_by_side, without_repetitions
 from experiments.runner import (
     USER_ERROR,
     Outcome,
     Settings,
-    heed_termination,
     is_complete,
     local_slots,
     run_local,
@@ -36,6 +35,17 @@ from experiments.runner import (
 )
 
 TOGETHER = 8
+# Keys that the plan sets for each run, and the options that do.
+SET_BY_PLAN = {
+    "SEED": "--seeds",
+    "OUTPUT_DIR": "--output",
+    "RESUME": "the same command again: it goes on",
+    "TRAINER.NAME": "--trainers",
+    "DATASET.NAME": "--datasets",
+    "DATASET.ROOT": "--root",
+    "DATASET.NUM_SHOTS": "--shots",
+    "DATASET.SUBSAMPLE_CLASSES": "another protocol",
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -46,7 +56,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--trainers", nargs="+", help="names under configs/trainers")
     add("--datasets", nargs="+", help="names under configs/datasets")
     add("--seeds", nargs="+", type=seed_list, help="such as 1-3")
-    add("--shots", nargs="+", type=int, help="images per class")
+    add("--shots", nargs="+", type=shots, help="images per class")
     add("--source", default="imagenet", help="what transfers are trained on (imagenet)")
     add("--root", help="the folder that holds the data sets (a data set's DATASET.ROOT, or data)")
     add("--output", default="output", help="the folder that gets the runs (output)")
@@ -54,23 +64,40 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="changed config settings; a")
     add("--dry-run", action="store_true", help="print the commands, one a run, and stop")
     add("--show", action="store_true", help="show what the runs print")
-    add("--attempts", type=int, default=2, help="how often a failing run is tried (2)")
-    add("--jobs", type=int, default=0, help="runs at once (one per GPU place, or per two cores)")
-    add("--together", type=int, help=f"models at most that are trained side by side ({TOGETHER})")
-    add("--per-gpu", type=int, default=1, help="runs at once on a GPU (1)")
+    add("--attempts", type=positive, default=2, help="how often a failing run is tried (2)")
+    add(
+        "--jobs",
+        type=positive,
+        default=0,
+        help="runs at once (one per GPU place, or per two cores)",
+    )
+    add(
+        "--together",
+        type=positive,
+        help=f"models at most that are trained side by side ({TOGETHER})",
+    )
+    add("--per-gpu", type=positive, default=1, help="runs at once on a GPU (1)")
     add("--cluster", choices=("local", "slurm"), default="local")
     add("--partition", help="Slurm partition")
     add("--account", help="Slurm account")
-    add("--time", type=int, default=24 * 60, help="minutes a Slurm job has for its models (1440)")
-    add("--gpus-per-job", type=int, default=1, help="GPUs of a Slurm job (1)")
-    add("--cpus-per-job", type=int, default=8, help="cores of a Slurm job (8)")
-    add("--memory-gb", type=int, help="memory of a Slurm job")
+    add(
+        "--time",
+        type=positive,
+        default=24 * 60,
+        help="minutes a Slurm job has for its models (1440)",
+    )
+    add("--gpus-per-job", type=positive, default=1, help="GPUs of a Slurm job (1)")
+    add("--cpus-per-job", type=positive, default=8, help="cores of a Slurm job (8)")
+    add("--memory-gb", type=positive, help="memory of a Slurm job")
     parser.set_defaults(default_root="data")
     args = parser.parse_args(argv)
     if len(args.opts) % 2:  # an odd one out in front: the config's name
         args.config, *args.opts = args.opts
-    if min(args.attempts, 1 if args.together is None else args.together) < 1:
-        raise UserError("--together and --attempts: from 1")
+    for key in args.opts[::2]:
+        if key in SET_BY_PLAN:
+            raise UserError(f"--opts {key}: that is the plan's to set; say {SET_BY_PLAN[key]}")
+        if key in PROTOCOLS[args.protocol].varies:
+            raise UserError(f"--opts {key}: that is what the protocol {args.protocol} varies")
     return args
 
 
@@ -85,7 +112,7 @@ def make_plan(args: argparse.Namespace) -> list[Chain]:
         args.source,
         root_given=bool(args.root),
     )
-    seeds = list(chain(*args.seeds)) if args.seeds else protocol.seeds
+    seeds = distinct_seeds(args.seeds) if args.seeds else protocol.seeds
     chains = protocol.chains(
         plan,
         args.trainers or protocol.trainers,
@@ -165,14 +192,10 @@ def print_commands(chains: list[Chain]) -> None:
 
 
 def main() -> int:
-    """Carry out the command; return the exit status, 130 if it was interrupted."""
-    heed_termination()
-    try:
-        with user_errors():
-            return launch(parse_args())
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    """Carry out the command; return the exit status."""
+    heed_signals()
+    with user_errors(f"interrupted; {GOES_ON}"):
+        return launch(parse_args())
 
 
 def launch(args: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from dassl.utils import UserError, suggest
 from experiments.results import published
 from experiments.results.configs import CONFIGS, ROOT, config_file
 from experiments.results.layout import Place, config_label
-from experiments.results.sweeps import ABLATION, LAMBDA, LAMBDAS, PREFIX
+from experiments.results.sweeps import ABLATED, ABLATION, LAMBDA, LAMBDAS, PREFIX
 
 BACKBONE = "vit_b16"  # the paper's, in the names of configs
 
@@ -308,6 +308,7 @@ class Protocol:
     trainers: tuple[str, ...] = ("CoOp", "DePT_CoOp")
     seeds: tuple[int, ...] = (1, 2, 3)
     shots: tuple[int, ...] = (16,)
+    varies: frozenset[str] = frozenset()  # settings that its runs differ in
 
 
 ELEVEN = published.datasets("base_to_new")
@@ -320,8 +321,12 @@ PROTOCOLS = {
     "few_shot": Protocol(_both, ELEVEN, shots=(1, 2, 4, 8, 16)),
     # Nothing is drawn or trained: one seed says all.
     "zero_shot": Protocol(_both, ELEVEN, trainers=("ZeroshotCLIP",), seeds=(1,)),
-    "lambda": Protocol(_varied(_lambdas), ELEVEN, trainers=("DePT_CoOp",)),
-    "ablation": Protocol(_varied(_settings), ELEVEN, trainers=("DePT_CoOp",)),
+    "lambda": Protocol(
+        _varied(_lambdas), ELEVEN, trainers=("DePT_CoOp",), varies=frozenset({LAMBDA})
+    ),
+    "ablation": Protocol(
+        _varied(_settings), ELEVEN, trainers=("DePT_CoOp",), varies=frozenset(ABLATED)
+    ),
 }
 
 
@@ -347,11 +352,13 @@ def resolve(arguments: tuple[str, ...]) -> tuple[str, str]:
     The latter leaves out what runs side by side may differ in; "" where there can't be any. Raises
     UserError for arguments that make no config.
     """
+    from dassl.config import check_values
     from dassl.engine import TRAINER_REGISTRY
     from dassl.engine.identity import settings_of
     from tuning import options
 
     cfg = options.setup_cfg(options.parse_args(list(arguments)))
+    check_values(cfg)
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     settings = settings_of(cfg, trainer.config_nodes())
     shared = {key: value for key, value in settings.items() if key not in trainer.may_differ}

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,11 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from dassl.utils import UserError, read_json
+from dassl.utils import UserError, check_percent, disk_error, read_json
 from experiments.protocols import ROOT, Chain, Job
 
 USER_ERROR = 2  # train.py's exit status for a mistake that no repetition mends
 CONSOLE = "console.txt"  # what a run printed, all attempts
+GRACE = 30.0  # seconds a run has to save and end; Slurm's own, by default
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,21 @@ def read_result(job: Job) -> dict:
         return {}
 
 
+def has_result(job: Job) -> bool:
+    """Whether the folder holds a result, with an accuracy that is one."""
+    try:
+        check_percent(read_result(job).get("accuracy"), "the accuracy")
+    except UserError:
+        return False
+    return True
+
+
 def is_complete(job: Job) -> bool:
     """Whether the folder holds this run's result, by its identity.
 
     Raises UserError if it holds another run's: that is somebody's work.
     """
-    if not (job.folder / "result.json").is_file():
+    if not has_result(job):
         return False
     from tuning.run import is_done
 
@@ -93,7 +104,7 @@ class Runs:
     """The processes under way, so that an interruption can end them."""
 
     def __init__(self) -> None:
-        self.printed: dict[Path, int] = {}  # where a run's latest output begins in its CONSOLE
+        self.tails: dict[Path, deque[bytes]] = {}  # the last lines of each run's latest output
         self._processes: set[subprocess.Popen] = set()
         self._lock = threading.Lock()
         self.stopped = False
@@ -113,9 +124,12 @@ class Runs:
         for job in jobs[1:]:
             arguments += ["--and", *job.arguments]
         with ExitStack() as stack:
-            consoles = [stack.enter_context(open(job.folder / CONSOLE, "ab")) for job in jobs]
-            for job, console in zip(jobs, consoles, strict=True):
-                self.printed[job.folder] = console.tell()
+            # Unbuffered: what finds no room must not come up again when the file is closed.
+            consoles = [
+                stack.enter_context(open(job.folder / CONSOLE, "ab", buffering=0)) for job in jobs
+            ]
+            tail: deque[bytes] = deque(maxlen=50)
+            self.tails |= {job.folder: tail for job in jobs}
             with self._lock:
                 if self.stopped:
                     return -signal.SIGTERM
@@ -130,12 +144,16 @@ class Runs:
                 )
                 self._processes.add(process)
             for line in process.stdout:
-                for console in consoles:
-                    console.write(line)
-                    console.flush()
+                tail.append(line)
+                for console in list(consoles):
+                    try:
+                        console.write(line)
+                    except OSError:  # a full disk: the run itself says so, and is read to its end
+                        consoles.remove(console)
                 if settings.show:
-                    sys.stdout.buffer.write(line)
-                    sys.stdout.flush()
+                    with suppress(OSError):
+                        sys.stdout.buffer.write(line)
+                        sys.stdout.flush()
             status = process.wait()
             with self._lock:
                 self._processes.discard(process)
@@ -145,22 +163,28 @@ class Runs:
         """The last line a run's process printed: its own `error: …`, or the end of a traceback."""
         if status < 0:
             return f"killed by {signal.Signals(-status).name}"
-        try:
-            printed = (job.folder / CONSOLE).read_bytes()[self.printed.get(job.folder, 0) :]
-        except OSError:
-            printed = b""
-        tail = printed[-4096:].decode("utf-8", "replace")
-        lines = [line.strip() for line in tail.splitlines() if line.strip()]
+        printed = b"".join(self.tails.get(job.folder, ())).decode("utf-8", "replace")
+        lines = [line.strip() for line in printed.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("error: ")]
         last = (errors or lines or [f"exit status {status}"])[-1]
         return last.removeprefix("error: ")
 
-    def stop(self) -> None:
-        """End all processes under way; no other starts."""
+    def stop(self, grace: float = GRACE) -> None:
+        """End all processes under way; no other starts.
+
+        Each saves what it has and ends; one that hasn't after `grace` seconds is killed.
+        """
         with self._lock:
             self.stopped = True
-            for process in self._processes:
-                process.terminate()
+            processes = list(self._processes)
+        for process in processes:
+            process.terminate()
+        deadline = time.monotonic() + grace
+        for process in processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def run_job(job: Job, settings: Settings, environment: dict[str, str], runs: Runs) -> Outcome:
@@ -175,15 +199,17 @@ def run_job(job: Job, settings: Settings, environment: dict[str, str], runs: Run
                 return _done(job, "skipped")
             for attempt in range(settings.attempts):
                 status = runs.run([job], settings, environment, [lock])
-                if status == 0 and read_result(job):
+                if status == 0 and has_result(job):
                     return _done(job, "done", time.monotonic() - started)
                 if status == USER_ERROR or runs.stopped:
                     break
                 if attempt + 1 < settings.attempts:
                     print(f"failed ({runs.last_words(job, status)}), trying again: {job.folder}")
         reason = "interrupted" if runs.stopped else runs.last_words(job, status)
-    except (UserError, OSError) as error:
+    except UserError as error:
         status, reason = USER_ERROR, str(error)
+    except OSError as error:
+        status, reason = 1, disk_error(error)
     return Outcome(job, "failed", time.monotonic() - started, reason, status=status)
 
 
@@ -244,11 +270,6 @@ def run_chain(
     return [outcomes[job.folder] for job in chain.jobs]
 
 
-def heed_termination() -> None:
-    """Have SIGTERM, such as `kill`'s, end the runs under way too, as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
 Report = Callable[[Chain, list[Outcome]], None]
 
 
@@ -269,13 +290,17 @@ def run_local(
             free.put(environment)
 
     with ThreadPoolExecutor(len(slots)) as pool:
-        futures = {pool.submit(work, chain): chain for chain in chains}
         try:
+            futures = {pool.submit(work, chain): chain for chain in chains}
             for future in as_completed(futures):
                 report(futures[future], future.result())
         except BaseException:
-            runs.stop()
-            pool.shutdown(cancel_futures=True)
+            try:
+                pool.shutdown(wait=False, cancel_futures=True)
+                runs.stop()
+            except BaseException:  # interrupted again: it doesn't wait
+                runs.stop(grace=0)
+                raise
             raise
 
 

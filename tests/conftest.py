@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from clip.model import CLIP
 from dassl.engine import build_trainer
-from dassl.utils import set_random_seed
+from dassl.utils import heed_signals, set_random_seed
 from tuning.options import parse_args, setup_cfg
 
 # One thread, here and in what the tests start: sums are then the same in every process, and
@@ -162,3 +163,13 @@ def runs(picture_root, backbone, tmp_path_factory) -> dict[str, Path]:
         set_random_seed(cfg.SEED)
         build_trainer(cfg).train()
     return folders
+
+
+@pytest.fixture
+def heeded_signals():
+    """As in train.py itself; afterwards they are pytest's again."""
+    before = [(n, signal.getsignal(n)) for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)]
+    heed_signals()
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from clip.prompting import Encoders
-from dassl.config import CfgNode
+from dassl.config import CfgNode, declare_checks, share, whole
 from dassl.engine import TRAINER_REGISTRY
 from tuning.method import Classes, Features, Method
 from tuning.trainer import PromptTrainer
@@ -22,6 +22,9 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.CLIP_ADAPTER.RATIO = 0.2  # α
     cfg.TRAINER.CLIP_ADAPTER.REDUCTION = 4  # D over the bottleneck's width
     cfg.TRAINER.CLIP_ADAPTER.PREC = "fp16"  # fp32, fp16, bf16, amp
+    declare_checks(
+        {"TRAINER.CLIP_ADAPTER.RATIO": share, "TRAINER.CLIP_ADAPTER.REDUCTION": whole(1)}
+    )
 
 
 class Adapter(nn.Module):

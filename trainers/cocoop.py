@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from clip.prompting import Encoders
-from dassl.config import CfgNode
+from dassl.config import CfgNode, declare_checks, whole
 from dassl.engine import TRAINER_REGISTRY
 from tuning.method import Classes, Features, Method, unit
 from tuning.prompts import public_words, resolve_words, starting_context
@@ -28,6 +28,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.COCOOP.CTX_INIT = "a photo of a"  # words to start from; they set M
     cfg.TRAINER.COCOOP.PREC = "fp16"  # fp32, fp16, bf16, amp
     public_words(cfg, "TRAINER.COCOOP.CTX_INIT")
+    declare_checks({"TRAINER.COCOOP.N_CTX": whole(1)})
 
 
 class ConditionalContext(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from clip.prompting import Encoders
-from dassl.config import CfgNode
+from dassl.config import CfgNode, declare_checks, whole
 from dassl.engine import TRAINER_REGISTRY
 from tuning.method import Classes, Method
 from tuning.prompts import public_words, resolve_words, starting_context
@@ -30,6 +30,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.COOP.PREC = "fp16"  # fp32, fp16, bf16, amp
     cfg.TRAINER.COOP.CLASS_TOKEN_POSITION = "end"  # end, middle, front
     public_words(cfg, "TRAINER.COOP.CTX_INIT", none=None)
+    declare_checks({"TRAINER.COOP.N_CTX": whole(1)})
 
 
 class Context(nn.Module):

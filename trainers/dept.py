@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from clip.prompting import Encoders
-from dassl.config import UNCHANGED, CfgNode, public
+from dassl.config import UNCHANGED, CfgNode, declare_checks, public, real
 from dassl.utils import UserError, suggest
 from tuning.method import ASSUMED, Classes, Features, Method, cosine_logits, rows_of
 
@@ -46,6 +46,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     public(cfg, "OPTIM.LR_EXP", "TRAINER.DEPT.LR_MULT")
     why = "a method declares what it trains, the CAT head with it"
     public(cfg, "TRAINER.NAMES_TO_UPDATE", "TRAINER.DEPT.CWT", why, values=_what_is_trained)
+    declare_checks({"TRAINER.DEPT.LR_MULT": real(0)})
 
 
 def _what_is_trained(names: Sequence[str]) -> object:

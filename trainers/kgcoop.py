@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from clip.prompting import Encoders
-from dassl.config import CfgNode, public
+from dassl.config import CfgNode, declare_checks, public, real
 from dassl.engine import TRAINER_REGISTRY
 from tuning.method import Classes, Features, unit
 from tuning.prompts import WORDS
@@ -25,6 +25,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     public(cfg, "TRAINER.COOP.ALPHA", None, "KgCoOp's code never reads it either")
     for key in ("GM", "NAME", "ALPHA", "T", "LAMBDA"):
         public(cfg, f"LOSS.{key}", None, "only the trainer ProGrad reads it, which isn't here")
+    declare_checks({"TRAINER.COOP.W": real(0)})
 
 
 class KgCoOpMethod(CoOpMethod):

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from clip.prompting import Encoders
-from dassl.config import CfgNode
+from dassl.config import CfgNode, declare_checks, whole
 from dassl.engine import TRAINER_REGISTRY
 from tuning.method import Classes, Method
 from tuning.prompts import check_depth, deep_prompts, public_words, stacked, starting_context
@@ -30,6 +30,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.MAPLE.PROMPT_DEPTH = 9  # J
     cfg.TRAINER.MAPLE.PREC = "fp16"  # fp32, fp16, bf16, amp
     public_words(cfg, "TRAINER.MAPLE.CTX_INIT")
+    declare_checks({"TRAINER.MAPLE.N_CTX": whole(1)})
 
 
 class CoupledPrompts(nn.Module):

@@ -15,7 +15,7 @@ from torch import nn
 
 from clip.open_clip_parts import imagenet_templates
 from clip.prompting import Encoders
-from dassl.config import CfgNode, public
+from dassl.config import CfgNode, declare_checks, public, real, whole
 from dassl.engine import TRAINER_REGISTRY
 from tuning.method import Classes, Features, Method, unit
 from tuning.prompts import (
@@ -53,6 +53,15 @@ def extend_cfg(cfg: CfgNode) -> None:
     public_words(cfg, "TRAINER.PROMPTSRC.CTX_INIT")
     for key in _IVLP:
         public(cfg, f"TRAINER.IVLP.{key}", None, "only the trainer IVLP reads it, which isn't here")
+    declare_checks(
+        {
+            "TRAINER.PROMPTSRC.N_CTX_VISION": whole(1),
+            "TRAINER.PROMPTSRC.N_CTX_TEXT": whole(1),
+            "TRAINER.PROMPTSRC.TEXT_LOSS_WEIGHT": real(0),
+            "TRAINER.PROMPTSRC.IMAGE_LOSS_WEIGHT": real(0),
+            "TRAINER.PROMPTSRC.GPA_STD": real(above=0),
+        }
+    )
 
 
 class IndependentPrompts(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from clip.prompting import Encoders
-from dassl.config import CfgNode
+from dassl.config import CfgNode, declare_checks, whole
 from dassl.engine import TRAINER_REGISTRY
 from tuning.method import Classes, Method
 from tuning.prompts import VisionPrompts, check_depth, public_words
@@ -25,6 +25,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.VPT.CTX_INIT = "a photo of a"  # the frozen words before the class name
     cfg.TRAINER.VPT.PREC = "fp16"  # fp32, fp16, bf16, amp
     public_words(cfg, "TRAINER.VPT.CTX_INIT")
+    declare_checks({"TRAINER.VPT.N_CTX_VISION": whole(1)})
 
 
 class VPTMethod(Method):

@@ -199,7 +199,9 @@ def check_args(args: argparse.Namespace, trains: bool) -> None:
 
 
 def check_cfg(cfg) -> None:
-    """Name what a run can't do without, before anything slow happens."""
+    """Name what a run can't do without or can't use, before anything slow happens."""
+    from dassl.config import check_values
+
     for key, value, option in (
         ("TRAINER.NAME", cfg.TRAINER.NAME, "--trainer"),
         ("DATASET.NAME", cfg.DATASET.NAME, "--dataset-config-file"),
@@ -207,6 +209,7 @@ def check_cfg(cfg) -> None:
     ):
         if not value:
             raise UserError(f"{key} is not set: say {option}")
+    check_values(cfg)
 
 
 def parse_runs(words: Sequence[str], description: str = "") -> list[argparse.Namespace]:

@@ -14,7 +14,6 @@ From Python:
 from __future__ import annotations
 
 import argparse
-import csv
 import glob
 import io
 import os
@@ -34,7 +33,7 @@ from dassl.utils import (
     read_text,
     user_errors,
 )
-from dassl.utils.cli import Parser, output_file, positive
+from dassl.utils.cli import Parser, output_file, positive, write_csv_rows
 
 
 @dataclass(frozen=True)
@@ -142,11 +141,12 @@ def as_table(paths: Sequence[str], guesses: Sequence[Sequence[Guess]]) -> str:
 def as_csv(paths: Sequence[str], guesses: Sequence[Sequence[Guess]]) -> str:
     """Return a line per image and class."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["path", "rank", "class", "probability"])
-    for path, best in zip(paths, guesses, strict=True):
-        for rank, guess in enumerate(best, start=1):
-            writer.writerow([path, rank, guess.classname, guess.probability])
+    rows = [
+        [path, rank, guess.classname, guess.probability]
+        for path, best in zip(paths, guesses, strict=True)
+        for rank, guess in enumerate(best, start=1)
+    ]
+    write_csv_rows(out, [["path", "rank", "class", "probability"], *rows])
     return out.getvalue().rstrip("\n")
 
 

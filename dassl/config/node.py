@@ -171,7 +171,7 @@ def _coerce(value: Any, old: Any, what: str) -> Any:
     if isinstance(old, str) and isinstance(value, str):
         # A name that looks like a literal ("101") stays a name; quotes around one are dropped.
         return decoded if isinstance(decoded, str) else value
-    if old is None or decoded is None or type(decoded) is type(old):
+    if old is None or type(decoded) is type(old):
         return decoded
     if isinstance(old, float) and type(decoded) is int:
         return float(decoded)

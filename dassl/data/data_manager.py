@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -72,7 +74,7 @@ def build_data_loader(
     """
     if not data_source:
         raise UserError(f"{cfg.DATASET.NAME}: no images to load")
-    workers = cfg.DATALOADER.NUM_WORKERS
+    workers = _workers(cfg.DATALOADER.NUM_WORKERS)
     if batch_size < 1 or workers < 0:
         raise UserError(
             f"DATALOADER: batches of {batch_size} images by {workers} workers make no sense"
@@ -219,6 +221,16 @@ class DataManager:
             if items := getattr(self.dataset, name):
                 lines[f"# {name}"] = f"{len(items):,}"
         print("\n".join(f"{name:<10} {value}" for name, value in lines.items()))
+
+
+@cache
+def _workers(wanted: int) -> int:
+    """As many of the wanted processes as there are cores for them; says so, once, if fewer."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on every system
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    if wanted > cores:
+        print(f"DATALOADER.NUM_WORKERS is {wanted}, but there are {cores} cores: {cores} workers")
+    return min(wanted, cores)
 
 
 def template_of(cfg: CfgNode, dataset: DatasetBase | type[DatasetBase], name: str = "") -> str:

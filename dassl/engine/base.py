@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from dassl.utils import (
     fitting,
     get_rng_state,
     holding_back,
+    is_disk_error,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
@@ -29,6 +33,30 @@ Names = str | list[str] | None  # of registered models; None: all of them
 _ADVICE = "try a lower OPTIM.LR or a wider precision"
 DIVERGED = f"the loss became infinite or NaN: {_ADVICE}"
 DIVERGED_PARAMETERS = f"the trained parameters became infinite or NaN: {_ADVICE}"
+
+
+@contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Have an error of the disk name what was written."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def _quiet_about_disks() -> None:
+    """Leave a full disk that TensorBoard's thread meets to `add_scalar`, which raises it too."""
+    usual = threading.excepthook
+    if getattr(usual, "quiet_about_disks", False):
+        return
+
+    def hook(raised: threading.ExceptHookArgs) -> None:
+        if not (isinstance(raised.exc_value, OSError) and is_disk_error(raised.exc_value)):
+            usual(raised)
+
+    hook.quiet_about_disks = True
+    threading.excepthook = hook
 
 
 class TrainerBase:
@@ -282,18 +310,23 @@ class TrainerBase:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(log_dir=str(log_dir))
+            with naming(log_dir):
+                self._writer = SummaryWriter(log_dir=str(log_dir))
+            self._log_dir = log_dir
+            _quiet_about_disks()
 
     def close_writer(self) -> None:
         """Stop writing them."""
         if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+            writer, self._writer = self._writer, None
+            with naming(self._log_dir):
+                writer.close()
 
     def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
         """Write one value, if a writer was started."""
         if self._writer is not None:
-            self._writer.add_scalar(tag, scalar_value, global_step)
+            with naming(self._log_dir):
+                self._writer.add_scalar(tag, scalar_value, global_step)
 
     # The loop, and what subclasses put into it
 

@@ -82,7 +82,12 @@ class Records:
             return "unfinished run", load_checkpoint(self.resume_path).get("identity")
         path = self.folder / "result.json"
         if path.exists():
-            return "result", read_json(path, dict).get("identity")
+            result = read_json(path, dict)
+            try:
+                check_percent(result.get("accuracy", 0.0), "the accuracy")
+            except UserError:
+                return "", None  # no result
+            return "result", result.get("identity")
         return "", None
 
     def standing(self, identity: Identity) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dassl.config import CfgNode
+from dassl.config import CfgNode, check_values
 from dassl.data import DataManager
 from dassl.data.data_manager import template_of
 from dassl.evaluation import build_evaluator
@@ -61,9 +61,12 @@ class SimpleTrainer(Resuming, TrainerBase):
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
         check_choice("TEST.FINAL_MODEL", cfg.TEST.FINAL_MODEL, ("last_step", "best_val"))
+        check_values(cfg)
         self.check_cfg(cfg)
         self.cfg = cfg
         use_cuda = torch.cuda.is_available() and cfg.USE_CUDA
+        if cfg.USE_CUDA and not use_cuda and cfg.VERBOSE:
+            print("USE_CUDA: there is no GPU that PyTorch can use; running on the CPU")
         self.device = torch.device("cuda" if use_cuda else "cpu")
         self.start_epoch = self.epoch = 0
         self.max_epoch = cfg.OPTIM.MAX_EPOCH

@@ -76,6 +76,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "seeds": ["get_rng_state", "resolve_seed", "set_random_seed", "set_rng_state"],
         "tensor_files": ["read_tensors"],
         "tensor_cache": ["TensorCache"],
-        "values": ["check_percent", "tolist_if_not"],
+        "values": ["check_percent", "printable", "tolist_if_not"],
     },
 )

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import IO
 
 from .errors import UserError
+
+_MOST_SEEDS = 1000
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,9 +24,14 @@ class Parser(argparse.ArgumentParser):
 
 def positive(text: str) -> int:
     """Return a whole number from 1."""
-    if not text.isdigit() or int(text) < 1:
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
     return int(text)
+
+
+def shots(text: str) -> int:
+    """Return a number of images per class; -1 for all."""
+    return -1 if text == "-1" else positive(text)
 
 
 def seed_list(text: str) -> list[int]:
@@ -29,9 +39,25 @@ def seed_list(text: str) -> list[int]:
     seeds = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        numbers = [first, last] if dash else [first, first]
+        if not all(re.fullmatch("[0-9]{1,10}", number) for number in numbers):
             raise argparse.ArgumentTypeError(f"{text!r} is no seed: write 2, 1-3 or 1,2,5")
-        seeds += range(int(first), int(last or first) + 1)
+        begin, end = map(int, numbers)
+        if not begin <= end < 2**32 or end - begin >= _MOST_SEEDS:
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is no range of seeds: up to {2**32 - 1}, the smaller one first, at most "
+                f"{_MOST_SEEDS}"
+            )
+        seeds += range(begin, end + 1)
+    return seeds
+
+
+def distinct_seeds(lists: Iterable[Sequence[int]]) -> list[int]:
+    """Return the seeds of several `seed_list`s. Raises UserError where one is there twice."""
+    seeds = [seed for each in lists for seed in each]
+    twice = next((seed for seed in seeds if seeds.count(seed) > 1), None)
+    if twice is not None:
+        raise UserError(f"--seeds: {twice} is there twice")
     return seeds
 
 
@@ -50,9 +76,37 @@ def output_file(text: str) -> str:
 
 
 def markdown_table(rows: Sequence[Sequence[str]], heads: int = 1) -> str:
-    """Return rows, the titles first, as a Markdown table.
+    """Return rows of Markdown, the titles first, as a table.
 
     heads: how many columns are words; the others are numbers.
     """
     rule = ["---"] * heads + ["---:"] * (len(rows[0]) - heads)
     return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
+
+
+_MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|`*_<>[]"} | {"\n": " ", "\r": " "})
+
+
+def escape_markdown(text: str) -> str:
+    """Return text that Markdown shows as it is, in a table's cell too.
+
+    An underscore inside a word means nothing there, and stays.
+    """
+    return re.sub(r"(?<=\w)\\_(?=\w)", "_", text.translate(_MARKDOWN))
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def write_csv_rows(file: IO[str], rows: Iterable[Iterable[object]]) -> None:
+    """Write rows as CSV; None is an empty cell.
+
+    A text that a spreadsheet would take for a formula gets a ' in front.
+    """
+    writer = csv.writer(file, lineterminator="\n")
+    for row in rows:
+        cells = ("" if value is None else value for value in row)
+        writer.writerow(
+            f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+            for cell in cells
+        )

@@ -16,6 +16,13 @@ def check_percent(value: Any, what: str) -> float:
     return float(value)
 
 
+def printable(text: str) -> str:
+    """Return text with control characters and lone surrogates (of names not UTF-8) escaped."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
 def tolist_if_not(x: Any) -> list:
     """Return `x` itself if it is a list, else a list holding it."""
     return x if isinstance(x, list) else [x]

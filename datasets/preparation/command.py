@@ -23,7 +23,7 @@ from pathlib import Path
 import datasets  # noqa: F401 - registers the readers
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.utils import UserError, lock_folder, suggest, unlock_folder, user_errors
+from dassl.utils import GOES_ON, UserError, lock_folder, suggest, unlock_folder, user_errors
 from dassl.utils.cli import Parser
 from datasets.base import ImageDataset
 from datasets.preparation.check import check, table
@@ -33,6 +33,20 @@ from datasets.preparation.prepare import Preparation
 from datasets.preparation.sources import SOURCES
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "datasets"
+
+
+def _seconds(text: str) -> float:
+    """A time to wait. Raises ValueError, of which argparse says which option was wrong."""
+    if not 0 < float(text) < 1e6:
+        raise ValueError
+    return float(text)
+
+
+def _times(text: str) -> int:
+    """A number of repetitions. Raises ValueError as `_seconds`."""
+    if not 0 <= int(text) < 1000:
+        raise ValueError
+    return int(text)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -46,8 +60,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--convert-fewshot", action="store_true", help="few-shot pickles to JSON")
     add("--downloads", metavar="DIR", help="where archives go (ROOT/downloads)")
     add("--keep", action="store_true", help="keep downloads that are in their place")
-    add("--timeout", type=float, default=30.0, help="seconds a server may stay silent (30)")
-    add("--retries", type=int, default=3, help="how often a server is asked again (3)")
+    add("--timeout", type=_seconds, default=30.0, help="seconds a server may stay silent (30)")
+    add("--retries", type=_times, default=3, help="how often a server is asked again (3)")
     return parser.parse_args(argv)
 
 
@@ -108,7 +122,7 @@ def report(readers: list[type[ImageDataset]], args: argparse.Namespace) -> bool:
     return all(finding.complete for finding in findings)
 
 
-@user_errors()
+@user_errors(f"interrupted; {GOES_ON}")
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     args = parse_args(argv)

@@ -14,11 +14,10 @@ is refused, and the exit status is then 2.
 from __future__ import annotations
 
 import sys
-from itertools import chain
 
-from dassl.utils import UserError, atomic_write, user_errors
-from dassl.utils.cli import Parser, output_file, seed_list
-from experiments.results.scores import load_scores
+from dassl.utils import UserError, atomic_write, suggest, user_errors
+from dassl.utils.cli import Parser, distinct_seeds, output_file, seed_list
+from experiments.results.scores import dataset_stems, load_scores
 from experiments.results.summary import Summary, summarise
 from experiments.results.sweeps import add_sweeps
 from experiments.results.tables import FORMATS
@@ -54,12 +53,18 @@ def parse_args() -> object:
 def read_summary(args: object) -> Summary:
     """Load, filter and summarise the runs; UserError if there is none."""
     scores, unreadable = load_scores(args.folder)
+    known = {"trainers": {s.trainer for s in scores}, "datasets": {s.dataset for s in scores}}
+    known["datasets"] |= set(dataset_stems().values())
+    for what, there in known.items():
+        for name in getattr(args, what) if scores else ():
+            if name not in there:
+                raise UserError(f"--{what}: there are no runs of {name}{suggest(name, there)}")
     if args.trainers:
         scores = [score for score in scores if score.trainer in args.trainers]
     if not scores:
         hint = f" ({len(unreadable)} unfinished)" if unreadable else ""
         raise UserError(f"no finished run of that kind in {args.folder}{hint}")
-    summary = summarise(scores, chain(*args.seeds), args.datasets)
+    summary = summarise(scores, distinct_seeds(args.seeds), args.datasets)
     add_sweeps(summary)
     summary.missing += unreadable
     return summary

@@ -36,6 +36,7 @@ plt.rcParams.update(
         "legend.frameon": False,
         "svg.fonttype": "none",
         "svg.hashsalt": "dept",
+        "text.parse_math": False,  # a $ in a name is one
         "figure.constrained_layout.use": True,
     }
 )
@@ -56,7 +57,8 @@ def save(figure: Figure, *paths: str | os.PathLike) -> None:
 
 def _method(record: Record | Row | Score) -> str:
     _, _, changes = record.config.partition("@")
-    return f"{record.trainer} {changes}".strip()
+    name = f"{record.trainer} {changes}".strip()
+    return f" {name}" if name.startswith("_") else name  # matplotlib hides labels with a _ in front
 
 
 def _bare(method: str) -> str:

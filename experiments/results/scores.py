@@ -11,7 +11,16 @@ from typing import Any
 
 from dassl.config import config_values
 from dassl.engine.identity import is_identity
-from dassl.utils import UserError, check_kind, parse_yaml, read_bytes, read_json, read_yaml
+from dassl.utils import (
+    UserError,
+    check_kind,
+    check_percent,
+    parse_yaml,
+    printable,
+    read_bytes,
+    read_json,
+    read_yaml,
+)
 from experiments.results import published
 from experiments.results.configs import CONFIGS, settings_by_dataset
 from experiments.results.layout import Place, read_place
@@ -104,23 +113,24 @@ def read_score(folder: Path) -> Score:
         seed=int(result.get("seed", -1)),
     )
     accuracy = result.get("accuracy")
-    if not isinstance(accuracy, (int, float)):
+    if accuracy is None:
         raise UserError(f"no accuracy in {folder / 'result.json'}")
+    check_percent(accuracy, f"the accuracy of {folder}")
     classes = result.get("classes") or _classes_of_stage(place.stage)
     if classes not in ("base", "new", "all"):
         raise UserError(f"{folder} was tested on the classes {classes!r}: not base, new or all")
     protocol, source = _protocol(place, classes, result)
     return Score(
-        protocol=protocol,
-        trainer=_OLD_TRAINER.sub("DePT_", place.trainer),
-        config=place.config,
+        protocol=printable(protocol),
+        trainer=printable(_OLD_TRAINER.sub("DePT_", place.trainer)),
+        config=printable(place.config),
         shots=place.shots,
-        dataset=place.dataset,
+        dataset=printable(place.dataset),
         seed=place.seed,
         classes=classes,
         accuracy=float(accuracy),
         folder=folder,
-        source=source,
+        source=printable(source),
         settings=_shared_settings(config, result, place),
         result=result,
     )

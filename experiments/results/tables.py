@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 
 from dassl.utils import json_text
-from dassl.utils.cli import markdown_table
+from dassl.utils.cli import escape_markdown, markdown_table, write_csv_rows
 from experiments.results import published
 from experiments.results.scores import Score
 from experiments.results.summary import AVERAGE, TRANSFERS, Record, Row, Stat, Summary
@@ -222,13 +221,21 @@ def as_markdown(tables: list[Table]) -> str:
     """Return GitHub's Markdown tables."""
     blocks = []
     for table in tables:
-        rows = grid(table)
-        blocks.append(f"**{table.title}**\n\n{markdown_table(rows, len(table.heads))}")
+        rows = [[escape_markdown(text) for text in row] for row in grid(table)]
+        title = escape_markdown(table.title)
+        blocks.append(f"**{title}**\n\n{markdown_table(rows, len(table.heads))}")
     return "\n\n".join(blocks)
 
 
 _LATEX = str.maketrans(
-    {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "@": r"{@}", "λ": r"$\lambda$"}
+    {
+        **{c: rf"\{c}" for c in "_%&#${}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "@": r"{@}",
+        "λ": r"$\lambda$",
+    }
 )
 
 
@@ -275,8 +282,7 @@ def as_csv(summary: Summary) -> str:
     for metric in METRICS:
         head += [metric, f"{metric}_std", f"published_{metric}", f"gap_{metric}"]
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(head)
+    rows = [head]
     for r in summary.records:
         seeds = sorted({seed for stat in r.metrics.values() for seed in stat.seeds})
         row = [r.protocol, r.trainer, r.config, r.shots, r.source, r.dataset]
@@ -285,7 +291,8 @@ def as_csv(summary: Summary) -> str:
             stat, paper = r.metrics.get(metric), r.published.get(metric)
             gap = None if stat is None or paper is None else stat.mean - paper
             row += [stat and stat.mean, stat and stat.std, paper, gap]
-        writer.writerow("" if value is None else value for value in row)
+        rows.append(row)
+    write_csv_rows(out, rows)
     return out.getvalue().rstrip("\n")
 
 

@@ -80,9 +80,9 @@ def test_models_that_differ_in_seed_or_loss_weight_are_joined():
 @pytest.mark.parametrize(
     "command",
     [
-        "base_to_new --seeds 1 1-2 --trainers CoOp CoOp --datasets dtd --shots 4 4",
+        "base_to_new --seeds 1-2 --trainers CoOp CoOp --datasets dtd --shots 4 4",
         "ablation --trainers CoOp DePT_CoOp --datasets dtd --seeds 1-2",
-        "cross_dataset --source dtd --trainers CoOp --datasets eurosat eurosat dtd --seeds 2 2",
+        "cross_dataset --source dtd --trainers CoOp --datasets eurosat eurosat dtd --seeds 2",
     ],
 )
 def test_nothing_is_planned_twice(command):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -172,7 +173,7 @@ def test_runs_that_are_complete_are_left_out_of_a_step(tmp_path, settings):
     run(settings, jobs[1])
     assert [o.state for o in run(settings, *jobs)] == ["done", "skipped", "done"]
     assert (jobs[0].folder / "starts").read_text() == "started with 2\n"
-    (jobs[2].folder / "result.json").write_text('{"run": "theirs"}')
+    (jobs[2].folder / "result.json").write_text('{"run": "theirs", "accuracy": 1}')
     (jobs[0].folder / "result.json").unlink()
     assert [o.state for o in run(settings, *jobs)] == ["done", "skipped", "failed"]
 
@@ -191,17 +192,36 @@ def test_chains_go_side_by_side_and_past_failures(tmp_path, settings):
 
 
 RUNNER = """\
-import signal
 import sys
 from pathlib import Path
+from dassl.utils import heed_signals
 from experiments.protocols import Chain, Job
-from experiments.runner import Settings, heed_termination, run_local
-heed_termination()
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell's & may have turned off
+from experiments.runner import Settings, run_local
+heed_signals()
 python, what, *folders = sys.argv[1:]
 chains = [Chain(f, (Job(Path(f), (f, what), "ours"),)) for f in folders]
 run_local(chains, Settings(python), [{}], lambda chain, o: print(o[0].state, flush=True))
 """
+
+
+def test_no_room_for_a_runs_folder_is_its_reason(tmp_path, settings, monkeypatch):
+    def full(path, *args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    (outcome,) = run(settings, job(tmp_path / "a"))
+    assert (outcome.state, outcome.status) == ("failed", 1)
+    assert outcome.reason.startswith(f"cannot write {tmp_path}/a: No space left on device (")
+
+
+@pytest.mark.parametrize("accuracy", ["NaN", "101", '"80"', "null"])
+def test_a_result_that_is_none_is_not_complete(tmp_path, settings, accuracy):
+    one = job(tmp_path / "a")
+    run(settings, one)
+    text = f'{{"run": "ours", "accuracy": {accuracy}}}'
+    (one.folder / "result.json").write_text(text)
+    (outcome,) = run(settings, one)
+    assert outcome.state == "done" and starts(one.folder) == 2
 
 
 def start_runner(settings: Settings, *folders: Path, what: str = "slow") -> subprocess.Popen:
@@ -222,6 +242,7 @@ def test_a_killed_runners_run_is_waited_for_and_the_rest_taken_up(tmp_path, sett
     folders = [tmp_path / "a", tmp_path / "b"]
     runner = start_runner(settings, *folders)
     while not starts(folders[0]):
+        assert runner.poll() is None
         time.sleep(0.02)
     runner.send_signal(signal.SIGKILL)
     runner.wait()
@@ -240,6 +261,7 @@ def test_an_interruption_ends_the_runs_under_way(tmp_path, settings, by):
     os.mkfifo(gate)
     runner = start_runner(settings, *folders, what="gate")
     while not starts(folders[0]):
+        assert runner.poll() is None
         time.sleep(0.02)
     runner.send_signal(by)
     try:

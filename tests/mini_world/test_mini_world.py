@@ -163,6 +163,13 @@ def test_drawing_at_once_leaves_one_whole_set(tmp_path):
     assert len(list(tmp_path.rglob("*.jpg"))) == 30
 
 
+def test_what_a_killed_drawing_left_is_removed(tmp_path):
+    (tmp_path / ".few.0123abcd" / "images").mkdir(parents=True)
+    (tmp_path / ".few.mine").mkdir()  # not of a drawing
+    Few(config(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".few.mine", "few"]
+
+
 def test_another_versions_pictures_are_refused(tmp_path):
     Few(config(tmp_path))
     recipe = tmp_path / "few" / "recipe.json"
@@ -173,7 +180,7 @@ def test_another_versions_pictures_are_refused(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot draw Few"):
+    with pytest.raises(UserError, match="cannot make the folder"):
         Few(config(tmp_path / "file"))
 
 

@@ -174,6 +174,25 @@ def test_a_run_that_diverges_ends_alone(command, tmp_path, monkeypatch, divergin
             assert a["losses"] == pytest.approx(b["losses"], rel=1e-4)
 
 
+def test_a_run_that_diverges_in_its_last_step_ends_alone(command, tmp_path, monkeypatch):
+    """Its losses were finite to the end; so were the other run's numbers."""
+    update, steps = base.PromptTrainer.model_update, []
+
+    def spoilt(run, names=None):
+        update(run, names)
+        if run.cfg.SEED == 2:
+            steps.append(1)
+            if len(steps) == 3 * len(run.train_loader_x):
+                next(iter(run.method.trained().values())).data.fill_(float("nan"))
+
+    monkeypatch.setattr(base.PromptTrainer, "model_update", spoilt)
+    with pytest.raises(UserError, match="1 of 2 runs ended early: seed 2: the trained parameters"):
+        train.main(with_seeds(command("CoOp", output=tmp_path, **OPTIONS), 1, 2))
+    assert (tmp_path / "seed1" / "result.json").exists()
+    assert not (tmp_path / "seed2" / "result.json").exists()
+    assert len(lines(tmp_path / "seed2")) == 2
+
+
 def test_the_next_epochs_views_outlive_the_run_that_began_them(
     command, tmp_path, monkeypatch, numbers_encoded
 ):

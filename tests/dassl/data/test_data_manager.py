@@ -7,7 +7,7 @@ import pytest
 import torch
 from toy_engine import ToyImages, draw_images
 
-from dassl.config import config_hash
+from dassl.config import config_values
 from dassl.data import DataManager, DatasetWrapper, check_images
 from dassl.utils import UserError
 
@@ -192,4 +192,4 @@ def test_all_images_can_be_decoded_first(make_cfg, damaged, capsys):
     skip = make_cfg("DATASET.ROOT", str(damaged), "INPUT.ON_DECODE_ERROR", "skip")
     check_images([skip])
     assert "Decoded 30 images, 3 of them can't be read" in capsys.readouterr().out
-    assert config_hash(fail) == config_hash(skip)  # one run, where all images are whole
+    assert config_values(fail) == config_values(skip)  # one run, where all images are whole

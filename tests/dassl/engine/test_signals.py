@@ -14,20 +14,13 @@ import torch
 from test_resume import OPTIONS, assert_same, outcome
 from toy_engine import ToyPairTrainer, ToyTrainer, toy_cfg
 
-from dassl.utils import Terminated, heed_signals, load_checkpoint
+from dassl.utils import Terminated, load_checkpoint
 from tests.conftest import arguments
 
 REPO = Path(__file__).parents[3]
 
 
-@pytest.fixture(autouse=True)
-def own_signals():
-    names = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    before = {name: signal.getsignal(name) for name in names}
-    heed_signals()
-    yield
-    for name, handler in before.items():
-        signal.signal(name, handler)
+pytestmark = pytest.mark.usefixtures("heeded_signals")
 
 
 def sending(trainer_class: type, number: int, stop: tuple[int, int], method: str) -> type:

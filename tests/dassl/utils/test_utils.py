@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pathlib
 import random
 import subprocess
 import sys
@@ -297,3 +298,26 @@ def test_peak_memory_is_this_process_own():
     assert before + 250 < after
     if sys.platform == "linux":
         assert before < len(kept) / 2**20
+
+
+def test_json_holds_no_number_that_json_lacks(tmp_path):
+    path = tmp_path / "x.json"
+    with pytest.raises(UserError, match=r"a\.1 is infinite or NaN"):
+        write_json({"a": [1.0, float("nan")]}, path)
+    assert not path.exists()
+    path.write_text('{"a": NaN}')
+    with pytest.raises(UserError, match="NaN is no number"):
+        read_json(path)
+
+
+def test_a_file_name_that_is_not_utf8_survives_json(tmp_path):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    write_json({"path": name}, tmp_path / "x.json")
+    assert read_json(tmp_path / "x.json") == {"path": name}
+
+
+def test_a_file_that_cannot_be_opened_is_named(capsys):
+    with pytest.raises(SystemExit) as end, user_errors():
+        pathlib.Path("/").read_bytes()
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: /: Is a directory\n"
