@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dassl.utils import UserError, file_sha256, is_disk_error, read_tensors, suggest
+from dassl.utils import UserError, file_sha256, is_disk_error, suggest
+from dassl.utils.tensor_files import read_tensors
 
 from .model import CLIP, build_model
 from .simple_tokenizer import END, START, SimpleTokenizer
