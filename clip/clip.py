@@ -10,7 +10,6 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -210,9 +209,7 @@ def _transform(n_px: int) -> Callable:
     )
 
 
-@cache
-def _tokenizer() -> SimpleTokenizer:
-    return SimpleTokenizer()
+_tokenizer = SimpleTokenizer()
 
 
 def tokenize(
@@ -223,13 +220,12 @@ def tokenize(
     Raises:
         RuntimeError: a text is too long and `truncate` is False (as OpenAI's function does).
     """
-    tokenizer = _tokenizer()
-    sos, eot = tokenizer.encoder[START], tokenizer.encoder[END]
+    sos, eot = _tokenizer.encoder[START], _tokenizer.encoder[END]
     if isinstance(texts, str):
         texts = [texts]
     result = torch.zeros(len(texts), context_length, dtype=torch.int)
     for row, text in zip(result, texts, strict=True):
-        ids = [sos, *tokenizer.encode(text), eot]
+        ids = [sos, *_tokenizer.encode(text), eot]
         if len(ids) > context_length:
             if not truncate:
                 raise RuntimeError(f"{text!r} is too long for context length {context_length}")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from clip.compat import load_clip_to_cpu as load_clip_to_cpu  # files from elsewhere look here
 from clip.prompting import Encoders
 from dassl.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
+from dassl.compat.engine import prograd_backward_and_update
 from dassl.optim import load_optimizer, load_scheduler
 from dassl.utils import (
     UserError,
@@ -103,6 +105,8 @@ class TrainerBase:
         self.model_zero_grad(names)
         self.model_backward(loss)
         self.model_update(names)
+
+    prograd_backward_and_update = prograd_backward_and_update
 
     def detect_anomaly(self, loss: torch.Tensor) -> None:
         """Raise UserError if the loss is infinite or NaN.
@@ -271,8 +275,6 @@ class TrainerBase:
     def init_writer(self, log_dir: str | os.PathLike) -> None:
         """Start writing TensorBoard events."""
         if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
             self._writer = SummaryWriter(log_dir=str(log_dir))
 
     def close_writer(self) -> None:

@@ -36,13 +36,21 @@ from dassl.utils import (
     stop_wanted,
 )
 
-from .base import DIVERGED, TrainerBase
+from .base import DIVERGED, SummaryWriter, TrainerBase
 from .progress import Progress, with_last
 from .records import Records
 from .resuming import Midway, Resuming
 from .trackers import with_trackers
 
-__all__ = ["SimpleTrainer", "TrainerBase", "TrainerX", "TrainerXU"]
+__all__ = [
+    "AverageMeter",
+    "MetricMeter",
+    "SimpleTrainer",
+    "SummaryWriter",
+    "TrainerBase",
+    "TrainerX",
+    "TrainerXU",
+]
 
 
 class SimpleTrainer(Resuming, TrainerBase):

@@ -39,7 +39,7 @@ from .reading import (
     read_yaml,
     reason,
 )
-from .registry import Registry
+from .registry import NameTaken, Registry, import_folder, leave_out
 from .seeds import get_rng_state, resolve_seed, set_random_seed, set_rng_state
 from .signals import (
     heed_signals,
@@ -72,6 +72,7 @@ __all__ = [
     "GOES_ON",
     "MetricMeter",
     "NOT_FINITE",
+    "NameTaken",
     "Registry",
     "Tee",
     "TensorCache",
@@ -94,9 +95,11 @@ __all__ = [
     "heed_signals",
     "hold_back",
     "holding_back",
+    "import_folder",
     "init_network_weights",
     "is_disk_error",
     "json_text",
+    "leave_out",
     "library_versions",
     "listdir_nohidden",
     "load_checkpoint",
