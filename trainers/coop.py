@@ -75,7 +75,7 @@ class CoOpMethod(Method):
         super().__init__(encoders, classes)
         self.context = context
         if context.ctx.dim() == 3:
-            self.class_bound = ("ctx",)
+            self.class_bound = ("context.ctx",)
         self.words = context.words
         self.layout = encoders.text.layout(
             classes.names, context.ctx.shape[-2], position, context.words
