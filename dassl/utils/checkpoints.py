@@ -221,6 +221,8 @@ def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) ->
 
     Says which ones do not fit. Raises UserError if none fits.
     """
+    import torch
+
     checkpoint = load_checkpoint(weight_path)
     given = checkpoint.get("state_dict", checkpoint)
     given = {k: v for k, v in given.items() if isinstance(k, str) and torch.is_tensor(v)}
