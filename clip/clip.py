@@ -10,13 +10,13 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from dassl.utils import UserError, file_sha256, is_disk_error, read_tensors, suggest
+from dassl.utils import UserError, file_sha256, is_disk_error, suggest
+from dassl.utils.tensor_files import read_tensors
 
 from .model import CLIP, build_model
 from .simple_tokenizer import END, START, SimpleTokenizer
@@ -209,9 +209,7 @@ def _transform(n_px: int) -> Callable:
     )
 
 
-@cache
-def _tokenizer() -> SimpleTokenizer:
-    return SimpleTokenizer()
+_tokenizer = SimpleTokenizer()
 
 
 def tokenize(
@@ -222,13 +220,12 @@ def tokenize(
     Raises:
         RuntimeError: a text is too long and `truncate` is False (as OpenAI's function does).
     """
-    tokenizer = _tokenizer()
-    sos, eot = tokenizer.encoder[START], tokenizer.encoder[END]
+    sos, eot = _tokenizer.encoder[START], _tokenizer.encoder[END]
     if isinstance(texts, str):
         texts = [texts]
     result = torch.zeros(len(texts), context_length, dtype=torch.int)
     for row, text in zip(result, texts, strict=True):
-        ids = [sos, *tokenizer.encode(text), eot]
+        ids = [sos, *_tokenizer.encode(text), eot]
         if len(ids) > context_length:
             if not truncate:
                 raise RuntimeError(f"{text!r} is too long for context length {context_length}")

@@ -92,6 +92,8 @@ class ImageNet(ImageDataset):
     listed_from_disk = True
     how_to_get = "python scripts/prepare_data.py {name} --root {root} says what to get"
 
+    read_classnames = staticmethod(read_classnames)  # readers of the CoOp family call it
+
     def all_classes(self, items: Items) -> dict[str, str]:
         return label_order(read_classnames(os.path.join(self.dataset_dir, CLASSNAMES)))
 
@@ -190,12 +192,12 @@ class ImageNetVariant(ImageDataset):
     listed_from_disk = True
 
     def read_official(self) -> Lists:
-        return [], [], folder_items(self.image_dir, self.read_classnames())
+        return [], [], folder_items(self.image_dir, self.classnames_of_ids())
 
     def all_classes(self, items: Items) -> dict[str, str]:
-        return label_order(self.read_classnames())
+        return label_order(self.classnames_of_ids())
 
-    def read_classnames(self) -> dict[str, str]:
+    def classnames_of_ids(self) -> dict[str, str]:
         """Return ImageNet's class names, from this folder or ImageNet's beside it."""
         beside = os.path.join("..", ImageNet.dataset_dir)
         return read_classnames(find_file(self.dataset_dir, ("", beside), CLASSNAMES))

@@ -20,7 +20,7 @@ class ImageNetV2(ImageNetVariant):
 
     def read_official(self) -> Lists:
         items = []
-        classes = islice(self.read_classnames().items(), 1000)
+        classes = islice(self.classnames_of_ids().items(), 1000)
         for label, (wordnet_id, classname) in enumerate(classes):
             folder = os.path.join(self.image_dir, str(label))
             if not os.path.isdir(folder):

@@ -353,8 +353,8 @@ def resolve(arguments: tuple[str, ...]) -> tuple[str, str]:
     UserError for arguments that make no config.
     """
     from dassl.config import check_values
+    from dassl.config.identity import settings_of
     from dassl.engine import TRAINER_REGISTRY
-    from dassl.engine.identity import settings_of
     from tuning import options
 
     cfg = options.setup_cfg(options.parse_args(list(arguments)))

@@ -148,7 +148,7 @@ def test_text_features_are_computed_once_per_evaluation(make_trainer, monkeypatc
     assert trainer.test() == first
     assert len(calls) == 1
     with torch.no_grad():
-        trainer.method.trained()["ctx"].add_(1.0)
+        trainer.method.trained()["context.ctx"].add_(1.0)
     trainer.test()
     assert len(calls) == 2
 

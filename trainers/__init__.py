@@ -1,23 +1,67 @@
-"""Every module in this folder is imported, and so registers its trainers by being there."""
+"""Every module in this folder is imported, and so registers its trainers by being there.
+
+One that can't be imported, or wants a name that is taken, is left out and named in a line.
+"""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
 from types import ModuleType
+from typing import Any
+
+from dassl.config import CfgNode
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import UserError, import_folder, leave_out
+
+# The methods that come with this code: their names can't be taken by a file that is added.
+METHODS = (
+    *("zsclip", "clip_adapter", "coop", "cocoop", "kgcoop", "vpt", "maple", "promptsrc", "dept"),
+)
 
 
+@cache
 def modules() -> list[ModuleType]:
-    """Import and return all modules of this package, in the order of their names."""
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    return [importlib.import_module(f"{__name__}.{name}") for name in names]
+    """Import and return all modules of this package, `METHODS` first."""
+    return import_folder(sys.modules[__name__], METHODS, TRAINER_REGISTRY)
 
 
-def extend_cfg(cfg) -> None:
-    """Add the defaults of the shared code, and those each method declares beside its own."""
-    from tuning.trainer import extend_cfg
+def extend_cfg(cfg: CfgNode) -> None:
+    """Add the defaults of the shared code, and those each method declares beside its own.
 
-    extend_cfg(cfg)
-    for module in modules():
-        if hasattr(module, "extend_cfg"):
-            module.extend_cfg(cfg)
+    A module that fails to, or gives a key that is there already another default, is left out.
+    """
+    from tuning.trainer import extend_cfg as extend_shared
+
+    extend_shared(cfg)
+    for module in list(modules()):
+        if not hasattr(module, "extend_cfg"):
+            continue
+        extended = cfg.clone()
+        try:
+            module.extend_cfg(extended)
+            added = list(_added(cfg, extended))
+        except (Exception, SystemExit) as error:
+            leave_out(module.__name__, error, TRAINER_REGISTRY)
+            modules().remove(module)
+            continue
+        for node, key, value in added:
+            node[key] = value
+
+
+def _added(
+    node: CfgNode, extended: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[CfgNode, str, Any]]:
+    """Yield (node, key, value) for what `extended` has and `node` lacks.
+
+    Raises UserError if they have another value under one key.
+    """
+    for key, value in extended.items():
+        name = f"{prefix}{key}"
+        if key not in node:
+            yield node, key, value
+        elif isinstance(node[key], CfgNode) and isinstance(value, Mapping):
+            yield from _added(node[key], value, f"{name}.")
+        elif node[key] != value:
+            raise UserError(f"the default of {name} is {node[key]!r}, not {value!r}")

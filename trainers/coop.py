@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from clip.compat import load_clip_to_cpu as load_clip_to_cpu  # files from elsewhere look here
 from clip.prompting import Encoders
 from dassl.config import CfgNode, declare_checks, whole
 from dassl.engine import TRAINER_REGISTRY
@@ -79,7 +80,7 @@ class CoOpMethod(Method):
         super().__init__(encoders, classes)
         self.context = context
         if context.ctx.dim() == 3:
-            self.class_bound = ("ctx",)
+            self.class_bound = ("context.ctx",)
         self.words = context.words
         self.layout = encoders.text.layout(
             classes.names, context.ctx.shape[-2], position, context.words

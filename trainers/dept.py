@@ -231,6 +231,10 @@ class DePT(Method):
         head = {f"cat.{name}": p for name, p in self.cat.named_parameters()}
         return {**self.method.trained(), **head}
 
+    def names(self) -> dict[str, str]:
+        head = {name: name for name in self.trained() if name.startswith("cat.")}
+        return {**self.method.names(), **head}
+
     def param_groups(self, lr: float) -> list[dict]:
         groups = self.method.param_groups(lr)
         head = list(self.cat.parameters())

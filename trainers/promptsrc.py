@@ -216,11 +216,12 @@ class PromptSRC(PromptTrainer):
 
     def load_checkpoint_extra(self, extra: dict) -> None:
         super().load_checkpoint_extra(extra)
-        own = self.method.trained()
-        for name, value in extra["aggregate"].items():
+        own, names = self.method.trained(), self.method.names()
+        aggregate = {names[name]: value for name, value in extra["aggregate"].items()}
+        for name, value in aggregate.items():
             if value.shape != own[name].shape:
                 raise ValueError(f"its mean of {name} has the shape {tuple(value.shape)}")
-        self.aggregate = {name: v.to(self.device) for name, v in extra["aggregate"].items()}
+        self.aggregate = {name: value.to(self.device) for name, value in aggregate.items()}
 
 
 @TRAINER_REGISTRY.register()

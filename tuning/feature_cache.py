@@ -23,10 +23,10 @@ import torch
 
 import clip
 from dassl.config import CfgNode
+from dassl.config.identity import cache_folder
 from dassl.data import DatasetWrapper
 from dassl.data.data_manager import ImageLoader
 from dassl.data.samplers import EpochSampler
-from dassl.engine.identity import cache_folder
 from dassl.utils import TensorCache, library_versions
 from dassl.utils.contents import status_digest
 
@@ -137,7 +137,7 @@ class Encoder:
         return {
             **self.tower,
             "format": 3,  # of the files
-            "code": code_digest(),
+            "sources": code_digest(),
             "device": [self.device.type, torch.get_num_threads()],
             "versions": library_versions(),
             "input": _plain(views.cfg.INPUT),

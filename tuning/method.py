@@ -86,7 +86,7 @@ class Method(nn.Module):
 
     # The submodules it trains, by attribute name; everything else is frozen.
     trained_modules: tuple[str, ...] = ()
-    # Trained parameters with one row per class, by name in `trained()`.
+    # Trained parameters with one row per class, by a name of theirs in `names()`.
     class_bound: tuple[str, ...] = ()
     # Which of a data set's templates it reads, where there is one of that name.
     template_name = ""
@@ -154,12 +154,26 @@ class Method(nn.Module):
         self._text_cache = None
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters this method trains, by the names they have in checkpoints."""
+        """The parameters this method trains, by the names they have in checkpoints.
+
+        A name is qualified by its module's: two modules may have parameters of one name.
+        """
         return {
-            name: parameter
+            f"{module}.{name}": parameter
             for module in self.trained_modules
             for name, parameter in getattr(self, module).named_parameters()
         }
+
+    def names(self) -> dict[str, str]:
+        """The name in `trained()` by each name that a checkpoint may have for a parameter.
+
+        Beside that name itself it is the one without its module, as older checkpoints have it,
+        unless two modules have it.
+        """
+        own = list(self.trained())
+        short = [name.partition(".")[2] for name in own]
+        old = {s: name for s, name in zip(short, own, strict=True) if short.count(s) == 1}
+        return {**old, **{name: name for name in own}}
 
     def param_groups(self, lr: float) -> list[dict]:
         """Optimiser groups at the base learning rate `lr`."""
@@ -189,7 +203,7 @@ class Method(nn.Module):
         """Copy values in by name; class-bound ones by class key. Returns the names taken.
 
         Args:
-            state: values by the names of `trained()`.
+            state: values by names of `names()`.
             keys: the class keys they were trained on; None if unknown, empty if unknown but others
                 than this run's.
             partial: accept missing names and leave what is bound to other classes (a start for
@@ -198,7 +212,9 @@ class Method(nn.Module):
         Raises:
             UserError: names or shapes differ, or class-bound values of other classes.
         """
-        own = self.trained()
+        own, names = self.trained(), self.names()
+        state = {names.get(name, name): value for name, value in state.items()}
+        class_bound = {names[name] for name in self.class_bound}
         unknown = [name for name in state if name not in own]
         missing = [name for name in own if name not in state]
         if unknown or (missing and not partial):
@@ -212,7 +228,7 @@ class Method(nn.Module):
             )
         taken = []
         for name, value in state.items():
-            if name in self.class_bound:
+            if name in class_bound:
                 value = self._own_rows(name, value, keys)
                 if value is None and partial:
                     continue

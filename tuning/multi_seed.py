@@ -80,8 +80,13 @@ def differences(cfgs: Sequence[CfgNode]) -> list[str]:
     """
     name = cfgs[0].TRAINER.NAME
     may_differ = TRAINER_REGISTRY.get(name).may_differ
+    alone = "give one --seed, and no --and"
     if not may_differ:
-        raise UserError(f"{name} can't train several runs at once: give one --seed, and no --and")
+        raise UserError(f"{name} can't train several runs at once: {alone}")
+    if own := own_steps(TRAINER_REGISTRY.get(name)):
+        raise UserError(
+            f"{name} has its own {', '.join(own)}, which runs trained together don't call: {alone}"
+        )
     values = [config_values(cfg, leave_out=("OUTPUT_DIR", "RESUME")) for cfg in cfgs]
     differing = [
         key
@@ -98,6 +103,15 @@ def differences(cfgs: Sequence[CfgNode]) -> list[str]:
         " ".join(f"{key.rpartition('.')[2].lower()} {each[key]}" for key in differing)
         for each in values
     ]
+
+
+# What of a trainer's step the runs that are trained together do in one for all.
+STEP = ("run_epoch", "forward_backward", "compute_gradients", "model_zero_grad", "model_backward")
+
+
+def own_steps(trainer: type[PromptTrainer]) -> list[str]:
+    """Which functions of `STEP` the trainer defines itself, and so wants called."""
+    return [name for name in STEP if getattr(trainer, name) is not getattr(PromptTrainer, name)]
 
 
 @contextmanager
@@ -329,7 +343,8 @@ class Stack:
         for r, (run, own) in enumerate(zip(self.runs, self.own, strict=True)):
             for key, parameter in own.items():
                 gradient = self.stacked[key].grad
-                parameter.grad = None if gradient is None else gradient[r]
+                rests = gradient is None or not parameter.requires_grad
+                parameter.grad = None if rests else gradient[r]
             run.model_update()
         return [{k: v[r] for k, v in losses.items()} for r in range(len(self.runs))]
 

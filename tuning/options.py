@@ -100,7 +100,7 @@ def default_cfg():
 
 def default_settings() -> dict:
     """{dotted key: default} of this version, without the machine's keys."""
-    from dassl.engine import identity
+    from dassl.config import identity
 
     default_cfg()
     return identity.default_settings()

@@ -5,7 +5,7 @@
     run = open_run("output/…/seed1")
     logits = run.logits([run.preprocess(image)])     # (1,C), over run.classnames
 
-Identities are compared here and nowhere else (what they hold: dassl/engine/identity.py).
+Identities are compared here and nowhere else (what they hold: dassl/config/identity.py).
 
 Letters in shape comments: B images, C classes.
 """

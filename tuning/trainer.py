@@ -216,10 +216,11 @@ class PromptTrainer(TrainerX):
 
     def model_update(self, names: str | list[str] | None = None) -> None:
         """As Dassl's, but for a step whose scaled gradients overflowed: that one is left out."""
-        for name in self.get_model_names(names):
-            if self._optims[name] is not None:
-                self.scaler.step(self._optims[name])
-                self.scaler.update()
+        optims = [self._optims[name] for name in self.get_model_names(names)]
+        for optim in optims:
+            if optim is not None and _has_gradients(optim):
+                self.scaler.step(optim)
+        self.scaler.update()
 
     def compute_gradients(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The losses of a batch; their gradients replace those in the parameters.
@@ -257,7 +258,11 @@ class PromptTrainer(TrainerX):
     # Checkpoints.
 
     def model_state(self, name: str) -> dict[str, torch.Tensor]:
-        return self.method.trained_state()
+        """What the method trains; of a model that a subclass registers beside it, all."""
+        return self.method.trained_state() if self._is_method(name) else super().model_state(name)
+
+    def _is_method(self, name: str) -> bool:
+        return self._models[name] is self.method
 
     def checkpoint_extra(self) -> dict:
         return {
@@ -278,6 +283,8 @@ class PromptTrainer(TrainerX):
             super().load_model(directory, epoch)
 
     def load_model_state(self, name: str, state_dict: dict, checkpoint: dict) -> None:
+        if not self._is_method(name):
+            return super().load_model_state(name, state_dict, checkpoint)
         self._load(state_dict, checkpoint, partial=False)
 
     def initialise_from(self, path: str) -> None:
@@ -357,16 +364,22 @@ def load_into(
         kind = original_checkpoints.kind(state)
         print(f"{source}: a checkpoint of the original code ({kind})")
         keys = original_checkpoints.class_keys(state, method)
-        state, left = original_checkpoints.translate(state, method.trained())
+        state, left = original_checkpoints.translate(state, method.names())
     if keys is None and others_classes:
         keys = []
     taken = method.load_trained(state, keys, partial)
-    left += [name for name in state if name not in taken]
+    names = method.names()
+    left += [name for name in state if names.get(name) not in taken]
     print(f"Taken from {source}: {', '.join(taken) or 'nothing'}")
     if left:
         print(f"Left there: {', '.join(left)}")
     if partial and (fresh := [name for name in method.trained() if name not in taken]):
         print(f"Not in it, so at their initial values: {', '.join(fresh)}")
+
+
+def _has_gradients(optim: torch.optim.Optimizer) -> bool:
+    """A scaler can't step an optimizer whose parameters all rest."""
+    return any(p.grad is not None for group in optim.param_groups for p in group["params"])
 
 
 def _check_resolution(cfg: CfgNode, resolution: int) -> None:

@@ -37,11 +37,10 @@ class PromptLayout(nn.Module):
     ) -> None:
         super().__init__()
         names = [name.replace("_", " ") for name in classnames]
-        tokenizer = _tokenizer()
         prompts, own = [], []
         for name in names:
-            ids = tokenizer.encode(f"{name}{tail}")
-            length = len(tokenizer.encode(name))
+            ids = _tokenizer.encode(f"{name}{tail}")
+            length = len(_tokenizer.encode(name))
             prompts.append(_arrange(ids[:length], ids[length:], n_ctx, position, words))
             parts = list(range(length)), list(range(length, len(ids)))
             own.append(_arrange(*parts, n_ctx, position, [-1] * len(words)))
@@ -53,7 +52,7 @@ class PromptLayout(nn.Module):
         """The layout of finished sentences: no context, only [SOS] shared."""
         layout = cls.__new__(cls)
         nn.Module.__init__(layout)
-        prompts = [_tokenizer().encode(text) for text in texts]
+        prompts = [_tokenizer.encode(text) for text in texts]
         own = [list(range(len(ids))) for ids in prompts]
         layout._set(prompts, own, 0, context_length, texts, prefix=1)
         return layout
@@ -74,7 +73,7 @@ class PromptLayout(nn.Module):
         """
         if not prompts:
             raise UserError("no classes to write prompts for")
-        encoder = _tokenizer().encoder
+        encoder = _tokenizer.encoder
         prompts = [[encoder[START], *ids, encoder[END]] for ids in prompts]
         longest = max(range(len(prompts)), key=lambda c: len(prompts[c]))
         if len(prompts[longest]) > context_length:

@@ -114,7 +114,7 @@ class TextEncoder(nn.Module):
 
     def token_ids(self, text: str) -> list[int]:
         """The token ids of some words, without SOS and EOT."""
-        return _tokenizer().encode(text)
+        return _tokenizer.encode(text)
 
     @torch.no_grad()
     def embed(self, ids: Sequence[int]) -> torch.Tensor:

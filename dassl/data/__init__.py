@@ -1,11 +1,6 @@
 """From a data set's lists to batches of views."""
 
-from dassl._lazy import lazy_exports
+from .data_manager import DataManager, build_data_loader, check_images
+from .wrapper import DatasetWrapper
 
-__getattr__, __dir__, __all__ = lazy_exports(
-    __name__,
-    {
-        "data_manager": ["DataManager", "build_data_loader", "check_images"],
-        "wrapper": ["DatasetWrapper"],
-    },
-)
+__all__ = ["DataManager", "DatasetWrapper", "build_data_loader", "check_images"]

@@ -1,13 +1,17 @@
 """Trainers, and what a run leaves in its folder."""
 
-from dassl._lazy import lazy_exports
+from .base import TrainerBase
+from .build import TRAINER_REGISTRY, build_trainer
+from .records import Records, start_log
+from .trainer import SimpleTrainer, TrainerX, TrainerXU
 
-__getattr__, __dir__, __all__ = lazy_exports(
-    __name__,
-    {
-        "build": ["TRAINER_REGISTRY", "build_trainer"],
-        "records": ["Records", "start_log"],
-        "base": ["TrainerBase"],
-        "trainer": ["SimpleTrainer", "TrainerX", "TrainerXU"],
-    },
-)
+__all__ = [
+    "TRAINER_REGISTRY",
+    "Records",
+    "SimpleTrainer",
+    "TrainerBase",
+    "TrainerX",
+    "TrainerXU",
+    "build_trainer",
+    "start_log",
+]

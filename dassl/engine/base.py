@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dassl.compat.engine import prograd_backward_and_update
 from dassl.optim import load_optimizer, load_scheduler
 from dassl.utils import (
     UserError,
@@ -57,6 +58,13 @@ def _quiet_about_disks() -> None:
 
     hook.quiet_about_disks = True
     threading.excepthook = hook
+
+
+def SummaryWriter(*args: Any, **kwargs: Any) -> Any:
+    """TensorBoard's writer, imported when one is made: it takes a second."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(*args, **kwargs)
 
 
 class TrainerBase:
@@ -140,6 +148,8 @@ class TrainerBase:
         self.model_zero_grad(names)
         self.model_backward(loss)
         self.model_update(names)
+
+    prograd_backward_and_update = prograd_backward_and_update
 
     def detect_anomaly(self, loss: torch.Tensor) -> None:
         """Raise UserError if the loss is infinite or NaN.
@@ -308,8 +318,6 @@ class TrainerBase:
     def init_writer(self, log_dir: str | os.PathLike) -> None:
         """Start writing TensorBoard events."""
         if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
             with naming(log_dir):
                 self._writer = SummaryWriter(log_dir=str(log_dir))
             self._log_dir = log_dir

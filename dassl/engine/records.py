@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dassl.config import CfgNode
+from dassl.config.identity import OTHER_MODEL, Identity, differences, is_identity, told
 from dassl.utils import (
     UserError,
     atomic_copy,
@@ -37,8 +38,6 @@ from dassl.utils import (
     write_bytes,
     write_json,
 )
-
-from .identity import OTHER_MODEL, Identity, differences, is_identity, told
 
 _RESUME_ENTRIES = {"models": dict, "best_result": float, "seconds": float}
 

@@ -7,9 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dassl.config.identity import Identity, differences, is_identity, told
 from dassl.utils import MetricMeter, UserError, check_kind, fitting, get_rng_state, set_rng_state
-
-from .identity import Identity, differences, is_identity, told
 
 if TYPE_CHECKING:
     from .records import Records

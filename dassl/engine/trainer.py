@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from dassl.config import CfgNode, check_values
+from dassl.config.identity import Identity, cache_folder, data_of, lists_of, settings_of
 from dassl.data import DataManager
 from dassl.data.data_manager import template_of
 from dassl.evaluation import build_evaluator
@@ -40,14 +41,21 @@ from dassl.utils import (
     stop_wanted,
 )
 
-from .base import DIVERGED, TrainerBase
-from .identity import Identity, cache_folder, data_of, lists_of, settings_of
+from .base import DIVERGED, SummaryWriter, TrainerBase
 from .progress import Progress, with_last
 from .records import Records
 from .resuming import Midway, Resuming
 from .trackers import with_trackers
 
-__all__ = ["SimpleTrainer", "TrainerBase", "TrainerX", "TrainerXU"]
+__all__ = [
+    "AverageMeter",
+    "MetricMeter",
+    "SimpleTrainer",
+    "SummaryWriter",
+    "TrainerBase",
+    "TrainerX",
+    "TrainerXU",
+]
 
 
 class SimpleTrainer(Resuming, TrainerBase):

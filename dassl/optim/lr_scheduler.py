@@ -24,8 +24,16 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from dassl.compat.lr_scheduler import ConstantWarmupScheduler, LinearWarmupScheduler
 from dassl.config import CfgNode
 from dassl.utils import UserError, check_choice
+
+__all__ = [
+    "ConstantWarmupScheduler",
+    "EpochScheduler",
+    "LinearWarmupScheduler",
+    "build_lr_scheduler",
+]
 
 Rate = Callable[[float, int], float]  # (base rate, epoch) -> rate
 

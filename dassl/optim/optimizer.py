@@ -24,7 +24,10 @@ _OPTIMIZERS: dict[str, tuple[type[optim.Optimizer], Callable[[CfgNode], dict[str
     "adam": (optim.Adam, lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2)}),
     "amsgrad": (optim.Adam, lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2), "amsgrad": True}),
     "adamw": (optim.AdamW, lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2)}),
-    "radam": (optim.RAdam, lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2)}),
+    "radam": (
+        optim.RAdam,  # with Dassl's weight decay
+        lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2), "decoupled_weight_decay": True},
+    ),
     "rmsprop": (optim.RMSprop, lambda o: {"momentum": o.MOMENTUM, "alpha": o.RMSPROP_ALPHA}),
 }
 

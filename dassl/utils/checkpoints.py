@@ -6,15 +6,15 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
 from .reading import check_kind, read_text, reason
 from .storage import atomic_copy, atomic_write, write_tensors
-from .tensor_files import read_tensors
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 POINTER = "checkpoint"  # the file that names the newest checkpoint of its folder
 BEST = "model-best.pth.tar"
@@ -26,6 +26,8 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     Scheduler objects and numpy scalars in a checkpoint of Dassl's original code are left out.
     Raises UserError if there is no such file, it is damaged, or it holds other objects.
     """
+    from .tensor_files import read_tensors
+
     path = Path(path)
     if not path.exists():
         raise UserError(f"no checkpoint at {path}")
@@ -44,7 +46,6 @@ _ENTRIES: dict[str, type | tuple[type, ...]] = {
     "epoch": int,
     "optimizer": (dict, _NONE),
     "scheduler": (dict, _NONE),
-    "val_result": (int, float, torch.Tensor, _NONE),
     "rng": dict,
     "scaler": (dict, _NONE),
     "class_keys": (list, _NONE),
@@ -57,11 +58,14 @@ def check_checkpoint(
     checkpoint: Any, what: str | os.PathLike, required: Collection[str] = ("state_dict",)
 ) -> None:
     """Raise UserError, calling it `what`, unless these are the entries of a model's checkpoint."""
+    import torch
+
     check_kind(checkpoint, dict, what)
     for name in required:
         if name not in checkpoint:
             raise UserError(f"{what} is no checkpoint of a model: it has no entry {name!r}")
-    for name, kind in _ENTRIES.items():
+    entries = {**_ENTRIES, "val_result": (int, float, torch.Tensor, _NONE)}
+    for name, kind in entries.items():
         if name in checkpoint:
             check_kind(checkpoint[name], kind, f"{what}: its entry {name!r}")
     for name, value in checkpoint["state_dict"].items():
@@ -102,6 +106,8 @@ def save_plain(state: dict[str, Any], path: str | os.PathLike) -> None:
 
 
 def _check_plain(value: Any, where: str) -> None:
+    import torch
+
     if isinstance(value, dict):
         for key, item in value.items():
             _check_plain(item, f"{where}[{key!r}]")
@@ -215,6 +221,8 @@ def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) ->
 
     Says which ones do not fit. Raises UserError if none fits.
     """
+    import torch
+
     checkpoint = load_checkpoint(weight_path)
     given = checkpoint.get("state_dict", checkpoint)
     given = {k: v for k, v in given.items() if isinstance(k, str) and torch.is_tensor(v)}

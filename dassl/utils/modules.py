@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def count_num_param(model: nn.Module | Iterable[nn.Parameter]) -> int:
     """Return the number of parameters (not of trainable ones alone)."""
+    from torch import nn
+
     parameters = model.parameters() if isinstance(model, nn.Module) else model
     return sum(parameter.numel() for parameter in parameters)
 
@@ -24,6 +28,8 @@ def open_specified_layers(model: nn.Module, open_layers: str | list[str]) -> Non
 
     Raises AttributeError if a name is not an attribute of `model`.
     """
+    from torch import nn
+
     model = model.module if isinstance(model, nn.DataParallel) else model
     names = {open_layers} if isinstance(open_layers, str) else set(open_layers)
     for name in names:
@@ -39,6 +45,8 @@ def init_network_weights(model: nn.Module, init_type: str = "normal", gain: floa
 
     Biases become 0, and normalisation layers the identity.
     """
+    from torch import nn
+
     fill = {
         "normal": lambda w: nn.init.normal_(w, 0.0, gain),
         "xavier": lambda w: nn.init.xavier_normal_(w, gain=gain),

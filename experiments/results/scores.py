@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dassl.config import config_values
-from dassl.engine.identity import is_identity
+from dassl.config.identity import is_identity
 from dassl.utils import (
     UserError,
     check_kind,

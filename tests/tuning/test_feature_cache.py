@@ -101,14 +101,16 @@ def test_the_cache_is_every_methods(command, root, tmp_path, count_encoded):
     assert len(cache_files(root)) == len(files) + 2
 
 
-def test_never_stale(command, root, tmp_path, backbone):
+def test_never_stale(command, root, tmp_path, backbone, monkeypatch):
     """Whatever features depend on, another one of it finds nothing under the old key."""
     options = {"OPTIM__MAX_EPOCH": 1}
 
     def new_files(*extra, **changed):
         feature_cache._memory.clear()
         before = set(cache_files(root))
-        run(command, root, "CoOp", tmp_path / "run", *extra, **{**options, **changed})
+        run(
+            command, root, "CoOp", tmp_path / "run", *extra, "--overwrite", **{**options, **changed}
+        )
         return len(set(cache_files(root)) - before)
 
     assert new_files() == 2
@@ -130,6 +132,14 @@ def test_never_stale(command, root, tmp_path, backbone):
     assert new_files() == 1
     os.utime(image, (1, 1))
     assert new_files() == 1
+    # Another file with the same name, size and modification time.
+    twin = image.with_name("twin")
+    shutil.copyfile(image, twin)
+    os.utime(twin, (1, 1))
+    twin.replace(image)
+    assert new_files() == 1
+    monkeypatch.setattr(feature_cache, "code_digest", lambda: "another version of clip/")
+    assert new_files() == 2
 
 
 def test_skipped_images_are_skipped_again(command, root, tmp_path):

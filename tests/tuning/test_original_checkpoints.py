@@ -286,7 +286,7 @@ def test_a_head_left_out_is_said(make_trainer, tmp_path, capsys, names, classes,
     said = capsys.readouterr().out
     assert re.findall("^The CAT head is left out: .*; the ITM head alone is used$", said, re.M)
     assert len(re.findall(line, said)) == 1
-    assert re.findall("^Taken from .*$", said, re.M) == ["Taken from the checkpoint: ctx"]
+    assert re.findall("^Taken from .*$", said, re.M) == ["Taken from the checkpoint: context.ctx"]
     assert trainer.method.rows is None
 
 
@@ -377,7 +377,7 @@ def test_nothing_in_a_checkpoint_is_executed(make_trainer, tmp_path):
 def test_a_checkpoint_of_another_method_is_refused(make_trainer, tmp_path):
     write(tmp_path / "original", "prompt_learner", coop())
     trainer = make_trainer("CoCoOp", output=tmp_path / "a")
-    with pytest.raises(UserError, match="of another method: it lacks meta_net"):
+    with pytest.raises(UserError, match="of another method: it lacks context.meta_net"):
         trainer.load_model(str(tmp_path / "original"))
 
 

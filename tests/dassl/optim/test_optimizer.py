@@ -25,7 +25,7 @@ def node(**options):
         ("adam", torch.optim.Adam, {"betas": (0.8, 0.999), "amsgrad": False}),
         ("amsgrad", torch.optim.Adam, {"betas": (0.8, 0.999), "amsgrad": True}),
         ("adamw", torch.optim.AdamW, {"betas": (0.8, 0.999)}),
-        ("radam", torch.optim.RAdam, {"betas": (0.8, 0.999)}),
+        ("radam", torch.optim.RAdam, {"betas": (0.8, 0.999), "decoupled_weight_decay": True}),
         ("rmsprop", torch.optim.RMSprop, {"momentum": 0.5, "alpha": 0.9}),
     ],
 )

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from clip.model import CLIP
-from dassl.utils import UserError, load_checkpoint, read_tensors, save_plain
+from dassl.utils import UserError, load_checkpoint, save_plain
+from dassl.utils.tensor_files import read_tensors
 
 
 class Parts(nn.Module):

@@ -40,9 +40,8 @@ from dassl.utils import (
 
 def test_light_imports_leave_torch_alone():
     code = (
-        "import sys, dassl.config, dassl.utils, dassl.data.datasets, dassl.engine\n"
+        "import sys, dassl.config, dassl.utils\n"
         "from dassl.utils import UserError, Registry, setup_logger, read_image, MetricMeter\n"
-        "from dassl.engine import TRAINER_REGISTRY, build_trainer\n"
         "heavy = {'torch', 'numpy', 'torchvision', 'sklearn', 'tensorboard', 'PIL'}\n"
         "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
     )
@@ -57,9 +56,7 @@ def test_all_exports_exist():
 
     for package in (dassl.data, dassl.engine, dassl.utils):
         for name in package.__all__:
-            assert getattr(package, name) is not None
-        with pytest.raises(AttributeError, match="nothing_here"):
-            _ = package.nothing_here
+            assert name in vars(package)  # imported, not made up by a `__getattr__`
 
 
 def test_user_errors_end_in_one_line_and_status_2(capsys):
