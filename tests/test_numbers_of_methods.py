@@ -356,7 +356,12 @@ def check_fresh(values: torch.Tensor, kind: str, what, encoders, name: str) -> N
 def test_fresh_parameters(make_trainer, name):
     bare = name.removeprefix("DePT_")
     trainer = make_trainer(name, TRAINER__COOP__N_CTX=16)
-    trained = trainer.method.trained()
+    # By the names without their modules, as the head's are with theirs.
+    short = {full: s for s, full in trainer.method.names().items() if s != full}
+    trained = {
+        key if key.startswith("cat.") else short.get(key, key): value
+        for key, value in trainer.method.trained().items()
+    }
     shapes = SHAPES[bare] | (HEAD_SHAPES if name in WRAPPED else {})
     assert {key: tuple(p.shape) for key, p in trained.items()} == shapes
     rules = FRESH[bare] | (FRESH_HEAD if name in WRAPPED else {})
@@ -378,6 +383,5 @@ def test_fresh_contexts_per_class(make_trainer):
     check_fresh(ctx, "normal", 0.02, None, "CSC")
     assert not torch.equal(ctx[0], ctx[1])
     options["TRAINER__COOP__CTX_INIT"] = "a photo of a"
-    trainer = make_trainer("CoOp", **options)
-    for ctx in trainer.method.context.ctx.detach():
-        check_fresh(ctx, *WORDS, trainer.method.encoders, "CSC of words")
+    trainer = make_trainer("CoOp", **options)  # words are shared, as in the original code
+    check_fresh(trainer.method.context.ctx.detach(), *WORDS, trainer.method.encoders, "of words")

@@ -95,10 +95,13 @@ def identity_of(cfg: CfgNode, tested: str | os.PathLike | None = None) -> dict[s
 
     trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     state = random.getstate()
+    quiet = cfg.clone()
+    quiet.defrost()
+    quiet.VERBOSE = False  # the run itself tells
     try:
         if cfg.SEED >= 0:
             random.seed(cfg.SEED)  # as the run itself does before it reads
-        dataset = build_dataset(cfg)
+        dataset = build_dataset(quiet)
     finally:
         random.setstate(state)
     return trainer_class.identity_of(cfg, dataset, tested)
