@@ -1,0 +1,23 @@
+"""How trainers are called: DePT around the trainer X is `DePT_X`.
+
+Here rather than in trainers/dept.py, as tables and plots of results ask too, without PyTorch.
+"""
+
+from __future__ import annotations
+
+_WRAPPED = "DePT_"
+
+
+def wrapped_name(trainer: str) -> str:
+    """The name of DePT around a trainer, by the trainer's own or DePT's around it."""
+    return _WRAPPED + bare_name(trainer)
+
+
+def bare_name(trainer: str) -> str:
+    """The name of the trainer that DePT is around; a trainer's own name if it isn't DePT's."""
+    return trainer.removeprefix(_WRAPPED)
+
+
+def is_wrapped(trainer: str) -> bool:
+    """Whether a name is that of DePT around a trainer."""
+    return trainer != bare_name(trainer)
