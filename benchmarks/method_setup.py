@@ -23,6 +23,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.optim import build_optimizer
 from dassl.utils import UserError, set_random_seed
 from tuning.method import Classes, Features
+from tuning.step import training_step
 from tuning.trainer import VIEWS_AT_ONCE, resolve_precision
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "trainers"
@@ -187,14 +188,8 @@ class MethodSetup:
     ) -> torch.Tensor:
         """One training step on what `ahead` gives; returns the loss."""
         self.method.train()
-        with self.autocast():
-            features = self.method.features(image, **known)
-        loss = sum(self.method.losses(features, label).values())
-        self.optim.zero_grad()
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optim)
-        self.scaler.update()
-        return loss.detach()
+        batch = {"image": image, "label": label, **known}
+        return training_step(self.method, batch, self.optim, self.scaler, self.autocast)["loss"]
 
     @torch.no_grad()
     def encode(self, image: torch.Tensor) -> torch.Tensor:

@@ -1,39 +1,30 @@
 """Runs that differ in seed, or λ, trained as one: `train.py --seed 1 2 3`, `train.py … --and …`.
 
-Their frozen towers are the same, so one batched pass serves all runs: the trained parameters are
-stacked, and the method's own features and losses are mapped over the stack. Each run keeps its
+Their frozen towers are the same, so one batched pass serves all runs (stack.py). Each run keeps its
 optimiser, loss scale, folder, records and checkpoints, as if it had been trained alone; one that
 diverges ends, and the others go on.
-
-Letters in shape comments: R runs, B images, D embedding width.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import tee, zip_longest
 from pathlib import Path
-
-import torch
-from torch import nn
-from torch.func import functional_call, vmap
+from typing import Any
 
 from dassl.config import CfgNode, config_values
 from dassl.engine import TRAINER_REGISTRY, TrainerBase, build_trainer, start_log
-from dassl.engine.progress import Progress, with_last
+from dassl.engine.loop import BatchLoop
 from dassl.utils import (
     UserError,
-    hold_back,
     log_to,
     set_random_seed,
     setup_logger,
-    stop_if_wanted,
-    stop_wanted,
 )
 
-from .cuda_graphs import GraphedStep
+from .stack import APART, Stack
+from .step import Losses
 from .trainer import PromptTrainer
 
 
@@ -79,14 +70,12 @@ def differences(cfgs: Sequence[CfgNode]) -> list[str]:
         UserError: they differ in what the trainer's runs side by side may not differ in.
     """
     name = cfgs[0].TRAINER.NAME
-    may_differ = TRAINER_REGISTRY.get(name).may_differ
-    alone = "give one --seed, and no --and"
+    trainer = TRAINER_REGISTRY.get(name)
+    may_differ = trainer.may_differ
     if not may_differ:
-        raise UserError(f"{name} can't train several runs at once: {alone}")
-    if own := own_steps(TRAINER_REGISTRY.get(name)):
-        raise UserError(
-            f"{name} has its own {', '.join(own)}, which runs trained together don't call: {alone}"
-        )
+        own = trainer.own_step() if issubclass(trainer, PromptTrainer) else []
+        why = f"a step of its own ({', '.join(own)})" if own else "no step for several runs at once"
+        raise UserError(f"{name} has {why}: {APART}")
     values = [config_values(cfg, leave_out=("OUTPUT_DIR", "RESUME")) for cfg in cfgs]
     differing = [
         key
@@ -105,15 +94,6 @@ def differences(cfgs: Sequence[CfgNode]) -> list[str]:
     ]
 
 
-# What of a trainer's step the runs that are trained together do in one for all.
-STEP = ("run_epoch", "forward_backward", "compute_gradients", "model_zero_grad", "model_backward")
-
-
-def own_steps(trainer: type[PromptTrainer]) -> list[str]:
-    """Which functions of `STEP` the trainer defines itself, and so wants called."""
-    return [name for name in STEP if getattr(trainer, name) is not getattr(PromptTrainer, name)]
-
-
 @contextmanager
 def own_log(cfg: CfgNode) -> Iterator[None]:
     """Inside, what one of several runs prints goes to its log, which starts here, seeded."""
@@ -126,17 +106,26 @@ def own_log(cfg: CfgNode) -> Iterator[None]:
         yield
 
 
-class SideBySide(TrainerBase):
-    """Trains the runs in step. Raises UserError where they can't be: unequal steps."""
+class SideBySide(BatchLoop, TrainerBase):
+    """Trains the runs in step.
+
+    Raises UserError where they can't be: unequal steps, or a trainer that does what a stack can't.
+    """
 
     def __init__(self, runs: Sequence[PromptTrainer]) -> None:
         super().__init__()
         self.runs = list(runs)
         self.diverged: list[str] = []
+        self.failed: dict[PromptTrainer, UserError] = {}  # in the epoch under way
         self.cfg = runs[0].cfg
         for run in self.runs:
             leader = self.leader(run)
             run.train_loader_x = run.dm.train_loader_x = leader.train_loader_x
+            if models := run.undeclared():
+                raise UserError(
+                    f"{type(run).__name__} registers {', '.join(models)} with parameters that its "
+                    f"method doesn't declare as trained: {APART}"
+                )
 
     def leader(self, run: PromptTrainer) -> PromptTrainer:
         """The first run of the same seed: its views, and their order, are those of all of them."""
@@ -182,42 +171,36 @@ class SideBySide(TrainerBase):
         lengths = {len(run.train_loader_x) for run in self.runs}
         if len(lengths) > 1:
             raise UserError(f"the runs have {sorted(lengths)} steps per epoch: train them apart")
-        steps = lengths.pop()
-        stack = Stack(self.runs)
-        places = [run.take_midway() for run in self.runs]
-        meters = [place.losses for place in places]
-        batches = with_last(_in_step(self._batches()))
-        title = f"epoch {self.epoch + 1}/{self.max_epoch}, {len(self.runs)} runs"
-        progress = Progress(batches, steps, title)
-        hold_back()
-        for done, (group, is_last) in enumerate(progress):
-            if done < places[0].batches:
-                continue
-            places[0].restore_rng()
-            for meter, losses in zip(meters, stack.step(group), strict=True):
-                meter.update(losses)
-            if is_last:
-                for run in self.runs:
-                    run.update_lr()
-            if stop_wanted() or (is_last and self.runs[0].validates):
-                stack.give_back()
-                for run, meter in zip(self.each(), meters, strict=True):
-                    run.write_midway(done + 1, meter)
-                stop_if_wanted()
-        places[0].restore_rng()
-        stack.give_back()
+        self.stack = Stack(self.runs)
+        self.failed = {}
+        try:
+            self._run_batches(_in_step(self._batches()), lengths.pop())
+        finally:
+            self.stack.give_back()
         going_on = []
-        for run, meter in zip(self.each(), meters, strict=True):
-            run.epoch_losses = {name: m.avg for name, m in meter.meters.items()}
+        for run in self.each():
             try:
-                run.check_losses(meter)
+                if run in self.failed:
+                    raise self.failed[run]
                 run.check_parameters()
             except UserError as error:
                 self._end(run, error)
-                continue
-            progress.print(f"epoch [{self.epoch + 1}/{self.max_epoch}] {run.label} {meter}")
-            going_on.append(run)
+            else:
+                going_on.append(run)
         self.runs = going_on
+
+    def _trainers(self) -> Iterator[PromptTrainer]:
+        return self.each()
+
+    def _step(self, batch: Sequence[dict]) -> list[Losses]:
+        return self.stack.step(batch)
+
+    def _report(self, trainer: PromptTrainer, *progress: Any) -> None:
+        """Keep what a diverged run raises: it ends alone, after the epoch."""
+        try:
+            super()._report(trainer, *progress)
+        except UserError as error:
+            self.failed.setdefault(trainer, error)
 
     def _end(self, run: PromptTrainer, error: UserError) -> None:
         """Let one run end alone."""
@@ -268,105 +251,3 @@ def _in_step(loaders: Sequence[Iterable[dict]]) -> Iterator[tuple[dict, ...]]:
         if len({0 if batch is None else len(batch["label"]) for batch in group}) > 1:
             raise UserError("images were left out, so the runs' batches differ: train them apart")
         yield group
-
-
-class _Step(nn.Module):
-    """A method's losses of a batch, as a module's forward."""
-
-    def __init__(self, run: PromptTrainer) -> None:
-        super().__init__()
-        self.method = run.method
-        self.autocast = run.autocast
-
-    def forward(
-        self, image: torch.Tensor, label: torch.Tensor, **known: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        with self.autocast():
-            features = self.method.features(image, **known)
-        return self.method.losses(features, label)
-
-
-class Stack:
-    """The trained parameters of R runs with a leading R, and one step for all.
-
-    Until `give_back` each run's own parameters are its slices of them.
-    """
-
-    def __init__(self, runs: Sequence[PromptTrainer]) -> None:
-        self.runs = runs
-        first = runs[0]
-        for run in runs:
-            run.method.train()
-        first.method.encoders.text.passes = len(runs)
-        self.step_module = _Step(first)
-        # Parameters by place: `functional_call` wants the module's names for them.
-        places = {id(p): name for name, p in self.step_module.named_parameters()}
-        self.names = {key: places[id(p)] for key, p in first.method.trained().items()}
-        self.own = [run.method.trained() for run in runs]
-        self.stacked = {
-            key: torch.stack([own[key].detach() for own in self.own]).requires_grad_()
-            for key in self.names
-        }
-        self.fixed = self._differing_buffers()
-        for r, own in enumerate(self.own):
-            for key, parameter in own.items():
-                parameter.data = self.stacked[key].data[r]
-        self.gradients = self.compute_gradients
-        if isinstance(first.gradients, GraphedStep):
-            self.gradients = GraphedStep(self.compute_gradients, self.stacked.values())
-
-    def _differing_buffers(self) -> dict[str, torch.Tensor]:
-        """What isn't trained but differs between the runs, such as λ, with a leading R."""
-        others = [dict(_Step(run).named_buffers()) for run in self.runs[1:]]
-        return {
-            name: torch.stack([buffer, *(other[name] for other in others)])
-            for name, buffer in self.step_module.named_buffers()
-            if not all(_same(buffer, other[name]) for other in others)
-        }
-
-    def give_back(self) -> None:
-        """Give the runs' parameters memory of their own again."""
-        self.runs[0].method.encoders.text.passes = 1
-        for own in self.own:
-            for parameter in own.values():
-                parameter.data = parameter.data.clone()
-                parameter.grad = None
-
-    def step(self, batches: Sequence[dict]) -> list[dict[str, torch.Tensor]]:
-        """One step of every run on its own batch; → each run's losses by name."""
-        inputs = []
-        for run, batch in zip(self.runs, batches, strict=True):
-            image, label = run.parse_batch_train(batch)
-            inputs.append({"image": image, "label": label, **run.known_features(batch)})
-        # Image (R,B,…), label (R,B), features (R,B,D).
-        losses = self.gradients({k: torch.stack([x[k] for x in inputs]) for k in inputs[0]})
-        for r, (run, own) in enumerate(zip(self.runs, self.own, strict=True)):
-            for key, parameter in own.items():
-                gradient = self.stacked[key].grad
-                rests = gradient is None or not parameter.requires_grad
-                parameter.grad = None if rests else gradient[r]
-            run.model_update()
-        return [{k: v[r] for k, v in losses.items()} for r in range(len(self.runs))]
-
-    def compute_gradients(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Each run's losses (R,); their gradients replace those in the stacked parameters."""
-
-        def losses_of(parameters, fixed, inputs):
-            named = {self.names[key]: value for key, value in parameters.items()}
-            return functional_call(self.step_module, {**named, **fixed}, (), inputs, strict=False)
-
-        with warnings.catch_warnings():
-            # Attention has no batching rule on some devices and is looped over the runs there.
-            warnings.filterwarnings("ignore", message="There is a performance drop")
-            losses = vmap(losses_of)(self.stacked, self.fixed, inputs)  # each (R,)
-        total = sum(losses.values())
-        for parameter in self.stacked.values():
-            parameter.grad = None
-        # Each run's own scale; their sum's gradient is each one's in its slice.
-        sum(run.scaler.scale(x) for run, x in zip(self.runs, total, strict=True)).backward()
-        losses = {"loss": total, **{f"loss_{name}": value for name, value in losses.items()}}
-        return {name: value.detach() for name, value in losses.items()}
-
-
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a is b or torch.equal(a, b)

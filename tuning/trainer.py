@@ -22,15 +22,19 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, count_num_param, file_sha256
 
 from . import original_checkpoints
-from .cuda_graphs import GraphedStep
 from .feature_cache import Encoder, NextEpoch
 from .method import Classes, Method
+from .step import Batch, BatchLosses, TrainingStep, scaled_update
 
 PRECISIONS = ("fp32", "fp16", "bf16", "amp")
 # Views encoded in one pass of the image tower, on a CPU and on a GPU.
 VIEWS_AT_ONCE = (32, 512)
 
 _ENCODERS: WeakValueDictionary[tuple, Encoders] = WeakValueDictionary()
+
+
+# What runs that are trained at once have one step and one loop in place of.
+_STEP = ("train", "run_epoch", "_run_batches", "forward_backward", "model_zero_grad")
 
 
 def extend_cfg(cfg: CfgNode) -> None:
@@ -69,7 +73,16 @@ class PromptTrainer(TrainerX):
     may_differ = ("SEED",)
     files_by_content = ("MODEL.BACKBONE.NAME", "MODEL.INIT_WEIGHTS")
     side_by_side = 1  # the number of runs that are trained together
-    label = ""  # which of them it is
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.own_step():
+            cls.may_differ = ()
+
+    @classmethod
+    def own_step(cls) -> list[str]:
+        """Which of the functions it defines itself that runs trained at once don't call."""
+        return [name for name in _STEP if getattr(cls, name) is not getattr(PromptTrainer, name)]
 
     def check_cfg(self, cfg: CfgNode) -> None:
         self.method_cfg(cfg)  # names the missing node before any work
@@ -136,9 +149,14 @@ class PromptTrainer(TrainerX):
             optim = build_optimizer(self.method, cfg.OPTIM, groups)
             sched = build_lr_scheduler(optim, cfg.OPTIM)
         self.register_model(self.model_name, self.method, optim, sched)
-        self.gradients = self.compute_gradients
-        if self.device.type == "cuda" and cfg.MODEL.FAST and cfg.TRAIN.CUDA_GRAPH:
-            self.gradients = GraphedStep(self.compute_gradients, trained.values())
+        replayed = self.device.type == "cuda" and cfg.MODEL.FAST and cfg.TRAIN.CUDA_GRAPH
+        self.training_step = TrainingStep(
+            BatchLosses(self.method, self.autocast),
+            lambda: self.model_zero_grad(),
+            lambda total: self.scaler.scale(total),
+            self.finish_step,
+            trained.values() if replayed else None,
+        )
         self.encoder = self.next_epoch = None
         untouched = self.method.image_tower_untouched
         if cfg.MODEL.FAST and (untouched or self.method.compares_with_frozen_image):
@@ -207,36 +225,33 @@ class PromptTrainer(TrainerX):
             return self.method.encoders.image(image)
 
     def forward_backward(self, batch: dict) -> dict:
+        return self.training_step(self.step_inputs(batch))
+
+    def step_inputs(self, batch: dict) -> Batch:
+        """What a step takes of a batch: image, label, and `known_features`."""
         image, label = self.parse_batch_train(batch)
-        losses = self.gradients({"image": image, "label": label, **self.known_features(batch)})
+        return {"image": image, "label": label, **self.known_features(batch)}
+
+    def finish_step(self) -> None:
+        """Once the gradients are there: the optimizers' step, and at an epoch's end the rates'."""
         self.model_update()
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
-        return losses
+
+    def undeclared(self) -> list[str]:
+        """The registered models whose optimizers train what the method doesn't declare."""
+        declared = {id(p) for p in self.method.trained().values()}
+        return [
+            name
+            for name, optim in self._optims.items()
+            if optim is not None
+            and any(id(p) not in declared for group in optim.param_groups for p in group["params"])
+        ]
 
     def model_update(self, names: str | list[str] | None = None) -> None:
         """As Dassl's, but for a step whose scaled gradients overflowed: that one is left out."""
         optims = [self._optims[name] for name in self.get_model_names(names)]
-        for optim in optims:
-            if optim is not None and _has_gradients(optim):
-                self.scaler.step(optim)
-        self.scaler.update()
-
-    def compute_gradients(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The losses of a batch; their gradients replace those in the parameters.
-
-        Args:
-            inputs: image, label, and `known_features`.
-        """
-        inputs = dict(inputs)
-        label = inputs.pop("label")
-        with self.autocast():
-            features = self.method.features(inputs.pop("image"), **inputs)
-        losses = self.method.losses(features, label)
-        loss = sum(losses.values())
-        self.model_zero_grad()
-        self.scaler.scale(loss).backward()
-        return {"loss": loss.detach(), **{f"loss_{k}": v.detach() for k, v in losses.items()}}
+        scaled_update([optim for optim in optims if optim is not None], self.scaler)
 
     def known_features(self, batch: dict) -> dict[str, torch.Tensor]:
         """What `features` takes beside the images, as far as the batch has it."""
@@ -259,7 +274,10 @@ class PromptTrainer(TrainerX):
 
     def model_state(self, name: str) -> dict[str, torch.Tensor]:
         """What the method trains; of a model that a subclass registers beside it, all."""
-        return self.method.trained_state() if self._is_method(name) else super().model_state(name)
+        if self._is_method(name):
+            return self.method.trained_state()
+        # Cloned, as a parameter may be a slice of several runs'.
+        return {key: value.clone() for key, value in super().model_state(name).items()}
 
     def _is_method(self, name: str) -> bool:
         return self._models[name] is self.method
@@ -375,11 +393,6 @@ def load_into(
         print(f"Left there: {', '.join(left)}")
     if partial and (fresh := [name for name in method.trained() if name not in taken]):
         print(f"Not in it, so at their initial values: {', '.join(fresh)}")
-
-
-def _has_gradients(optim: torch.optim.Optimizer) -> bool:
-    """A scaler can't step an optimizer whose parameters all rest."""
-    return any(p.grad is not None for group in optim.param_groups for p in group["params"])
 
 
 def _check_resolution(cfg: CfgNode, resolution: int) -> None:

@@ -36,13 +36,13 @@ from dassl.utils import (
     check_choice,
     file_sha256,
     find_checkpoint,
-    hold_back,
     stop_if_wanted,
-    stop_wanted,
 )
 
 from .base import DIVERGED, SummaryWriter, TrainerBase
-from .progress import Progress, with_last
+from .identity import Identity, cache_folder, data_of, lists_of, settings_of
+from .loop import BatchLoop
+from .progress import Progress
 from .records import Records
 from .resuming import Midway, Resuming
 from .trackers import with_trackers
@@ -58,13 +58,15 @@ __all__ = [
 ]
 
 
-class SimpleTrainer(Resuming, TrainerBase):
+class SimpleTrainer(Resuming, BatchLoop, TrainerBase):
     """A trainer made from a config: data, evaluation, checkpoints and records.
 
     Attributes that subclasses use: cfg, device, dm, num_classes, lab2cname, train_loader_x,
     val_loader, test_loader, evaluator, output_dir, epoch and max_epoch (from 0), batch_idx,
     num_batches, best_result.
     """
+
+    label = ""  # which it is of several that are trained in step
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
@@ -261,38 +263,11 @@ class SimpleTrainer(Resuming, TrainerBase):
         print(f"Elapsed: {datetime.timedelta(seconds=round(time.time() - self.time_start))}")
         self.close_writer()
 
-    def _run_batches(self, batches: Iterable[tuple], num_batches: int) -> None:
-        """Call `forward_backward(*batch)` for each batch; print and record what it returns."""
-        self.set_model_mode("train")
-        self.num_batches = num_batches
-        midway = self.take_midway()
-        losses, batch_time, data_time = midway.losses, AverageMeter(), AverageMeter()
-        title = f"epoch {self.epoch + 1}/{self.max_epoch}"
-        progress = Progress(with_last(batches), num_batches, title)
-        self.batch_idx = -1
-        hold_back()
-        end = time.perf_counter()
-        for self.batch_idx, (batch, is_last) in enumerate(progress):
-            if is_last:  # fewer than expected if images were skipped
-                self.num_batches = self.batch_idx + 1
-            if self.batch_idx < midway.batches:
-                continue
-            midway.restore_rng()
-            data_time.update(time.perf_counter() - end)
-            losses.update(self.forward_backward(*batch))
-            batch_time.update(time.perf_counter() - end)
-            every = self.cfg.TRAIN.PRINT_FREQ
-            if is_last or (every > 0 and (self.batch_idx + 1) % every == 0):
-                self.report(losses, batch_time, data_time, progress)
-            if stop_wanted() or (is_last and self.validates):
-                # Before a validation too: that takes its time, and changes nothing.
-                self.write_midway(self.batch_idx + 1, losses)
-                stop_if_wanted()
-            end = time.perf_counter()
-        if self.batch_idx < 0:
-            raise UserError("none of the training images could be read")
-        midway.restore_rng()
-        self.epoch_losses = {name: meter.avg for name, meter in losses.meters.items()}
+    def _trainers(self) -> Iterator[SimpleTrainer]:
+        yield self
+
+    def _step(self, batch: tuple) -> list[dict[str, Any]]:
+        return [self.forward_backward(*batch)]
 
     def check_losses(self, losses: MetricMeter) -> None:
         """Raise UserError if training diverged."""
@@ -312,6 +287,7 @@ class SimpleTrainer(Resuming, TrainerBase):
         left = (self.max_epoch - self.epoch) * self.num_batches - self.batch_idx - 1
         eta = datetime.timedelta(seconds=int(batch_time.avg * left))
         progress.print(
+            f"{self.label}{': ' if self.label else ''}"
             f"epoch [{self.epoch + 1}/{self.max_epoch}] "
             f"batch [{self.batch_idx + 1}/{self.num_batches}] "
             f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) "

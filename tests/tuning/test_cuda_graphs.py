@@ -101,7 +101,7 @@ def test_on_a_gpu_replayed_steps_are_the_eager_ones(make_trainer, name, precisio
         trainer = make_trainer(name, **options)
         trainer.train()
         if graph:
-            assert trainer.gradients.works and trainer.gradients._graphs
+            assert trainer.training_step.gradients.works and trainer.training_step.gradients._graphs
         states.append(trainer.method.trained_state())
     for key, value in states[1].items():
         torch.testing.assert_close(states[0][key], value, rtol=1e-2, atol=1e-3)

@@ -117,7 +117,10 @@ def test_loss_weights_together_equal_apart(command, tmp_path):
         assert (one["side_by_side"], other["side_by_side"]) == (1, 2)
     losses = [lines(tmp_path / "together" / name)[0]["losses"]["itm"] for name in weights]
     assert losses[0] != pytest.approx(losses[1], rel=0.5)
-    assert "] weight 0.2 loss" in (tmp_path / "together" / "low" / "log.txt").read_text()
+    assert (
+        "weight 0.2: epoch [1/3] batch [1/1]"
+        in (tmp_path / "together" / "low" / "log.txt").read_text()
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of")  # the first steps are left out

@@ -1,5 +1,7 @@
 """Methods and trainers of other shapes than ours: what the trainer promises holds for them too."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -63,9 +65,95 @@ class WithOwnStep(Adapting):
         return super().forward_backward(batch)
 
 
+class TeacherMethod(TwoAdapters):
+    """A teacher's context, in a buffer; one loss is the distance from it."""
+
+    def __init__(self, encoders, classes, ctx):
+        super().__init__(encoders, classes, ctx)
+        self.register_buffer("teacher", ctx.clone())
+
+    def losses(self, features, label):
+        distance = (self.prompt["ctx"] - self.teacher).square().sum()
+        return {**super().losses(features, label), "teach": distance}
+
+    def follow(self):
+        self.teacher.lerp_(self.prompt["ctx"].detach(), 0.5)
+
+
+class FollowingInItsUpdate(PromptTrainer):
+    method_class = TeacherMethod
+    config_node = "COOP"
+
+    def model_update(self, names=None):
+        super().model_update(names)
+        self.method.follow()
+
+
+class FollowingInItsStep(PromptTrainer):
+    method_class = TeacherMethod
+    config_node = "COOP"
+
+    def forward_backward(self, batch):
+        losses = super().forward_backward(batch)
+        self.method.follow()
+        return losses
+
+
+class FollowingInItsLossesMethod(TeacherMethod):
+    def losses(self, features, label):
+        self.follow()
+        return super().losses(features, label)
+
+
+class FollowingInItsLosses(PromptTrainer):
+    method_class = FollowingInItsLossesMethod
+    config_node = "COOP"
+
+
+class RememberingMethod(TwoAdapters):
+    """Keeps what it saw in an attribute."""
+
+    def losses(self, features, label):
+        self.memory = features.image.detach()
+        return super().losses(features, label)
+
+
+class Remembering(PromptTrainer):
+    method_class = RememberingMethod
+    config_node = "COOP"
+
+
+class DrawnScaleMethod(TwoAdapters):
+    """Draws a number of its own."""
+
+    def __init__(self, encoders, classes, ctx):
+        super().__init__(encoders, classes, ctx)
+        self.drawn = torch.rand(()).item()
+
+
+class DrawnScale(PromptTrainer):
+    method_class = DrawnScaleMethod
+    config_node = "COOP"
+
+
+class WithUndeclaredModel(Adapting):
+    """Registers a model that its method doesn't know."""
+
+    def build_model(self):
+        super().build_model()
+        other = nn.Linear(2, 2)
+        self.register_model("other", other, torch.optim.SGD(other.parameters(), lr=0.1))
+
+
+OWN = (
+    *(Adapting, InTwoStages, WithOwnStep, FollowingInItsUpdate, FollowingInItsStep),
+    *(FollowingInItsLosses, Remembering, DrawnScale, WithUndeclaredModel),
+)
+
+
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    for trainer in (Adapting, InTwoStages, WithOwnStep):
+    for trainer in OWN:
         monkeypatch.setitem(TRAINER_REGISTRY._objects, trainer.__name__, trainer)
 
 
@@ -131,15 +219,68 @@ def test_a_second_optimizer_is_stepped_and_saved_as_its_own(make_trainer, comman
     assert torch.equal(again.method.of_image.weight, adapter["weight"])
 
 
-def test_several_seeds_at_once_are_what_each_is_alone(command, tmp_path):
-    train.main(with_seeds(command("InTwoStages", output=tmp_path / "both"), 1, 2))
-    train.main(with_seeds(command("InTwoStages", output=tmp_path / "alone"), 2))
-    for name in ("prompt_learner", "of_image"):
-        both, alone = (saved(tmp_path / f, name) for f in ("both/seed2", "alone"))
+def losses_of(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["losses"] for line in lines]
+
+
+@pytest.mark.parametrize("name", ["InTwoStages", "FollowingInItsUpdate"])
+def test_several_seeds_at_once_are_what_each_is_alone(command, tmp_path, name):
+    """Whatever is called of a trainer's own: a second optimizer, a teacher that follows."""
+    options = {"OPTIM__LR": 0.1, "OPTIM__WARMUP_EPOCH": -1, "OPTIM__MAX_EPOCH": 2}
+    train.main(with_seeds(command(name, output=tmp_path / "both", **options), 1, 2))
+    train.main(with_seeds(command(name, output=tmp_path / "alone", **options), 2))
+    for a, b in zip(losses_of(tmp_path / "both/seed2"), losses_of(tmp_path / "alone"), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    for model in (p.parent.name for p in (tmp_path / "alone").glob("*/model.pth.tar-2")):
+        both, alone = (saved(tmp_path / f, model) for f in ("both/seed2", "alone"))
         for key, value in alone.items():
-            torch.testing.assert_close(both[key], value, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(both[key], value, rtol=1e-4, atol=1e-5)
 
 
-def test_several_seeds_at_once_refuse_a_step_of_its_own(command):
-    with pytest.raises(UserError, match="WithOwnStep has its own forward_backward"):
-        train.main(with_seeds(command("WithOwnStep"), 1, 2))
+@pytest.mark.parametrize(
+    "name,complaint",
+    [
+        ("WithOwnStep", r"WithOwnStep has a step of its own \(forward_backward\): train its seeds"),
+        (
+            "FollowingInItsStep",
+            r"has a step of its own \(forward_backward\): train its seeds apart",
+        ),
+        ("FollowingInItsLosses", "FollowingInItsLosses .*: train its seeds apart"),
+        ("Remembering", "Remembering changes memory in its losses"),
+        ("DrawnScale", "DrawnScale holds drawn, which differs"),
+        ("WithUndeclaredModel", "WithUndeclaredModel registers other .*: train its seeds apart"),
+    ],
+)
+def test_several_seeds_at_once_refuse_what_a_stack_cannot_do(command, name, complaint):
+    with pytest.raises(UserError, match=complaint):
+        train.main(with_seeds(command(name), 1, 2))
+
+
+def test_a_step_of_its_own_leaves_nothing_in_which_runs_may_differ():
+    """So protocols train them apart."""
+    assert Adapting.may_differ == InTwoStages.may_differ == ("SEED",)
+    assert WithOwnStep.may_differ == FollowingInItsStep.may_differ == ()
+
+
+def test_several_seeds_leave_each_ones_curves(command, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def curves(folder):
+        events = EventAccumulator(str(folder / "tensorboard"))
+        events.Reload()
+        return {
+            tag: [(e.step, e.value) for e in events.Scalars(tag)]
+            for tag in events.Tags()["scalars"]
+        }
+
+    options = {"TRAIN__PRINT_FREQ": 1}
+    train.main(with_seeds(command("CoOp", output=tmp_path / "both", **options), 1, 2))
+    train.main(with_seeds(command("CoOp", output=tmp_path / "alone", **options), 2))
+    both, alone = curves(tmp_path / "both" / "seed2"), curves(tmp_path / "alone")
+    assert {"train/loss", "train/loss_itm", "train/lr", "test/accuracy"} <= set(alone)
+    assert set(both) == set(alone)
+    for tag, points in alone.items():
+        assert [step for step, _ in both[tag]] == [step for step, _ in points]
+        values = [value for _, value in points]
+        assert [value for _, value in both[tag]] == pytest.approx(values, rel=1e-4)

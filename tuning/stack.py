@@ -1,0 +1,170 @@
+"""The trained parameters of several runs stacked, and the method's own step mapped over them."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call, vmap
+
+from dassl.utils import UserError
+
+from .step import BatchLosses, Losses, TrainingStep
+from .trainer import PromptTrainer
+
+APART = "train its seeds apart, each with its own command"
+
+
+class Stack:
+    """The trained parameters of R runs with a leading R, and one step for all.
+
+    Until `give_back` each run's own parameters are its slices of them.
+    """
+
+    def __init__(self, runs: Sequence[PromptTrainer]) -> None:
+        self.runs = runs
+        first = runs[0]
+        self.name = type(first).__name__
+        first.method.encoders.text.passes = len(runs)
+        self.losses = BatchLosses(first.method, first.autocast)
+        # Parameters by place: `functional_call` wants the module's names for them.
+        places = {id(p): name for name, p in self.losses.named_parameters()}
+        self.names = {key: places[id(p)] for key, p in first.method.trained().items()}
+        self.own = [run.method.trained() for run in runs]
+        self.modules = [_own_modules(run) for run in runs]
+        self.stacked = {
+            key: torch.stack([own[key].detach() for own in self.own]).requires_grad_()
+            for key in self.names
+        }
+        self.held: dict[str, tuple[int, int]] = {}
+        self.fixed: dict[str, torch.Tensor] = {}  # differing buffers, with a leading R
+        self.refresh()
+        for r, own in enumerate(self.own):
+            for key, parameter in own.items():
+                parameter.data = self.stacked[key].data[r]
+        self.training_step = TrainingStep(
+            self.losses_of,
+            self.zero_grad,
+            self.scale,
+            self.finish_step,
+            self.stacked.values() if first.training_step.is_replayed else None,
+        )
+
+    def refresh(self) -> None:
+        """Take in what the runs hold beside their parameters, if it isn't what it was.
+
+        Raises UserError where they hold different values that aren't buffers.
+        """
+        held = self._held()
+        if held == self.held:
+            return
+        if self.held and self.training_step.is_replayed:
+            raise UserError(f"{self.name} changes what a CUDA graph has recorded: {APART}")
+        for (place, module), *others in zip(*self.modules, strict=True):
+            for key, value in vars(module).items():
+                if any(_differ(value, vars(other).get(key)) for _, other in others):
+                    raise UserError(
+                        f"{self.name} holds {place}{key}, which differs between the runs and isn't "
+                        f"a buffer: {APART}"
+                    )
+        # What isn't trained but differs between the runs, such as λ.
+        buffers = [dict(BatchLosses(run.method).named_buffers()) for run in self.runs]
+        self.fixed = {
+            name: torch.stack([own[name] for own in buffers])
+            for name, buffer in buffers[0].items()
+            if any(_differ(buffer, own[name]) for own in buffers)
+        }
+        self.held = held
+
+    def _held(self) -> dict[str, tuple[int, int]]:
+        """What tells whether a run's method changed what it holds beside its parameters."""
+        return {
+            f"{r}: {place}{key}": (id(value), getattr(value, "_version", 0))
+            for r, modules in enumerate(self.modules)
+            for place, module in modules
+            for key, value in (*vars(module).items(), *module.named_buffers(recurse=False))
+            if key != "training"
+        }
+
+    def give_back(self) -> None:
+        """Give the runs' parameters memory of their own again."""
+        self.runs[0].method.encoders.text.passes = 1
+        for own in self.own:
+            for parameter in own.values():
+                parameter.data = parameter.data.clone()
+                parameter.grad = None
+
+    def step(self, batches: Sequence[dict]) -> list[Losses]:
+        """One step of every run on its own batch; → each run's losses by name."""
+        inputs = [run.step_inputs(b) for run, b in zip(self.runs, batches, strict=True)]
+        self.refresh()
+        # Image (R,B,…), label (R,B), features (R,B,D).
+        losses = self.training_step({k: torch.stack([x[k] for x in inputs]) for k in inputs[0]})
+        return [{k: v[r] for k, v in losses.items()} for r in range(len(self.runs))]
+
+    def losses_of(self, **batch: torch.Tensor) -> Losses:
+        """Each run's losses (R,) of batches with a leading R."""
+
+        changed = set()
+
+        def of_one(parameters, fixed, batch):
+            named = {self.names[key]: value for key, value in parameters.items()}
+            tensors = {**named, **fixed}
+            losses = functional_call(self.losses, tensors, (), batch, strict=False)
+            changed.update(name for name in fixed if tensors[name] is not fixed[name])
+            return losses
+
+        versions = {name: buffer._version for name, buffer in self.fixed.items()}
+        with warnings.catch_warnings():
+            # Attention has no batching rule on some devices and is looped over the runs there.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            try:
+                losses = vmap(of_one)(self.stacked, self.fixed, batch)
+            except RuntimeError as error:
+                if "vmap" not in str(error):
+                    raise
+                why = str(error).splitlines()[0]
+                raise UserError(f"{self.name}'s losses can't be mapped ({why}): {APART}") from error
+        changed |= {name for name, v in versions.items() if self.fixed[name]._version != v}
+        changed |= {name for name, held in self._held().items() if self.held.get(name) != held}
+        if changed:
+            names = ", ".join(sorted(re.split("[. ]", name)[-1] for name in changed))
+            raise UserError(f"{self.name} changes {names} in its losses: {APART}")
+        return losses
+
+    def zero_grad(self) -> None:
+        for parameter in self.stacked.values():
+            parameter.grad = None
+
+    def scale(self, total: torch.Tensor) -> torch.Tensor:
+        """(R,) → (): each run's own scale; the sum's gradient is each one's in its slice."""
+        return sum(run.scaler.scale(x) for run, x in zip(self.runs, total, strict=True))
+
+    def finish_step(self) -> None:
+        """Hand every run its gradients, and have it finish its step."""
+        for r, (run, own) in enumerate(zip(self.runs, self.own, strict=True)):
+            for key, parameter in own.items():
+                gradient = self.stacked[key].grad
+                rests = gradient is None or not parameter.requires_grad
+                parameter.grad = None if rests else gradient[r]
+            run.finish_step()
+
+
+def _own_modules(run: PromptTrainer) -> list[tuple[str, nn.Module]]:
+    """The method and its modules but for the encoders, which all runs share, by place."""
+    shared = set(run.method.encoders.modules())
+    named = run.method.named_modules()
+    return [(f"{name}." if name else "", module) for name, module in named if module not in shared]
+
+
+def _differ(a: Any, b: Any) -> bool:
+    """Whether plain values or tensors differ; of anything else it isn't asked."""
+    if a is b:
+        return False
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return not torch.equal(a, b)
+    return isinstance(a, (bool, int, float, str)) and a != b

@@ -1,0 +1,122 @@
+"""The one training step: of a trainer, of several seeds at once, of the benchmark.
+
+Losses under autocast, their sum, its scaled gradient in place of the last, the optimizers' step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
+
+import torch
+from torch import nn
+
+from .cuda_graphs import GraphedStep
+from .method import Method
+
+Batch = dict[str, torch.Tensor]  # image, label, and what else the method's `features` takes
+Losses = dict[str, torch.Tensor]
+
+
+class BatchLosses(nn.Module):
+    """A method's losses of a batch, as a module's forward."""
+
+    def __init__(
+        self, method: Method, autocast: Callable[[], AbstractContextManager] = nullcontext
+    ) -> None:
+        super().__init__()
+        self.method = method
+        self.autocast = autocast
+
+    def forward(self, image: torch.Tensor, label: torch.Tensor, **known: torch.Tensor) -> Losses:
+        """image (B,…), label (B,) → each loss ()."""
+        with self.autocast():
+            features = self.method.features(image, **known)
+        return self.method.losses(features, label)
+
+
+class TrainingStep:
+    """One step on a batch; gives {"loss": total, "loss_<name>": part, …}, detached.
+
+    Args:
+        losses_of: takes a batch by name and gives losses by name: each (), of R runs at once (R,).
+        zero_grad: clears the gradients of what is trained.
+        scale: makes of the total loss what is differentiated, ().
+        update: has the optimizers make their step.
+        replayed: the parameters that get gradients, where the step's kernels are to be recorded as
+            a CUDA graph and replayed; by default they aren't.
+    """
+
+    def __init__(
+        self,
+        losses_of: Callable[..., Losses],
+        zero_grad: Callable[[], None],
+        scale: Callable[[torch.Tensor], torch.Tensor],
+        update: Callable[[], None],
+        replayed: Iterable[nn.Parameter] | None = None,
+    ) -> None:
+        self.losses_of = losses_of
+        self.zero_grad = zero_grad
+        self.scale = scale
+        self.update = update
+        self.gradients: Callable[[Batch], Losses] = self.compute_gradients
+        if replayed is not None:
+            self.gradients = GraphedStep(self.compute_gradients, replayed)
+
+    @property
+    def is_replayed(self) -> bool:
+        """Whether a CUDA graph is wanted."""
+        return isinstance(self.gradients, GraphedStep)
+
+    def __call__(self, batch: Batch) -> Losses:
+        """The losses of the step, made on the way."""
+        losses = self.gradients(batch)
+        self.update()
+        return losses
+
+    def compute_gradients(self, batch: Batch) -> Losses:
+        """The losses of a batch; their gradients replace those in the parameters."""
+        losses = self.losses_of(**batch)
+        total = reduce(torch.add, losses.values())
+        self.zero_grad()
+        self.scale(total).backward()
+        return {"loss": total.detach(), **{f"loss_{k}": v.detach() for k, v in losses.items()}}
+
+
+def training_step(
+    method: Method,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> Losses:
+    """Make one step of `method`, which stands in training mode; → its losses, see `TrainingStep`.
+
+    batch: image (B,3,H,H), label (B,), and what else `method.features` takes.
+    """
+    step = TrainingStep(
+        BatchLosses(method, autocast),
+        optimizer.zero_grad,
+        scaler.scale,
+        lambda: scaled_update([optimizer], scaler),
+    )
+    return step(batch)
+
+
+def scaled_update(
+    optimizers: Sequence[torch.optim.Optimizer], scaler: torch.amp.GradScaler
+) -> None:
+    """Have optimizers make their step; one whose scaled gradients overflowed leaves it out.
+
+    So does one whose parameters all rest, without a gradient: a scaler can't step it.
+    """
+    moving = [o for o in optimizers if _has_gradients(o)]
+    for optimizer in moving:
+        scaler.step(optimizer)
+    if moving:
+        scaler.update()
+
+
+def _has_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
