@@ -23,6 +23,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.optim import build_optimizer
 from dassl.utils import UserError, set_random_seed
 from tuning.method import Classes, Features
+from tuning.naming import bare_name, is_wrapped
 from tuning.step import training_step
 from tuning.trainer import VIEWS_AT_ONCE, resolve_precision
 
@@ -66,9 +67,10 @@ SIZES = {
 
 
 def method_names() -> list[str]:
-    """All registered trainers."""
+    """All registered trainers, each followed by DePT around it."""
     trainers.modules()
-    return TRAINER_REGISTRY.registered_names()
+    names = TRAINER_REGISTRY.registered_names()
+    return sorted(names, key=lambda name: (bare_name(name), is_wrapped(name)))
 
 
 def classes_of(number: int) -> Classes:

@@ -1,6 +1,7 @@
 """Every module in this folder is imported, and so registers its trainers by being there.
 
-One that can't be imported, or wants a name that is taken, is left out and named in a line.
+One that can't be imported, or wants a name that is taken, is left out and named in a line. Then
+DePT is registered around each method (dept.py).
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ METHODS = (
 @cache
 def modules() -> list[ModuleType]:
     """Import and return all modules of this package, `METHODS` first."""
-    return import_folder(sys.modules[__name__], METHODS, TRAINER_REGISTRY)
+    found = import_folder(sys.modules[__name__], METHODS, TRAINER_REGISTRY)
+    from .dept import register_twins
+
+    register_twins()
+    return found
 
 
 def extend_cfg(cfg: CfgNode) -> None:

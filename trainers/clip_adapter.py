@@ -14,8 +14,6 @@ from dassl.engine import TRAINER_REGISTRY
 from tuning.method import Classes, Features, Method
 from tuning.trainer import PromptTrainer
 
-from .dept import DePTMixin
-
 
 def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.CLIP_ADAPTER = CfgNode()
@@ -92,8 +90,3 @@ class CLIPAdapter(PromptTrainer):
     method_class = CLIPAdapterMethod
     config_node = "CLIP_ADAPTER"
     model_name = "clip_adapter"
-
-
-@TRAINER_REGISTRY.register()
-class DePT_CLIPAdapter(DePTMixin, CLIPAdapter):
-    """DePT on CLIP-Adapter."""

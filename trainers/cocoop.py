@@ -19,8 +19,6 @@ from tuning.method import Classes, Features, Method, unit
 from tuning.prompts import public_words, resolve_words, starting_context
 from tuning.trainer import PromptTrainer
 
-from .dept import DePTMixin
-
 
 def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.COCOOP = CfgNode()
@@ -89,8 +87,3 @@ class CoCoOp(PromptTrainer):
 
     method_class = CoCoOpMethod
     config_node = "COCOOP"
-
-
-@TRAINER_REGISTRY.register()
-class DePT_CoCoOp(DePTMixin, CoCoOp):
-    """DePT on CoCoOp."""

@@ -19,8 +19,6 @@ from tuning.method import Classes, Method
 from tuning.prompts import public_words, resolve_words, starting_context
 from tuning.trainer import PromptTrainer
 
-from .dept import DePTMixin
-
 
 def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.COOP = CfgNode()
@@ -114,8 +112,3 @@ class CoOp(PromptTrainer):
 
     method_class = CoOpMethod
     config_node = "COOP"
-
-
-@TRAINER_REGISTRY.register()
-class DePT_CoOp(DePTMixin, CoOp):
-    """DePT on CoOp."""

@@ -11,7 +11,9 @@ Letters in shape comments: B images, C classes, D embedding width.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +21,13 @@ from torch import nn
 
 from clip.prompting import Encoders
 from dassl.config import UNCHANGED, CfgNode, declare_checks, public, real
+from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError, suggest
 from tuning.method import ASSUMED, Classes, Features, Method, cosine_logits, rows_of
+from tuning.naming import is_wrapped, wrapped_name
+from tuning.trainer import PromptTrainer
+
+from . import modules
 
 HEADS = ("linear", "similarity")
 CWTS = ("separate", "shared", "none")
@@ -205,9 +212,14 @@ class DePT(Method):
 
     def losses(self, features: Features, label: torch.Tensor) -> dict[str, torch.Tensor]:
         losses = self.method.losses(features, label)
+        fit = self.method.label_fit
+        if not set(fit) <= set(losses) or "cat" in losses:
+            raise UserError(
+                f"{type(self.method).__name__} declares {', '.join(fit)} as its fit to the labels, "
+                f"and gives {', '.join(losses)}: its label_fit must name some, and cat is DePT's"
+            )
         cat = self.cat.loss(features, label, self.encoders.temperature)
-        itm, cat = self._weighted(losses["itm"], cat)
-        return {**losses, "itm": itm, "cat": cat}
+        return {**losses, **{name: self._fit(losses[name]) for name in fit}, "cat": self._cat(cat)}
 
     def logits(self, features: Features) -> torch.Tensor:
         itm = self.method.logits(features)
@@ -220,12 +232,16 @@ class DePT(Method):
             return cat
         if self.fusion == "prob":
             itm, cat = itm.softmax(dim=-1), cat.softmax(dim=-1)
-        itm, cat = self._weighted(itm, cat)
+        itm, cat = self._fit(itm), self._cat(cat)
         return (itm + cat).log() if self.fusion == "prob" else itm + cat
 
-    def _weighted(self, itm: torch.Tensor, cat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(1−λ) times the one, λ times the other."""
-        return (1 - self.weight).to(itm.dtype) * itm, self.weight.to(cat.dtype) * cat
+    def _fit(self, x: torch.Tensor) -> torch.Tensor:
+        """(1−λ) x."""
+        return (1 - self.weight).to(x.dtype) * x
+
+    def _cat(self, x: torch.Tensor) -> torch.Tensor:
+        """λ x."""
+        return self.weight.to(x.dtype) * x
 
     def trained(self) -> dict[str, nn.Parameter]:
         head = {f"cat.{name}": p for name, p in self.cat.named_parameters()}
@@ -312,11 +328,18 @@ class DePT(Method):
                 )
 
 
-class DePTMixin:
+class DePTMixin(PromptTrainer):
     """Turns a method's trainer into DePT around it: `class DePT_X(DePTMixin, X)`."""
 
     model_name = "PromptLearner"
-    may_differ = ("SEED", "TRAINER.DEPT.WEIGHT")
+    bare: type[PromptTrainer]  # X
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "bare" not in vars(cls):
+            cls.bare = next(base for base in cls.__mro__[1:] if not issubclass(base, DePTMixin))
+        if cls.may_differ:
+            cls.may_differ = (*cls.bare.may_differ, "TRAINER.DEPT.WEIGHT")
 
     @classmethod
     def config_nodes(cls) -> tuple[str, ...]:
@@ -325,3 +348,52 @@ class DePTMixin:
     @classmethod
     def build_method(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> Method:
         return DePT.around(cfg, super().build_method(cfg, encoders, classes))
+
+
+# Folders of the released DePT code's checkpoints, where they aren't `DePTMixin.model_name`.
+_FOLDERS = {"MaPLe": "MultiModalPromptLearner", "PromptSRC": "VLPromptLearner"}
+
+
+def can_be_wrapped(trainer: type) -> bool:
+    """Whether DePT can be around a trainer: its method declares the losses that fit the labels."""
+    if not issubclass(trainer, PromptTrainer) or issubclass(trainer, DePTMixin):
+        return False
+    return bool(getattr(trainer, "method_class", DePT).label_fit)
+
+
+def twin_of(trainer: type[PromptTrainer]) -> type[PromptTrainer]:
+    """`class DePT_X(DePTMixin, X)`."""
+    contents = {
+        "__doc__": f"DePT on {trainer.__name__}.",
+        "__module__": trainer.__module__,  # it comes and goes with X
+        "bare": trainer,
+        "model_name": _FOLDERS.get(trainer.__name__, DePTMixin.model_name),
+    }
+    return type(wrapped_name(trainer.__name__), (DePTMixin, trainer), contents)
+
+
+def register_twins() -> None:
+    """Register DePT around every registered trainer that it can be around, if it isn't there."""
+    for name in TRAINER_REGISTRY.registered_names():
+        trainer = TRAINER_REGISTRY.get(name)
+        if not can_be_wrapped(trainer):
+            continue
+        twin = wrapped_name(name)
+        taken = TRAINER_REGISTRY.get(twin) if twin in TRAINER_REGISTRY else None
+        if taken is not None and issubclass(taken, DePTMixin):
+            continue
+        if taken is not None:
+            line = f"{taken.__module__}'s {twin} left out: it is the name of DePT around {name}"
+            print(line, file=sys.stderr)
+        TRAINER_REGISTRY.register(twin_of(trainer), force=True)
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> type[PromptTrainer]:
+        """`from trainers.dept import DePT_X`."""
+        if is_wrapped(name):
+            modules()
+            if name in TRAINER_REGISTRY:
+                return TRAINER_REGISTRY.get(name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,7 +16,6 @@ from tuning.prompts import WORDS
 from tuning.trainer import PromptTrainer
 
 from .coop import Context, CoOpMethod, initial_context
-from .dept import DePTMixin
 
 
 def extend_cfg(cfg: CfgNode) -> None:
@@ -69,8 +68,3 @@ class KgCoOp(PromptTrainer):
 
     method_class = KgCoOpMethod
     config_node = "COOP"
-
-
-@TRAINER_REGISTRY.register()
-class DePT_KgCoOp(DePTMixin, KgCoOp):
-    """DePT on KgCoOp."""

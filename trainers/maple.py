@@ -20,8 +20,6 @@ from tuning.method import Classes, Method
 from tuning.prompts import check_depth, deep_prompts, public_words, stacked, starting_context
 from tuning.trainer import PromptTrainer
 
-from .dept import DePTMixin
-
 
 def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.MAPLE = CfgNode()
@@ -97,11 +95,4 @@ class MaPLe(PromptTrainer):
 
     method_class = MaPLeMethod
     config_node = "MAPLE"
-    model_name = "MultiModalPromptLearner"
-
-
-@TRAINER_REGISTRY.register()
-class DePT_MaPLe(DePTMixin, MaPLe):
-    """DePT on MaPLe."""
-
     model_name = "MultiModalPromptLearner"

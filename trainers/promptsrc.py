@@ -28,8 +28,6 @@ from tuning.prompts import (
 )
 from tuning.trainer import PromptTrainer
 
-from .dept import DePTMixin
-
 _TEMPLATES = 60  # the first of OpenAI's 80 ImageNet templates
 # The options of PromptSRC's prompts without its losses, in MaPLe's and PromptSRC's code.
 _IVLP = (
@@ -147,12 +145,12 @@ class PromptSRCMethod(Method):
         if self.training:
             if frozen_image is None:
                 frozen_image = self.encoders.image(image)
-            features.frozen_image = frozen_image
+            features.more["frozen_image"] = frozen_image
         return features
 
     def losses(self, features: Features, label: torch.Tensor) -> dict[str, torch.Tensor]:
         logits = self.itm_logits(features)
-        frozen_image = unit(features.frozen_image)
+        frozen_image = unit(features.more["frozen_image"])
         frozen_logits = self.encoders.temperature * frozen_image @ self.frozen_text.t()
         text_distance = (unit(features.text) - self.frozen_text).abs().mean()
         image_distance = (unit(features.image) - frozen_image).abs().mean()
@@ -222,10 +220,3 @@ class PromptSRC(PromptTrainer):
             if value.shape != own[name].shape:
                 raise ValueError(f"its mean of {name} has the shape {tuple(value.shape)}")
         self.aggregate = {name: value.to(self.device) for name, value in aggregate.items()}
-
-
-@TRAINER_REGISTRY.register()
-class DePT_PromptSRC(DePTMixin, PromptSRC):
-    """DePT on PromptSRC."""
-
-    model_name = "VLPromptLearner"

@@ -15,8 +15,6 @@ from tuning.method import Classes, Method
 from tuning.prompts import VisionPrompts, check_depth, public_words
 from tuning.trainer import PromptTrainer
 
-from .dept import DePTMixin
-
 
 def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.VPT = CfgNode()
@@ -73,8 +71,3 @@ class VPT(PromptTrainer):
 
     method_class = VPTMethod
     config_node = "VPT"
-
-
-@TRAINER_REGISTRY.register()
-class DePT_VPT(DePTMixin, VPT):
-    """DePT on VPT."""

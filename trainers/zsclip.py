@@ -25,6 +25,7 @@ class ZeroshotMethod(Method):
     """
 
     template_name = "zeroshot"
+    label_fit = ()  # nothing is trained
 
     def __init__(self, encoders: Encoders, classes: Classes, templates: list[str]) -> None:
         super().__init__(encoders, classes)

@@ -31,13 +31,14 @@ ASSUMED = "assumed to be this run's classes in order: the checkpoint doesn't tel
 class Features:
     """What the encoders give for a batch, not normalised.
 
-    image: (B,D). text: (C,D), or (B,C,D) where each image has its own. frozen_image: (B,D), the
-    unprompted tower's features of the same view, for methods that stay close to them.
+    image: (B,D). text: (C,D), or (B,C,D) where each image has its own. more: further ones that a
+    method's losses read, by names of its own, such as "frozen_image" (B,D), the unprompted tower's
+    features of the same view.
     """
 
     image: torch.Tensor
     text: torch.Tensor
-    frozen_image: torch.Tensor | None = None
+    more: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ class Method(nn.Module):
     class_bound: tuple[str, ...] = ()
     # Which of a data set's templates it reads, where there is one of that name.
     template_name = ""
+    # Its losses that are the fit to the labels: what DePT scales by 1−λ. None: DePT can't wrap it.
+    label_fit: tuple[str, ...] = ("itm",)
     # Whether a view's image features never change: no trained input enters the image tower.
     image_tower_untouched = True
     # Whether its losses also read the unprompted tower's features of each view; its `features` then

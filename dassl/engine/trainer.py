@@ -40,7 +40,6 @@ from dassl.utils import (
 )
 
 from .base import DIVERGED, SummaryWriter, TrainerBase
-from .identity import Identity, cache_folder, data_of, lists_of, settings_of
 from .loop import BatchLoop
 from .progress import Progress
 from .records import Records
