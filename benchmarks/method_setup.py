@@ -1,6 +1,6 @@
 """What is timed: one method on one path, without a data set and without released weights.
 
-Letters in shape comments: B images, C classes, D embedding width.
+Shape letters: tuning/method.py's.
 """
 
 from __future__ import annotations
@@ -195,13 +195,13 @@ class MethodSetup:
 
     @torch.no_grad()
     def encode(self, image: torch.Tensor) -> torch.Tensor:
-        """Views of an untouched image tower, ahead of the steps: (B,3,H,H) → (B,D)."""
+        """Views of an untouched image tower, ahead of the steps: (B,3,I,I) → (B,D)."""
         with self.autocast():
             return self.method.encoders.image(image)
 
     @torch.no_grad()
     def encode_tested(self, image: torch.Tensor) -> torch.Tensor:
-        """Test images, as the method encodes them: (B,3,H,H) → (B,D)."""
+        """Test images, as the method encodes them: (B,3,I,I) → (B,D)."""
         with self.autocast():
             return self.method.eval().encode_image(image)
 
@@ -234,7 +234,7 @@ class MethodSetup:
 
 
 def images(number: int, model: CLIP, seed: int = 0) -> torch.Tensor:
-    """Random (number,3,H,H) images on the model's device."""
+    """Random (number,3,I,I) images on the model's device."""
     generator = torch.Generator().manual_seed(seed)
     side = model.visual.input_resolution
     return torch.randn(number, 3, side, side, generator=generator).to(model.logit_scale.device)

@@ -176,7 +176,7 @@ def load(
     jit: bool = False,
     download_root: str | None = None,
 ) -> tuple[CLIP, Callable]:
-    """Load a model for inference; → (model, the preprocessing of a PIL image to (3,H,H)).
+    """Load a model for inference; → (model, the preprocessing of a PIL image to (3,I,I)).
 
     fp16 on a GPU, fp32 on a CPU. `jit` exists for OpenAI's signature; the model is never scripted.
 

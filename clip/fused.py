@@ -46,7 +46,7 @@ def by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
 def _affine(
     bias: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, beta: float, alpha: float
 ) -> torch.Tensor:
-    """β bias + α x weightᵀ for a frozen layer. x (n,K), weight (N,K) → (n,N)."""
+    """β bias + α x weightᵀ for a frozen layer. x (n,in), weight (out,in) → (n,out)."""
     if not _onednn(x, weight):
         return torch.addmm(bias, x, weight.t(), beta=beta, alpha=alpha)
     # oneDNN's operator takes no factors: they go to the narrower side.

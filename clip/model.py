@@ -1,6 +1,7 @@
 """CLIP (Radford et al. 2021, arXiv 2103.00020) with OpenAI's attribute and state-dict names.
 
-Letters in shape comments: B images or texts, L sequence length, W tower width, D embedding width.
+Letters in shape comments: B images or texts, I pixels a side, G patches a side, L sequence length,
+W tower width, D embedding width.
 """
 
 from __future__ import annotations
@@ -104,13 +105,13 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(scale * torch.randn(width, output_dim))
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:
-        """image: (B,3,H,H) → (B,1+patches,W), class token first, positions added, before ln_pre."""
+        """image: (B,3,I,I) → (B,1+patches,W), class token first, positions added, before ln_pre."""
         x = self.conv1(image).flatten(2).transpose(1, 2)
         cls = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         return torch.cat([cls, x], dim=1) + self.positional_embedding.to(x.dtype)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """image: (B,3,H,H) → (B,D)."""
+        """image: (B,3,I,I) → (B,D)."""
         x = self.ln_pre(self.embed(image))
         x = self.transformer(x.transpose(0, 1))[0]
         return self.ln_post(x) @ self.proj
@@ -169,8 +170,8 @@ class AttentionPool2d(nn.Module):
         self.num_heads = num_heads
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: (B,W,h,w) → (B,D)."""
-        x = x.flatten(2).transpose(1, 2)  # (B,hw,W)
+        """x: (B,W,G,G) → (B,D)."""
+        x = x.flatten(2).transpose(1, 2)  # (B,G²,W)
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
         x = x + self.positional_embedding.to(x.dtype)
 
@@ -220,7 +221,7 @@ class ModifiedResNet(nn.Module):
         return nn.Sequential(*layers)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """image: (B,3,H,H) → (B,D)."""
+        """image: (B,3,I,I) → (B,D)."""
         x = image.type(self.conv1.weight.dtype)
         for i in (1, 2, 3):
             conv, bn, relu = (getattr(self, f"{name}{i}") for name in ("conv", "bn", "relu"))
@@ -301,7 +302,7 @@ class CLIP(nn.Module):
         return self.visual.conv1.weight.dtype
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """image: (B,3,H,H) → (B,D), not normalised."""
+        """image: (B,3,I,I) → (B,D), not normalised."""
         return self.visual(image.type(self.dtype))
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ What is saved is what the backward pass needs and nothing else. It can be mapped
 (torch.func.vmap).
 
 Letters in shape comments: K contexts, C classes, S suffix tokens of all classes, P prefix tokens;
-L tokens of a bucket's longest suffix; W tower width, H heads, E = W/H.
+L tokens of a bucket's longest suffix, T all of its tokens; W tower width, H heads, E = W/H.
 """
 
 from __future__ import annotations

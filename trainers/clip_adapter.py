@@ -74,9 +74,11 @@ class CLIPAdapterMethod(Method):
         return cls(encoders, classes, adapter, encoders.text.encode(classes.sentences()), c.RATIO)
 
     def encode_text(self) -> torch.Tensor:
+        """ẽ, (C,D): the frozen features of the template's sentences."""
         return self.frozen_text
 
     def features(self, image: torch.Tensor) -> Features:
+        """image (B,3,I,I) or (B,D) → α A(f) + (1−α) f (B,D), at least fp32, and ẽ (C,D)."""
         f = self.encode_image(image)
         f = f.to(torch.promote_types(f.dtype, torch.float32))
         adapted = self.ratio * self.adapter(f) + (1 - self.ratio) * f

@@ -103,6 +103,7 @@ class CoOpMethod(Method):
         return cls(encoders, classes, context, c.CLASS_TOKEN_POSITION)
 
     def encode_text(self) -> torch.Tensor:
+        """(C,D): of the prompts [SOS][V][class name][.][EOT]."""
         return self.encoders.text(self.layout, self.context.ctx)
 
 

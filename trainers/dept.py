@@ -6,7 +6,8 @@ transformed features, with a classifier of their own: the CAT head. It stands be
 image-text-matching (ITM) head of any method, is trained with it, fused with it where the classes
 are the trained ones, and dropped where they aren't.
 
-Letters in shape comments: B images, C classes, D embedding width.
+Longer than other files, being three things: the head, the method around a method, the twins.
+Shape letters: tuning/method.py's.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import nn
 from clip.prompting import Encoders
 from dassl.config import UNCHANGED, CfgNode, declare_checks, public, real
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import UserError, suggest
+from dassl.utils import UserError, check_choice
 from tuning.method import ASSUMED, Classes, Features, Method, cosine_logits, rows_of
 from tuning.naming import is_wrapped, wrapped_name
 from tuning.trainer import PromptTrainer
@@ -66,15 +67,6 @@ def _what_is_trained(names: Sequence[str]) -> object:
     return UNCHANGED if "film" in names else "none"
 
 
-def _choice(key: str, value: str, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise UserError(
-            f"TRAINER.DEPT.{key} is {value!r}{suggest(value, choices)}; one of: "
-            f"{', '.join(choices)}"
-        )
-    return value
-
-
 class ChannelWiseTransform(nn.Module):
     """cwT(x) = γ ⊙ x + β: the identity at the start. x: (…,D)."""
 
@@ -108,9 +100,10 @@ class CATHead(nn.Module):
         rows: str = "both",
     ) -> None:
         super().__init__()
-        self.kind = _choice("HEAD", kind, HEADS)
-        self.rows = _choice("ROWS", rows, ROWS)
-        _choice("CWT", cwt, CWTS)
+        check_choice("TRAINER.DEPT.HEAD", kind, HEADS)
+        check_choice("TRAINER.DEPT.ROWS", rows, ROWS)
+        check_choice("TRAINER.DEPT.CWT", cwt, CWTS)
+        self.kind, self.rows = kind, rows
         self.cwt_image = nn.Identity() if cwt == "none" else ChannelWiseTransform(dim)
         separate = cwt == "separate"
         self.cwt_text = ChannelWiseTransform(dim) if separate else self.cwt_image
@@ -168,6 +161,8 @@ class DePT(Method):
         lr_mult: the CAT head's learning rate in units of the method's.
     """
 
+    label_fit = ()  # no DePT around DePT
+
     def __init__(
         self,
         method: Method,
@@ -184,7 +179,8 @@ class DePT(Method):
         self.cat = head
         # A tensor, so that runs of several λ can be trained as one.
         self.register_buffer("weight", torch.tensor(weight, dtype=torch.float64), persistent=False)
-        self.fusion = _choice("FUSION", fusion, FUSIONS)
+        check_choice("TRAINER.DEPT.FUSION", fusion, FUSIONS)
+        self.fusion = fusion
         self.lr_mult = lr_mult
         self.image_tower_untouched = method.image_tower_untouched
         self.compares_with_frozen_image = method.compares_with_frozen_image
@@ -199,6 +195,7 @@ class DePT(Method):
         return cls(method, head, c.WEIGHT, c.FUSION, c.LR_MULT)
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """As the method's: (B,3,I,I) → (B,D)."""
         return self.method.encode_image(image)
 
     def text_features(self) -> torch.Tensor:
@@ -208,9 +205,17 @@ class DePT(Method):
         self.method.forget_text()
 
     def features(self, image: torch.Tensor, **known: torch.Tensor) -> Features:
+        """As the method's; `known` are the features it may be handed."""
         return self.method.features(image, **known)
 
     def losses(self, features: Features, label: torch.Tensor) -> dict[str, torch.Tensor]:
+        """L = (1−λ) L_ITM + λ L_CAT (arXiv 2309.07439), by name; and the method's others.
+
+        L_ITM is what the method's `label_fit` names, L_CAT = `CATHead.loss`. label: (B,).
+
+        Raises:
+            UserError: the method doesn't give what it names, or gives a loss called "cat".
+        """
         losses = self.method.losses(features, label)
         fit = self.method.label_fit
         if not set(fit) <= set(losses) or "cat" in losses:
@@ -222,6 +227,11 @@ class DePT(Method):
         return {**losses, **{name: self._fit(losses[name]) for name in fit}, "cat": self._cat(cat)}
 
     def logits(self, features: Features) -> torch.Tensor:
+        """(B,C) scores: on trained classes both heads', on others z_ITM alone.
+
+        Fused z = (1−λ) z_ITM + λ z_CAT as the released code, or as the paper (arXiv 2309.07439)
+        log p, p = (1−λ) p_ITM + λ p_CAT.
+        """
         itm = self.method.logits(features)
         if self.rows is None:
             return itm
@@ -356,9 +366,8 @@ _FOLDERS = {"MaPLe": "MultiModalPromptLearner", "PromptSRC": "VLPromptLearner"}
 
 def can_be_wrapped(trainer: type) -> bool:
     """Whether DePT can be around a trainer: its method declares the losses that fit the labels."""
-    if not issubclass(trainer, PromptTrainer) or issubclass(trainer, DePTMixin):
-        return False
-    return bool(getattr(trainer, "method_class", DePT).label_fit)
+    bare = issubclass(trainer, PromptTrainer) and not issubclass(trainer, DePTMixin)
+    return bare and bool(getattr(trainer, "method_class", DePT).label_fit)
 
 
 def twin_of(trainer: type[PromptTrainer]) -> type[PromptTrainer]:
@@ -379,10 +388,10 @@ def register_twins() -> None:
         if not can_be_wrapped(trainer):
             continue
         twin = wrapped_name(name)
-        taken = TRAINER_REGISTRY.get(twin) if twin in TRAINER_REGISTRY else None
-        if taken is not None and issubclass(taken, DePTMixin):
-            continue
-        if taken is not None:
+        if twin in TRAINER_REGISTRY:
+            taken = TRAINER_REGISTRY.get(twin)
+            if issubclass(taken, DePTMixin):
+                continue
             line = f"{taken.__module__}'s {twin} left out: it is the name of DePT around {name}"
             print(line, file=sys.stderr)
         TRAINER_REGISTRY.register(twin_of(trainer), force=True)

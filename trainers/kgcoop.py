@@ -58,6 +58,7 @@ class KgCoOpMethod(CoOpMethod):
         return cls(encoders, classes, context, frozen, c.W, c.CLASS_TOKEN_POSITION)
 
     def losses(self, features: Features, label: torch.Tensor) -> dict[str, torch.Tensor]:
+        """L_ITM as "itm", and w · (1 − mean_c cos(ê_c, ẽ_c)) as "kg"; label (B,)."""
         cosine = (unit(features.text) * self.frozen_text).sum(dim=-1)
         return {**super().losses(features, label), "kg": self.weight * (1 - cosine.mean())}
 

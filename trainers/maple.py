@@ -83,9 +83,11 @@ class MaPLeMethod(Method):
         return cls(encoders, classes, prompts)
 
     def encode_text(self) -> torch.Tensor:
+        """(C,D), under P_0 … P_{J−1}."""
         return self.encoders.text(self.layout, *self.prompts.text())
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """(B,3,I,I) → (B,D), under F_0(P_0) … F_{J−1}(P_{J−1})."""
         return self.encoders.image(image, *self.prompts.vision())
 
 

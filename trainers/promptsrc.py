@@ -135,12 +135,15 @@ class PromptSRCMethod(Method):
         )
 
     def encode_text(self) -> torch.Tensor:
+        """(C,D), under the text tower's prompts."""
         return self.encoders.text(self.layout, *self.prompts.text())
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """(B,3,I,I) → (B,D), under the image tower's prompts."""
         return self.encoders.image(image, *self.prompts.vision())
 
     def features(self, image: torch.Tensor, frozen_image: torch.Tensor | None = None) -> Features:
+        """image (B,3,I,I) → (B,D) and (C,D); in training also f̃ (B,D), `frozen_image` if given."""
         features = super().features(image)
         if self.training:
             if frozen_image is None:
@@ -149,6 +152,7 @@ class PromptSRCMethod(Method):
         return features
 
     def losses(self, features: Features, label: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The class's L, by its terms: "itm", "text", "image", "kl"; label (B,)."""
         logits = self.itm_logits(features)
         frozen_image = unit(features.more["frozen_image"])
         frozen_logits = self.encoders.temperature * frozen_image @ self.frozen_text.t()

@@ -59,9 +59,11 @@ class VPTMethod(Method):
         return cls(encoders, classes, vision, encoders.text.encode(classes.sentences(template)))
 
     def encode_text(self) -> torch.Tensor:
+        """(C,D), the frozen features."""
         return self.frozen_text
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """(B,3,I,I) → (B,D), under J layers of N prompts each."""
         return self.encoders.image(image, *self.prompts["vision"]())
 
 

@@ -37,6 +37,7 @@ class ZeroshotMethod(Method):
         return cls(encoders, classes, [classes.template])
 
     def encode_text(self) -> torch.Tensor:
+        """(C,D), of all templates."""
         return ensemble_features(self.encoders, self.classes, self.templates)
 
 

@@ -5,7 +5,7 @@ transform and of the tower. They are computed many views at a time, and kept: te
 memory for the next evaluation of this process, all of them on disk for the next run of any method
 with the same frozen tower.
 
-Letters in shape comments: B images of a batch, V views of a pass, D embedding width.
+Shape letters: method.py's.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Encoder:
 
     Args:
         cfg: of the run.
-        encode: (V,3,H,H) → (V,D) on the device, without gradient.
+        encode: (V,3,I,I) → (V,D) on the device, without gradient.
         device: where the features are wanted.
         tower: plain values that say which tower in which precision `encode` is.
     """

@@ -8,7 +8,14 @@ A method is parts passed in (prompts to learn, the two prompt-taking encoders), 
 
 It names the modules it trains; freezing, optimiser groups and checkpoints follow from that.
 
-Letters in shape comments: B images, C classes, D embedding width.
+Letters in shape comments, here and wherever PyTorch's tensors are described:
+
+    B images of a batch         M context tokens            W width of a tower
+    C classes                   N prompts per layer         d_t, d_v W of the text, image tower
+    D width of the embedding    J prompted layers           H heads of attention, E = W/H
+    I pixels a side             L tokens of a sequence      G patches a side, G² of an image
+    V views of a pass           P tokens of a prefix        K contexts side by side
+    R runs trained at once      S tokens of all suffixes    T tokens of some classes' suffixes
 """
 
 from __future__ import annotations
@@ -111,7 +118,16 @@ class Method(nn.Module):
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> Method:
-        """The one place where a method reads its config."""
+        """Build the method: the one place where it reads its config.
+
+        Args:
+            cfg: the whole config; a method's own node is TRAINER.<…>.
+            encoders: the frozen towers, shared with other methods.
+            classes: the C classes of the run.
+
+        Raises:
+            UserError: a setting that the towers or classes don't allow.
+        """
         raise NotImplementedError
 
     # What a method may override.
@@ -121,20 +137,37 @@ class Method(nn.Module):
         """Write into the config what `from_cfg` will make of it, where that is something else."""
 
     def encode_text(self) -> torch.Tensor:
-        """(C,D) text features, where they don't depend on the image."""
+        """(C,D) text features e_c, not normalised, where they don't depend on the image."""
         raise NotImplementedError
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """(B,3,H,H) → (B,D). Where the tower is untouched, (B,D) features pass as they are."""
+        """Image features f, not normalised: (B,3,I,I) → (B,D).
+
+        Where the tower is untouched, (B,D) features pass as they are.
+        """
         return image if image.dim() == 2 else self.encoders.image(image)
 
     def features(self, image: torch.Tensor) -> Features:
+        """What `losses` and `logits` read of a batch; in training a graph to what is trained.
+
+        image: (B,3,I,I), or (B,D) features of an untouched image tower. A method that compares
+            with the unprompted tower's features also takes them, frozen_image (B,D), or computes
+            them where they are None.
+        """
         return Features(image=self.encode_image(image), text=self.text_features())
 
     def losses(self, features: Features, label: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Losses by name, each () and already weighted; training minimises their sum.
+
+        Unless overridden L_ITM = −1/B Σ_j log softmax(τ f̂_j êᵀ)_{y_j}, as "itm" (Radford et al.
+        2021, arXiv 2103.00020; CoOp, arXiv 2109.01134, eq. 1 and its cross entropy).
+
+        label: y, (B,) indices of classes.
+        """
         return {"itm": F.cross_entropy(self.itm_logits(features), label)}
 
     def logits(self, features: Features) -> torch.Tensor:
+        """Scores of the classes, (B,C); unless overridden τ f̂ êᵀ, those of the ITM head."""
         return self.itm_logits(features)
 
     # What all have.

@@ -1,7 +1,6 @@
 """Prompts to learn, as the methods combine them.
 
-Letters in shape comments: M context tokens or N prompts per layer, J prompted layers, d_t and d_v
-the widths of the text and the image tower.
+Shape letters: method.py's.
 """
 
 from __future__ import annotations

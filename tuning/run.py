@@ -7,7 +7,7 @@
 
 Identities are compared here and nowhere else (what they hold: dassl/config/identity.py).
 
-Letters in shape comments: B images, C classes.
+Shape letters: method.py's.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ class Run:
 
     @cached_property
     def preprocess(self) -> Callable[[Any], torch.Tensor]:
-        """The test transform: a PIL image → (3,H,W)."""
+        """The test transform: a PIL image → (3,I,I)."""
         from dassl.data.transforms import build_transform
 
         with contextlib.redirect_stdout(io.StringIO()):  # what a training run would tell
@@ -350,7 +350,7 @@ class Run:
         images: Sequence[torch.Tensor] | torch.Tensor,
         classes: Sequence[str] | Classes | None = None,
     ) -> torch.Tensor:
-        """(B,C) logits of preprocessed images (B,3,H,W), or a list of (3,H,W), fp32 on the CPU."""
+        """(B,C) logits of preprocessed images (B,3,I,I), or a list of (3,I,I), fp32 on the CPU."""
         import torch
 
         features = self.features(images, classes)

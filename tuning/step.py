@@ -93,7 +93,7 @@ def training_step(
 ) -> Losses:
     """Make one step of `method`, which stands in training mode; → its losses, see `TrainingStep`.
 
-    batch: image (B,3,H,H), label (B,), and what else `method.features` takes.
+    batch: image (B,3,I,I), label (B,), and what else `method.features` takes.
     """
     step = TrainingStep(
         BatchLosses(method, autocast),

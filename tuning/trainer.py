@@ -1,6 +1,6 @@
 """The trainer that runs one method: one step for all precisions, one save, one load.
 
-Letters in shape comments: B images, D embedding width.
+Shape letters: method.py's.
 """
 
 from __future__ import annotations
@@ -66,7 +66,6 @@ class PromptTrainer(TrainerX):
     """
 
     usual_config = "vit_b16_ep10"
-
     method_class: type[Method]
     config_node: str
     model_name = "prompt_learner"
@@ -220,7 +219,7 @@ class PromptTrainer(TrainerX):
 
     @torch.no_grad()
     def encode_views(self, image: torch.Tensor) -> torch.Tensor:
-        """(B,3,H,H) → (B,D) features of views whose features no training step changes."""
+        """(B,3,I,I) → (B,D) features of views whose features no training step changes."""
         with self.autocast():
             return self.method.encoders.image(image)
 
@@ -258,10 +257,7 @@ class PromptTrainer(TrainerX):
         return {name: batch[name] for name in ("frozen_image",) if name in batch}
 
     def parse_batch_train(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        return (
-            batch["img"].to(self.device, non_blocking=True),
-            batch["label"].to(self.device, non_blocking=True),
-        )
+        return self._to_device(batch["img"]), self._to_device(batch["label"])
 
     # Evaluation.
 

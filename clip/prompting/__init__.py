@@ -19,9 +19,10 @@ weights, reads. Both paths do all of it. On the fast one the prefix is shared up
 classes differ in it, and only the parts of a block that are changed lose (5). `below` and `above`
 cut a pass in two at a layer: what nothing trained reaches is computed once and kept.
 
-Letters in shape comments: B images; K contexts side by side (the images of a batch when each has
-its own); C classes; M context tokens; P prefix tokens; S suffix tokens of all classes;
-L tokens; N prompts per layer; J prompted layers; W tower width; D embedding width; H heads.
+Letters in shape comments: B images, I pixels a side; K contexts side by side (the images of a batch
+when each has its own); C classes; M context tokens; P prefix tokens; S suffix tokens of all
+classes; L tokens; N prompts per layer; J prompted layers; W tower width; D embedding width; H
+heads.
 """
 
 from .changes import (

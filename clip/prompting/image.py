@@ -93,7 +93,7 @@ class ImageEncoder(nn.Module):
         """Image features, not normalised; without prompts or changes also without gradient.
 
         Args:
-            image: (B,3,H,H).
+            image: (B,3,I,I).
             prompts: (N,W), short for `Tokens` inserted after the patch tokens before layer 0; or
                 (K,N,W), K sets, each serving B/K consecutive images.
             deep: (J−1,N,W) or (K,J−1,N,W), short for `Tokens` in place of these N before layers
@@ -138,7 +138,7 @@ class ImageEncoder(nn.Module):
     def below(self, image: torch.Tensor, layer: int) -> torch.Tensor:
         """What stands before `layer` without any change, to be kept while nothing below trains.
 
-        image: (B,3,H,H) → (B,L,W); layer = `layers`: after the last block, the class token alone,
+        image: (B,3,I,I) → (B,L,W); layer = `layers`: after the last block, the class token alone,
         (B,1,W).
         """
         if not 0 <= layer <= self.layers:

@@ -394,5 +394,5 @@ class TrainerBase:
         raise NotImplementedError
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
-        """Return the scores (B, C) of images (B, 3, H, W)."""
+        """Return the scores (B, C) of images (B, 3, I, I), I pixels a side."""
         raise NotImplementedError

@@ -409,7 +409,7 @@ class SimpleTrainer(Resuming, BatchLoop, TrainerBase):
         return tensor.to(self.device, non_blocking=True)
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
-        """Return the scores (B, C) of images (B, 3, H, W)."""
+        """Return the scores (B, C) of images (B, 3, I, I), I pixels a side."""
         return self.model(input)
 
 
