@@ -62,7 +62,7 @@ def _onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and not weight.requires_grad
         and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and has_onednn()
     )
 
@@ -104,7 +104,7 @@ class _Product(torch.autograd.Function):
 
 def mlp(layers: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
     """`layers(x)` for a block's c_fc, QuickGELU, c_proj. x: (…,W)."""
-    fc, proj = layers.c_fc, layers.c_proj
+    fc, proj = layers.get_submodule("c_fc"), layers.get_submodule("c_proj")
     weights = (fc.weight, fc.bias, proj.weight, proj.bias)
     if any(w.requires_grad for w in weights) or torch.is_autocast_enabled(x.device.type):
         return layers(x)

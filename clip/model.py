@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,8 @@ class QuickGELU(nn.Module):
 class ResidualAttentionBlock(nn.Module):
     """Pre-norm transformer block: x + attention(ln_1 x), then x + mlp(ln_2 x)."""
 
+    mlp: Any  # its layers have names
+
     def __init__(self, width: int, heads: int, attn_mask: torch.Tensor | None = None) -> None:
         super().__init__()
         self.attn = nn.MultiheadAttention(width, heads)
@@ -64,6 +67,8 @@ class ResidualAttentionBlock(nn.Module):
 
 
 class Transformer(nn.Module):
+    resblocks: Any  # of `ResidualAttentionBlock`
+
     def __init__(
         self, width: int, layers: int, heads: int, attn_mask: torch.Tensor | None = None
     ) -> None:
@@ -250,15 +255,18 @@ class CLIP(nn.Module):
         super().__init__()
         self.context_length = context_length
         self.vocab_size = vocab_size
+        self.visual: ModifiedResNet | VisionTransformer
         if isinstance(vision_layers, tuple | list):
+            first, second, third, fourth = vision_layers
             self.visual = ModifiedResNet(
-                layers=tuple(vision_layers),
+                layers=(first, second, third, fourth),
                 output_dim=embed_dim,
                 heads=vision_width * 32 // 64,
                 input_resolution=image_resolution,
                 width=vision_width,
             )
         else:
+            assert vision_patch_size is not None
             self.visual = VisionTransformer(
                 input_resolution=image_resolution,
                 patch_size=vision_patch_size,
@@ -346,12 +354,14 @@ def _architecture(state: dict[str, torch.Tensor]) -> dict:
     def count(pattern: str) -> int:
         return len({m.group(1) for k in state if (m := re.match(pattern, k))})
 
+    vision_layers: int | tuple[int, ...]
+    patch: int | None
     if "visual.proj" in state:
         vision_width = state["visual.conv1.weight"].shape[0]
         patch = state["visual.conv1.weight"].shape[-1]
         grid = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
         vision_layers = count(r"visual\.transformer\.resblocks\.(\d+)\.")
-        resolution = patch * grid
+        resolution = state["visual.conv1.weight"].shape[-1] * grid
     else:
         vision_layers = tuple(count(rf"visual\.layer{i}\.(\d+)\.") for i in (1, 2, 3, 4))
         vision_width = state["visual.layer1.0.conv1.weight"].shape[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import regex
 
 from .open_clip_parts import load_part
@@ -9,12 +11,17 @@ from .open_clip_parts import load_part
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-class SimpleTokenizer(load_part("tokenizer").SimpleTokenizer):
+_Tokenizer: Any = load_part("tokenizer").SimpleTokenizer
+
+
+class SimpleTokenizer(_Tokenizer):
     """open_clip's tokenizer, its two special tokens named as OpenAI's release names them.
 
     `encode(text)` gives token ids without the special tokens; `decode(ids)` the text;
     `encoder` and `decoder` map token text to id and back.
     """
+
+    pat: Any
 
     def __init__(self) -> None:
         super().__init__()

@@ -51,6 +51,7 @@ class CLIPAdapterMethod(Method):
     """
 
     trained_modules = ("adapter",)
+    frozen_text: torch.Tensor
     template_name = "zeroshot"
 
     def __init__(

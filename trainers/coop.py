@@ -85,7 +85,7 @@ class CoOpMethod(Method):
         )
 
     @classmethod
-    def words(cls, c: CfgNode) -> str:
+    def starting_words(cls, c: CfgNode) -> str:
         """The words to start from; "" for none."""
         return cls.own_words if c.CTX_INIT == "" else c.CTX_INIT or ""
 
@@ -93,13 +93,13 @@ class CoOpMethod(Method):
     def resolve_cfg(cls, cfg: CfgNode) -> None:
         c = cfg.TRAINER.COOP
         # None where "" would mean its own words.
-        c.CTX_INIT = cls.words(c) or (None if cls.own_words else "")
+        c.CTX_INIT = cls.starting_words(c) or (None if cls.own_words else "")
         resolve_words(c)
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> CoOpMethod:
         c = cfg.TRAINER.COOP
-        context = initial_context(c, encoders, classes, cls.words(c))
+        context = initial_context(c, encoders, classes, cls.starting_words(c))
         return cls(encoders, classes, context, c.CLASS_TOKEN_POSITION)
 
     def encode_text(self) -> torch.Tensor:

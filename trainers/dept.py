@@ -162,6 +162,7 @@ class DePT(Method):
     """
 
     label_fit = ()  # no DePT around DePT
+    weight: torch.Tensor
 
     def __init__(
         self,
@@ -347,7 +348,8 @@ class DePTMixin(PromptTrainer):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "bare" not in vars(cls):
-            cls.bare = next(base for base in cls.__mro__[1:] if not issubclass(base, DePTMixin))
+            bases = (base for base in cls.__mro__[1:] if not issubclass(base, DePTMixin))
+            cls.bare = next(base for base in bases if issubclass(base, PromptTrainer))
         if cls.may_differ:
             cls.may_differ = (*cls.bare.may_differ, "TRAINER.DEPT.WEIGHT")
 

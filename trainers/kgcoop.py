@@ -36,6 +36,7 @@ class KgCoOpMethod(CoOpMethod):
     """
 
     own_words = WORDS
+    frozen_text: torch.Tensor
 
     def __init__(
         self,
@@ -53,7 +54,7 @@ class KgCoOpMethod(CoOpMethod):
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> KgCoOpMethod:
         c = cfg.TRAINER.COOP
-        context = initial_context(c, encoders, classes, cls.words(c))
+        context = initial_context(c, encoders, classes, cls.starting_words(c))
         frozen = encoders.text.encode(classes.sentences())
         return cls(encoders, classes, context, frozen, c.W, c.CLASS_TOKEN_POSITION)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +94,7 @@ class PromptSRCMethod(Method):
     """
 
     trained_modules = ("prompts",)
+    frozen_text: torch.Tensor
     image_tower_untouched = False
     compares_with_frozen_image = True
 
@@ -174,10 +176,8 @@ class PromptSRCMethod(Method):
 
 def mean_text_features(encoders: Encoders, classes: Classes, templates: list[str]) -> torch.Tensor:
     """(C,D): the mean over templates of the un-normalised frozen text features, at least fp32."""
-    total = 0
-    for template in templates:
-        features = encoders.text.encode(classes.sentences(template))
-        total = total + features.to(torch.promote_types(features.dtype, torch.float32))
+    each = (encoders.text.encode(classes.sentences(template)) for template in templates)
+    total = reduce(torch.add, (e.to(torch.promote_types(e.dtype, torch.float32)) for e in each))
     return total / len(templates)
 
 

@@ -35,6 +35,7 @@ class VPTMethod(Method):
     """
 
     trained_modules = ("prompts",)
+    frozen_text: torch.Tensor
     image_tower_untouched = False
 
     def __init__(

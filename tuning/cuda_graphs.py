@@ -32,7 +32,7 @@ class GraphedStep:
     def __init__(
         self,
         compute: Callable[[Inputs], Losses],
-        parameters: Iterable[torch.nn.Parameter],
+        parameters: Iterable[torch.Tensor],
         record: Callable[[Callable[[], Losses]], tuple[Callable[[], None], Losses]] | None = None,
     ) -> None:
         self.compute = compute

@@ -72,16 +72,17 @@ class Encoder:
             return
         # To the device at once, and cut up there: nothing then waits for it at every step.
         features = features.to(self.device)
-        order = list(chain.from_iterable(loader.batch_sampler))
+        views, groups = _of(loader)
+        order = list(chain.from_iterable(groups))
         if name != "img":
             yield from _with_rows(loader, name, features, order)
             return
-        source = loader.dataset.data_source
+        source = views.data_source
         labels = torch.tensor([source[index].label for index in order]).to(self.device)
         start = 0
-        for indices in loader.batch_sampler:
+        for indices in groups:
             rows = slice(start, start + len(indices))
-            facts = loader.dataset.facts_of(indices)
+            facts = views.facts_of(indices)
             yield {**facts, "label": labels[rows], name: features[rows]}
             start = rows.stop
 
@@ -102,7 +103,7 @@ class Encoder:
 
     def _tell(self, loader: ImageLoader, what: str) -> None:
         """Say once of the views and once of the test images where their features come from."""
-        views = loader.dataset.is_train
+        views = _of(loader)[0].is_train
         if (what, views) in self._told:
             return
         self._told.add((what, views))
@@ -119,7 +120,7 @@ class Encoder:
 
     def _key(self, loader: ImageLoader, at_once: int) -> dict[str, Any] | None:
         """All that the features of a pass over `loader` depend on; None where it isn't known."""
-        views = loader.dataset
+        views: Any = loader.dataset
         if type(views) is not DatasetWrapper or not isinstance(loader.sampler, EpochSampler):
             return None
         drawn_anew = views.is_train and views.cfg.SEED < 0
@@ -128,7 +129,7 @@ class Encoder:
         transform = repr(views.transform)
         if " at 0x" in transform:  # it doesn't say what it does
             return None
-        order = [list(indices) for indices in loader.batch_sampler]
+        order = [list(indices) for indices in _of(loader)[1]]
         files = status_digest(
             [views.data_source[index].impath for batch in order for index in batch]
         )
@@ -238,9 +239,15 @@ def _with_rows(
         yield {**batch, name: part}
 
 
+def _of(loader: ImageLoader) -> tuple[Any, Iterable[list[int]]]:
+    """A loader's views, and the indices of its batches."""
+    assert loader.batch_sampler is not None
+    return loader.dataset, loader.batch_sampler
+
+
 def _remember(name: str, features: torch.Tensor, loader: ImageLoader) -> None:
     """Keep test features in memory; training views are used once."""
-    if loader.dataset.is_train:
+    if _of(loader)[0].is_train:
         return
     _memory[name] = features
     while sum(kept.nbytes for kept in _memory.values()) > _IN_MEMORY_BYTES:

@@ -265,14 +265,15 @@ class Method(nn.Module):
         taken = []
         for name, value in state.items():
             if name in class_bound:
-                value = self._own_rows(name, value, keys)
-                if value is None and partial:
+                rows = self._own_rows(name, value, keys)
+                if rows is None and partial:
                     continue
-                if value is None:
+                if rows is None:
                     raise UserError(
                         f"{name} is learned per class, and the checkpoint was trained on other "
                         "classes than this run's: it can't be applied to them"
                     )
+                value = rows
             if value.shape != own[name].shape:
                 raise UserError(
                     f"{name} has shape {tuple(value.shape)} in the checkpoint and "

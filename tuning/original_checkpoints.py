@@ -167,7 +167,7 @@ def _in_order(trained: list[bytes], space: dict[str, bytes]) -> list[str]:
     stretches = [i for i in range(len(known) - n + 1) if known[i : i + n] == trained]
     if len(stretches) == 1:
         return keys[stretches[0] :][:n]
-    namesakes = defaultdict(deque)
+    namesakes: dict[bytes, deque[str]] = defaultdict(deque)
     for key, fingerprint in space.items():
         namesakes[fingerprint].append(key)
     return [

@@ -106,14 +106,15 @@ def find_images(sources: Iterable[str]) -> list[str]:
     found: list[str] = []
     for source in sources:
         if os.path.isdir(source):
-            files = sorted(p for p in Path(source).rglob("*") if p.suffix.lower() in IMAGE_ENDINGS)
+            inside = Path(source).rglob("*")
+            files = [str(p) for p in sorted(inside) if p.suffix.lower() in IMAGE_ENDINGS]
         elif os.path.exists(source):
             files = [source]
         else:
             files = sorted(p for p in glob.glob(source, recursive=True) if os.path.isfile(p))
         if not files:
             raise UserError(f"no image at {source}")
-        found += map(str, files)
+        found += files
     return list(dict.fromkeys(found))
 
 

@@ -140,7 +140,7 @@ def is_done(arguments: Sequence[str]) -> bool:
     return standing(cfg, tested) == "complete"
 
 
-def trainer_of(cfg: CfgNode) -> type:
+def trainer_of(cfg: CfgNode) -> Any:
     """The registered trainer of a config."""
     from dassl.engine import TRAINER_REGISTRY
 
@@ -182,7 +182,7 @@ class Run:
     _methods: dict[Any, Method] = field(default_factory=dict, repr=False)
 
     @cached_property
-    def trainer_class(self) -> type:
+    def trainer_class(self) -> Any:
         """The registered trainer."""
         from dassl.engine import TRAINER_REGISTRY
 
@@ -259,7 +259,8 @@ class Run:
         from dassl.data.transforms import build_transform
 
         with contextlib.redirect_stdout(io.StringIO()):  # what a training run would tell
-            return build_transform(self.cfg, is_train=False)
+            preprocess: Any = build_transform(self.cfg, is_train=False)
+            return preprocess
 
     def backbone_name(self) -> str:
         """The backbone to load: the one asked for, or the run's if that can be trusted.

@@ -149,8 +149,9 @@ class Stack:
         for r, (run, own) in enumerate(zip(self.runs, self.own, strict=True)):
             for key, parameter in own.items():
                 gradient = self.stacked[key].grad
-                rests = gradient is None or not parameter.requires_grad
-                parameter.grad = None if rests else gradient[r]
+                if gradient is not None:  # an unused one has none, and one that rests gets none
+                    gradient = gradient[r] if parameter.requires_grad else None
+                parameter.grad = gradient
             run.finish_step()
 
 

@@ -54,7 +54,7 @@ class TrainingStep:
         zero_grad: Callable[[], None],
         scale: Callable[[torch.Tensor], torch.Tensor],
         update: Callable[[], None],
-        replayed: Iterable[nn.Parameter] | None = None,
+        replayed: Iterable[torch.Tensor] | None = None,
     ) -> None:
         self.losses_of = losses_of
         self.zero_grad = zero_grad

@@ -69,7 +69,7 @@ class PromptTrainer(TrainerX):
     method_class: type[Method]
     config_node: str
     model_name = "prompt_learner"
-    may_differ = ("SEED",)
+    may_differ: tuple[str, ...] = ("SEED",)
     files_by_content = ("MODEL.BACKBONE.NAME", "MODEL.INIT_WEIGHTS")
     side_by_side = 1  # the number of runs that are trained together
 
@@ -156,7 +156,8 @@ class PromptTrainer(TrainerX):
             self.finish_step,
             trained.values() if replayed else None,
         )
-        self.encoder = self.next_epoch = None
+        self.encoder: Encoder | None = None
+        self.next_epoch: NextEpoch | None = None
         untouched = self.method.image_tower_untouched
         if cfg.MODEL.FAST and (untouched or self.method.compares_with_frozen_image):
             tower = {
@@ -373,7 +374,7 @@ def load_into(
             f"{source} was trained on another backbone (SHA-256 {backbone[:12]}…, this run has "
             f"{backbone_sha256[:12]}…): set MODEL.BACKBONE.NAME as in training"
         )
-    left = []
+    left: list[str] = []
     if original_checkpoints.is_original(state):
         kind = original_checkpoints.kind(state)
         print(f"{source}: a checkpoint of the original code ({kind})")

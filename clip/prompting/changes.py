@@ -213,7 +213,7 @@ def placed(changes: Sequence[Change], length: int) -> list[Change]:
         if isinstance(change, Tokens):
             at = length if change.at is None and change.insert else change.at
             last = None if at is None else at if change.insert else at + change.number
-            if last is None or at < 1 or last > length:
+            if at is None or last is None or at < 1 or last > length:
                 raise UserError(
                     f"{change.number} tokens at position {at} before layer {change.layer}: "
                     f"there are positions 1 to {length - 1}"
@@ -226,6 +226,7 @@ def placed(changes: Sequence[Change], length: int) -> list[Change]:
 
 def put(x: torch.Tensor, change: Tokens, vectors: torch.Tensor) -> torch.Tensor:
     """`change` with `vectors` (B,N,W), done to whole sequences x (B,L,W)."""
+    assert change.at is not None  # `placed` has seen to it
     end = change.at + vectors.shape[1]
     if change.keep:
         vectors = vectors + change.keep * x[:, change.at : end]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -120,10 +121,12 @@ class ImageEncoder(nn.Module):
         return self._run(self.vit.embed(image), 0, [*short, *changes], reads)
 
     @torch.no_grad()
-    def _unchanged(self, image: torch.Tensor, reads: Reads | None):
+    def _unchanged(
+        self, image: torch.Tensor, reads: Reads | None
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
         if not (self.fast and isinstance(self.visual, VisionTransformer)) and reads is None:
             return self.visual(image)
-        parts = [self._run(self.vit.embed(x), 0, (), reads) for x in self._pieces(image)]
+        parts: list[Any] = [self._run(self.vit.embed(x), 0, (), reads) for x in self._pieces(image)]
         if reads is None:
             return torch.cat(parts)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -144,7 +147,8 @@ class ImageEncoder(nn.Module):
         if not 0 <= layer <= self.layers:
             raise UserError(f"the image tower has layers 0 to {self.layers}, not {layer}")
         pieces = self._pieces(image.to(self.dtype))
-        return torch.cat([self._run(self.vit.embed(x), 0, (), None, layer) for x in pieces])
+        parts: list[Any] = [self._run(self.vit.embed(x), 0, (), None, layer) for x in pieces]
+        return torch.cat(parts)
 
     def above(
         self,
@@ -237,6 +241,7 @@ def _positions(name: str, read: Read, length: int, at_end: bool) -> int | slice:
         return 0
     if at_end:
         raise UserError(f"read {name!r}: behind the last block only {END!r} is kept")
+    assert not isinstance(read.at, str)  # END is the only one
     if isinstance(read.at, int) and not -length <= read.at < length:
         raise UserError(f"read {name!r}: images have positions 0 to {length - 1} there")
     return read.at
@@ -248,6 +253,7 @@ def _last(read: Read, length: int) -> int:
         return 1
     if isinstance(read.at, int):
         return read.at + 1 if 0 <= read.at < length else length
+    assert isinstance(read.at, slice)
     return (
         length
         if (read.at.stop or -1) < 0 or (read.at.start or 0) < 0

@@ -26,6 +26,16 @@ class PromptLayout(nn.Module):
         UserError: unknown position, no classes, or a prompt longer than the tower's positions.
     """
 
+    tokens: torch.Tensor
+    slots: torch.Tensor
+    own: torch.Tensor
+    eot: torch.Tensor
+    order: torch.Tensor
+    inverse: torch.Tensor
+    suffix_ids: torch.Tensor
+    suffix_positions: torch.Tensor
+    suffix_own: torch.Tensor
+
     def __init__(
         self,
         classnames: Sequence[str],
@@ -124,8 +134,10 @@ class PromptLayout(nn.Module):
         """The layout of these classes (n,), by index, in this order."""
         layout = PromptLayout.__new__(PromptLayout)
         nn.Module.__init__(layout)
-        rows = (x[classes] for x in (self.tokens, self.slots, self.own, self.eot))
-        layout._hold(*rows, self.n_ctx, self.prefix_length)
+        tokens, slots, own, eot = (
+            x[classes] for x in (self.tokens, self.slots, self.own, self.eot)
+        )
+        layout._hold(tokens, slots, own, eot, self.n_ctx, self.prefix_length)
         return layout
 
     def __len__(self) -> int:

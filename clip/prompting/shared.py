@@ -132,8 +132,9 @@ def _prefix_pass(
 ) -> tuple[_Inputs, torch.Tensor]:
     """The prefix at every layer, and itself before the last."""
     layers = encoder.layers
+    assert state.prefix is not None
     x = state.prefix.expand(contexts, -1, -1)
-    inside = [c for c in changes if not isinstance(c, Tokens)]
+    inside: list[Change] = [c for c in changes if not isinstance(c, Tokens)]
     inputs = _Inputs([], {}, {}, inside, state.tokens)
     blocks = layers_of(encoder.transformer.resblocks, inside)
     last = layers if stop is None else stop
@@ -163,6 +164,7 @@ def _prefix_pass(
 
 def _in_prefix(x: torch.Tensor, change: Tokens, moves: list[Tokens]) -> torch.Tensor:
     """The prefix x (K,P,W) after `change`; what can't be done in it is left to the suffixes."""
+    assert change.at is not None  # `placed` has seen to it
     length = x.shape[1]
     end = change.at if change.insert else change.at + change.number
     if end <= length and change.vectors.shape[1] == 1:
@@ -238,6 +240,7 @@ def _suffix_pass(
             if read.at == END:
                 y = x if at_eot else x.index_select(1, packing.eot)
             else:
+                assert not isinstance(read.at, str)
                 prefix = inputs.prefixes[name]
                 prefix = head.norm(prefix) if layer is None else prefix
                 y = _whole(x, prefix, packing, layout.lengths[-1] + extra)[:, :, read.at]
@@ -296,6 +299,7 @@ def _embedded(
 def _put_packed(x: torch.Tensor, change: Tokens, packing: Packing) -> torch.Tensor:
     """`change`, its position counted from every suffix's start, done to packed tokens x (K,S,W)."""
     n, vectors = change.number, change.vectors
+    assert change.at is not None  # `placed` has seen to it
     contexts, classes = max(len(x), len(vectors)), len(packing.lengths)
     vectors = vectors.expand(contexts, classes, -1, -1).flatten(1, 2)
     if change.keep:

@@ -119,8 +119,9 @@ class TextEncoder(nn.Module):
     @torch.no_grad()
     def embed(self, ids: Sequence[int]) -> torch.Tensor:
         """The (n,W) fp32 embeddings of token ids: initial context vectors."""
-        ids = torch.tensor(ids, dtype=torch.long, device=self.positional_embedding.device)
-        return self.token_embedding(ids).to(self.dtype).float()
+        device = self.positional_embedding.device
+        tokens = torch.tensor(ids, dtype=torch.long, device=device)
+        return self.token_embedding(tokens).to(self.dtype).float()
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
@@ -274,6 +275,7 @@ class TextEncoder(nn.Module):
         """As `run_shared`; `stop` gives the tokens (KC,L,W), at the tower's end (KC,1,W)."""
         layout, layers, head = state.layout, self.layers, self.head(changes)
         last = layers if stop is None else stop
+        assert state.tokens is not None
         x = state.tokens.unflatten(0, (-1, len(layout)))
         if state.layer == 0:
             x = sum((s.to(x.dtype) for s in shifts(changes, layout.own[:, : x.shape[2]])), x)
@@ -319,6 +321,7 @@ def _read(x: torch.Tensor, read: Read, eot: torch.Tensor, longest: int) -> torch
     """What `read` asks of whole sequences x (KC,L,W) that end at eot (KC,)."""
     if read.at == END:
         return x[torch.arange(len(x), device=x.device), eot]
+    assert not isinstance(read.at, str)
     real = torch.arange(longest, device=x.device) <= eot[:, None]
     return torch.where(real[..., None], x[:, :longest], 0)[:, read.at]
 
@@ -349,7 +352,7 @@ def _check_reads(
 ) -> None:
     for name, read in reads.items():
         layer = read.reaches(layers)
-        if read.at == END:
+        if isinstance(read.at, str):  # END
             continue
         if state.layer == layers:
             raise UserError(f"read {name!r}: behind the last block only {END!r} is kept")

@@ -56,7 +56,7 @@ def _quiet_about_disks() -> None:
         if not (isinstance(raised.exc_value, OSError) and is_disk_error(raised.exc_value)):
             usual(raised)
 
-    hook.quiet_about_disks = True
+    hook.quiet_about_disks = True  # type: ignore[attr-defined]
     threading.excepthook = hook
 
 
@@ -78,10 +78,10 @@ class TrainerBase:
     trains = True
 
     def __init__(self) -> None:
-        self._models: OrderedDict[str, nn.Module] = OrderedDict()
+        self._models: OrderedDict[str, Any] = OrderedDict()
         self._optims: OrderedDict[str, torch.optim.Optimizer | None] = OrderedDict()
         self._scheds: OrderedDict[str, Any] = OrderedDict()
-        self._writer = None
+        self._writer: Any = None
         self.loaded_epoch: int | None = None  # the epochs behind weights from a checkpoint
 
     @classmethod
@@ -111,11 +111,11 @@ class TrainerBase:
         """Return `names` as a list, by default all of them. Raises KeyError for unknown ones."""
         if names is None:
             return list(self._models)
-        names = tolist_if_not(names)
-        for name in names:
+        wanted: list[str] = tolist_if_not(names)
+        for name in wanted:
             if name not in self._models:
                 raise KeyError(f"no model called {name!r}; there are {list(self._models)}")
-        return names
+        return wanted
 
     def set_model_mode(self, mode: str = "train", names: Names = None) -> None:
         """Switch models to "train" or to "eval" (or "test")."""
@@ -129,8 +129,8 @@ class TrainerBase:
     def model_zero_grad(self, names: Names = None) -> None:
         """Clear the gradients."""
         for name in self.get_model_names(names):
-            if self._optims[name] is not None:
-                self._optims[name].zero_grad()
+            if (optim := self._optims[name]) is not None:
+                optim.zero_grad()
 
     def model_backward(self, loss: torch.Tensor) -> None:
         """Compute the gradients."""
@@ -140,8 +140,8 @@ class TrainerBase:
     def model_update(self, names: Names = None) -> None:
         """Let the optimisers make their step."""
         for name in self.get_model_names(names):
-            if self._optims[name] is not None:
-                self._optims[name].step()
+            if (optim := self._optims[name]) is not None:
+                optim.step()
 
     def model_backward_and_update(self, loss: torch.Tensor, names: Names = None) -> None:
         """Make one whole step."""
@@ -214,8 +214,9 @@ class TrainerBase:
 
     def load_checkpoint_extra(self, extra: dict[str, Any]) -> None:
         """Take back what `checkpoint_extra` returned; called when training is resumed."""
-        if getattr(self, "scaler", None) is not None and extra.get("scaler"):
-            self.scaler.load_state_dict(extra["scaler"])
+        scaler = getattr(self, "scaler", None)
+        if scaler is not None and extra.get("scaler"):
+            scaler.load_state_dict(extra["scaler"])
 
     def _checkpoint(self, name: str, epochs_done: int, val_result: float | None) -> dict[str, Any]:
         optim, sched = self._optims[name], self._scheds[name]
@@ -243,8 +244,9 @@ class TrainerBase:
             check_checkpoint(checkpoint, f"{source}, {name},", required=("state_dict", "epoch"))
             with fitting(f"{source}, {name},"):
                 self.load_model_state(name, checkpoint["state_dict"], checkpoint)
-                if self._optims[name] is not None and checkpoint.get("optimizer"):
-                    load_optimizer(self._optims[name], checkpoint["optimizer"])
+                optim = self._optims[name]
+                if optim is not None and checkpoint.get("optimizer"):
+                    load_optimizer(optim, checkpoint["optimizer"])
                 if self._scheds[name] is not None and checkpoint.get("scheduler"):
                     load_scheduler(self._scheds[name], checkpoint["scheduler"])
         with fitting(source):

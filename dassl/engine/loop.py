@@ -32,7 +32,7 @@ class BatchLoop:
         """Make a step of each trainer; return each one's losses by name."""
         raise NotImplementedError
 
-    def _report(self, trainer: SimpleTrainer, *progress: Any) -> None:
+    def _report(self, trainer: Any, *progress: Any) -> None:
         """Have a trainer report. Raises UserError if its training diverged."""
         trainer.report(*progress)
 

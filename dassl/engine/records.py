@@ -188,7 +188,7 @@ class Records:
     def write_predictions(self, predictions: dict[str, np.ndarray]) -> None:
         """Write predictions.npz."""
         buffer = io.BytesIO()  # of a full disk, numpy and zipfile make more than one exception
-        np.savez_compressed(buffer, **predictions)
+        np.savez_compressed(buffer, **predictions)  # type: ignore[arg-type]  # its stub's mistake
         write_bytes(buffer.getbuffer(), self.folder / "predictions.npz")
 
     def finish(self) -> None:

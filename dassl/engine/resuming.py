@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 from dassl.config.identity import Identity, differences, is_identity, told
 from dassl.utils import MetricMeter, UserError, check_kind, fitting, get_rng_state, set_rng_state
 
+from .base import TrainerBase
+
 if TYPE_CHECKING:
+    from dassl.config import CfgNode
+
     from .records import Records
 
 
@@ -53,16 +57,21 @@ class Midway:
             self.rng = None
 
 
-class Resuming:
+class Resuming(TrainerBase):
     """The part of `SimpleTrainer` that writes and reads what an interrupted run goes on from."""
 
+    cfg: CfgNode
     _records: Records
-    identity: Identity
     _midway: Midway
     _started: float  # when this process took up the run
     _earlier_seconds: float  # spent on it before
     _epoch_started: float
     _epoch_lr: list[float]
+
+    @property
+    def identity(self) -> Identity:
+        """What the run's numbers depend on."""
+        raise NotImplementedError
 
     def resume_model_if_exist(self, directory: str | os.PathLike) -> int:
         """Return the number of epochs that are done, after restoring their outcome.

@@ -66,6 +66,9 @@ class SimpleTrainer(Resuming, BatchLoop, TrainerBase):
     """
 
     label = ""  # which it is of several that are trained in step
+    model: Any  # what `model_inference` calls, unless a subclass does otherwise
+    num_batches: int
+    batch_idx: int
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
@@ -173,7 +176,7 @@ class SimpleTrainer(Resuming, BatchLoop, TrainerBase):
 
     # Training
 
-    def train(self) -> None:
+    def train(self) -> None:  # type: ignore[override]  # as Dassl has it
         """Train, evaluate and write the records."""
         super().train(self.start_epoch, self.max_epoch)
 
@@ -431,7 +434,8 @@ class TrainerX(SimpleTrainer):
         self, batch: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return images, labels and domains on the device."""
-        return tuple(self._to_device(batch[key]) for key in ("img", "label", "domain"))
+        image, label, domain = (self._to_device(batch[key]) for key in ("img", "label", "domain"))
+        return image, label, domain
 
 
 class TrainerXU(SimpleTrainer):
@@ -452,7 +456,7 @@ class TrainerXU(SimpleTrainer):
         pairs = zip(range(number), _endless(x), _endless(u), strict=False)
         self._run_batches(((batch_x, batch_u) for _, batch_x, batch_u in pairs), number)
 
-    def parse_batch_train(
+    def parse_batch_train(  # type: ignore[override]  # as Dassl has it
         self, batch_x: dict[str, Any], batch_u: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return labelled images, their labels and unlabelled images on the device."""
