@@ -109,7 +109,7 @@ class Stack:
     def losses_of(self, **batch: torch.Tensor) -> Losses:
         """Each run's losses (R,) of batches with a leading R."""
 
-        changed = set()
+        changed: set[str] = set()
 
         def of_one(parameters, fixed, batch):
             named = {self.names[key]: value for key, value in parameters.items()}
