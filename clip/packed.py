@@ -196,6 +196,7 @@ class _PackedAttention(torch.autograd.Function):
                 _by_class(to_q, bucket).baddbmm_(down, _by_class(k, bucket))
                 to_k = down.transpose(1, 2) @ _by_class(q, bucket)
                 to_v = _by_class(on_own, bucket).transpose(1, 2) @ _by_class(g, bucket)
+                assert dq is not None and dkv is not None
                 _pack(dq, [to_q.mul_(_scale(q))], bucket, heads, at_eot)
                 _pack(dkv, [to_k.view_as(k), to_v.view_as(v)], bucket, heads)
         return dq, dkv, dkeys.view_as(prefix_k), dvalues.view_as(prefix_v), None

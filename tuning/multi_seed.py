@@ -57,7 +57,7 @@ def build_runs(cfgs: Sequence[CfgNode], logs: bool = True) -> list[PromptTrainer
         cfg.DATALOADER.NUM_WORKERS = -(-cfg.DATALOADER.NUM_WORKERS // loaders)
         cfg.freeze()
         with own_log(cfg) if logs else nullcontext():
-            run = build_trainer(cfg)
+            run: Any = build_trainer(cfg)
             run.label = label
             runs.append(run)
     return runs
@@ -132,7 +132,7 @@ class SideBySide(BatchLoop, TrainerBase):
         seed = run.cfg.SEED
         return next(other for other in self.runs if other is run or (other.cfg.SEED == seed >= 0))
 
-    def train(self) -> None:
+    def train(self) -> None:  # type: ignore[override]  # as Dassl has it
         """Train, test and record every run. Raises UserError at the end if some diverged."""
         if not self.runs[0].method.trained():
             for run in self.each():
@@ -168,7 +168,7 @@ class SideBySide(BatchLoop, TrainerBase):
     def run_epoch(self) -> None:
         if not self.runs:
             return  # all diverged
-        lengths = {len(run.train_loader_x) for run in self.runs}
+        lengths = {run.batches_per_epoch for run in self.runs}
         if len(lengths) > 1:
             raise UserError(f"the runs have {sorted(lengths)} steps per epoch: train them apart")
         self.stack = Stack(self.runs)

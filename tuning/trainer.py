@@ -178,7 +178,7 @@ class PromptTrainer(TrainerX):
 
     # Training.
 
-    def train(self) -> None:
+    def train(self) -> None:  # type: ignore[override]  # as Dassl has it
         if not self.method.trained():
             print(f"{type(self).__name__} has nothing to train")
             self.final_test()

@@ -421,21 +421,27 @@ class TrainerX(SimpleTrainer):
 
     def run_epoch(self) -> None:
         """Go once through the labelled images."""
-        if self.train_loader_x is None:
-            raise UserError(f"{self.cfg.DATASET.NAME} has no training images")
-        batches = ((batch,) for batch in self.training_batches())
-        self._run_batches(batches, len(self.train_loader_x))
+        batches = self.training_batches()
+        self._run_batches(((batch,) for batch in batches), self.batches_per_epoch)
 
     def training_batches(self) -> Iterable[dict[str, Any]]:
         """The batches of this epoch; a trainer may prepare them further."""
+        return self._loader_x
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """How many batches an epoch has if no image is skipped."""
+        return len(self._loader_x)
+
+    @property
+    def _loader_x(self) -> Any:
+        if self.train_loader_x is None:
+            raise UserError(f"{self.cfg.DATASET.NAME} has no training images")
         return self.train_loader_x
 
-    def parse_batch_train(
-        self, batch: dict[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def parse_batch_train(self, batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         """Return images, labels and domains on the device."""
-        image, label, domain = (self._to_device(batch[key]) for key in ("img", "label", "domain"))
-        return image, label, domain
+        return tuple(self._to_device(batch[key]) for key in ("img", "label", "domain"))
 
 
 class TrainerXU(SimpleTrainer):
