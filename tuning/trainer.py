@@ -270,10 +270,9 @@ class PromptTrainer(TrainerX):
     # Checkpoints.
 
     def model_state(self, name: str) -> dict[str, torch.Tensor]:
-        """What the method trains; of a model that a subclass registers beside it, all."""
+        """What the method trains; of another model all, copied: it may be slices of several."""
         if self._is_method(name):
             return self.method.trained_state()
-        # Cloned, as a parameter may be a slice of several runs'.
         return {key: value.clone() for key, value in super().model_state(name).items()}
 
     def _is_method(self, name: str) -> bool:
