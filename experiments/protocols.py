@@ -17,7 +17,8 @@ from dassl.utils import UserError, suggest
 from experiments.results import published
 from experiments.results.configs import CONFIGS, ROOT, config_file
 from experiments.results.layout import Place, config_label
-from experiments.results.sweeps import ABLATED, ABLATION, LAMBDA, LAMBDAS, PREFIX
+from experiments.results.sweeps import ABLATED, ABLATION, LAMBDA, LAMBDAS
+from tuning.naming import bare_name
 
 BACKBONE = "vit_b16"  # the paper's, in the names of configs
 
@@ -292,7 +293,7 @@ def _lambdas(trainer: str) -> list[tuple[str, tuple[str, ...]]]:
 def _settings(trainer: str) -> list[tuple[str, tuple[str, ...]]]:
     return [
         (
-            trainer.removeprefix(PREFIX) if setting.bare else trainer,
+            bare_name(trainer) if setting.bare else trainer,
             tuple(part for pair in setting.changes.items() for part in pair),
         )
         for setting in ABLATION

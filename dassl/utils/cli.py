@@ -80,8 +80,19 @@ def markdown_table(rows: Sequence[Sequence[str]], heads: int = 1) -> str:
 
     heads: how many columns are words; the others are numbers.
     """
-    rule = ["---"] * heads + ["---:"] * (len(rows[0]) - heads)
-    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
+    from tabulate import DataRow, TableFormat, tabulate
+
+    rule = " | ".join(["---"] * heads + ["---:"] * (len(rows[0]) - heads))
+    line = DataRow("| ", " | ", " |")
+    form = TableFormat(None, lambda *_: f"| {rule} |", None, None, line, line, 0, None)
+    return tabulate(
+        rows[1:],
+        headers=rows[0],
+        tablefmt=form,
+        disable_numparse=True,
+        stralign=None,
+        preserve_whitespace=True,
+    )
 
 
 _MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|`*_<>[]"} | {"\n": " ", "\r": " "})

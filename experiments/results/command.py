@@ -98,8 +98,8 @@ def main() -> int:
         write_report(summary, args.html)
     for line in summary.missing:
         print(f"missing: {line}", file=sys.stderr)
-    if summary.unidentified:
-        print(f"note: {summary.note_on_unidentified}", file=sys.stderr)
+    for line in summary.notes:
+        print(f"note: {line}", file=sys.stderr)
     for line in summary.refused:
         print(f"error: refused {line}", file=sys.stderr)
     return 2 if summary.refused else 0

@@ -7,6 +7,7 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -21,8 +22,9 @@ from matplotlib.figure import Figure
 from dassl.utils import UserError, check_kind, read_json_lines, write_bytes
 from experiments.results.scores import Score
 from experiments.results.summary import AVERAGE, Record, Row, Summary
-from experiments.results.sweeps import PREFIX, is_swept
+from experiments.results.sweeps import is_swept
 from experiments.results.tables import method_order
+from tuning.naming import bare_name, is_wrapped
 
 # Okabe and Ito's colours, distinguishable without colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -55,21 +57,39 @@ def save(figure: Figure, *paths: str | os.PathLike) -> None:
     plt.close(figure)
 
 
-def _method(record: Record | Row | Score) -> str:
-    _, _, changes = record.config.partition("@")
-    name = f"{record.trainer} {changes}".strip()
-    return f" {name}" if name.startswith("_") else name  # matplotlib hides labels with a _ in front
+@dataclass(frozen=True)
+class Method:
+    """What a point or a line is about: a trainer, with the settings changed or what is drawn."""
+
+    trainer: str
+    changes: str = ""
+
+    @property
+    def wrapped(self) -> bool:
+        """Whether it is DePT around another method."""
+        return is_wrapped(self.trainer)
+
+    @property
+    def bare(self) -> Method:
+        """The method that DePT is around; itself if there is no DePT."""
+        return Method(bare_name(self.trainer), self.changes)
+
+    @property
+    def label(self) -> str:
+        """Its name in a legend; matplotlib hides labels with a _ in front."""
+        name = f"{self.trainer} {self.changes}".strip()
+        return f" {name}" if name.startswith("_") else name
 
 
-def _bare(method: str) -> str:
-    return method.removeprefix(PREFIX)
+def _method(record: Record | Row | Score) -> Method:
+    return Method(record.trainer, record.config.partition("@")[2])
 
 
-def _colours(summary: Summary) -> dict[str, str]:
+def _colours(summary: Summary) -> dict[Method, str]:
     """Return a colour per method, the same in every plot; a method and its DePT_ share one."""
     methods = dict.fromkeys(_method(row) for row in sorted(summary.rows, key=method_order))
-    families = list(dict.fromkeys(map(_bare, methods)))
-    return {m: COLOURS[families.index(_bare(m)) % len(COLOURS)] for m in methods}
+    families = list(dict.fromkeys(method.bare for method in methods))
+    return {m: COLOURS[families.index(m.bare) % len(COLOURS)] for m in methods}
 
 
 COLUMNS = 4  # panels side by side; 1 for a phone
@@ -120,8 +140,8 @@ def base_new_arrows(summary: Summary, columns: int = COLUMNS) -> Figure | None:
         for method, record in points.items():
             _point(axis, record, method, colours[method])
         for method, record in points.items():
-            if method != _bare(method) and _bare(method) in points:
-                _arrow(axis, points[_bare(method)], record, colours[method])
+            if method.wrapped and method.bare in points:
+                _arrow(axis, points[method.bare], record, colours[method])
         _equal_h_lines(axis)
         axis.set_xlabel("base accuracy (%)")
         axis.set_ylabel("new accuracy (%)")
@@ -129,7 +149,7 @@ def base_new_arrows(summary: Summary, columns: int = COLUMNS) -> Figure | None:
     return figure
 
 
-def _point(axis: Axes, record: Record, method: str, colour: str) -> None:
+def _point(axis: Axes, record: Record, method: Method, colour: str) -> None:
     base, new = record.metrics["base"], record.metrics["new"]
     axis.errorbar(
         base.mean,
@@ -138,9 +158,9 @@ def _point(axis: Axes, record: Record, method: str, colour: str) -> None:
         yerr=new.std,
         fmt="o",
         color=colour,
-        markerfacecolor=colour if method != _bare(method) else "white",
+        markerfacecolor=colour if method.wrapped else "white",
         elinewidth=0.7,
-        label=method,
+        label=method.label,
     )
 
 
@@ -180,9 +200,9 @@ def dataset_bars(summary: Summary, columns: int = COLUMNS) -> Figure | None:
         spreads = [stat.std or 0 for stat in mine.values()]
         look = {
             "color": colours[method],
-            "alpha": 1.0 if method != _bare(method) else 0.45,
+            "alpha": 1.0 if method.wrapped else 0.45,
             "error_kw": {"elinewidth": 0.7},
-            "label": method,
+            "label": method.label,
         }
         if flat:
             axis.barh(at, heights, width, xerr=spreads, **look)
@@ -201,10 +221,10 @@ def dataset_bars(summary: Summary, columns: int = COLUMNS) -> Figure | None:
 
 
 def _curves(
-    lines: dict[tuple[str, str], list[tuple[float, float, float]]],
+    lines: dict[tuple[str, Method], list[tuple[float, float, float]]],
     xlabel: str,
     ylabel: str,
-    colours: dict[str, str],
+    colours: dict[Method, str],
     columns: int,
 ) -> Figure | None:
     """Draw {(panel, method): [(x, mean, spread), …]} as lines with bands."""
@@ -214,10 +234,10 @@ def _curves(
     figure, axes = _grid(panels, columns)
     for (panel, method), points in lines.items():
         x, mean, spread = np.array(sorted(points)).T
-        style = "-" if method != _bare(method) else "--"
+        style = "-" if method.wrapped else "--"
         marker = "o" if len(x) < 15 else None
         axis = axes[panel]
-        axis.plot(x, mean, style, marker=marker, ms=3, color=colours[method], label=method)
+        axis.plot(x, mean, style, marker=marker, ms=3, color=colours[method], label=method.label)
         axis.fill_between(x, mean - spread, mean + spread, color=colours[method], alpha=0.15, lw=0)
     for axis in axes.values():
         axis.set(xlabel=xlabel, ylabel=ylabel)
@@ -227,7 +247,9 @@ def _curves(
 
 def learning_curves(summary: Summary, columns: int = COLUMNS) -> Figure | None:
     """Mean training loss per epoch over seeds, per data set and method, most shots."""
-    epochs: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    epochs: dict[tuple[str, Method], dict[int, list[float]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     most = max((score.shots for score in summary.scores), default=0)
     for score in sorted(summary.scores, key=method_order):
         if is_swept(score.config):
@@ -275,7 +297,7 @@ def lambda_curves(summary: Summary, columns: int = COLUMNS) -> Figure | None:
     for r in summary.of("lambda"):
         for metric, stat in r.metrics.items():
             point = (float(r.dataset), stat.mean, stat.std or 0.0)
-            lines[r.source, f"{r.trainer} {metric}"].append(point)
+            lines[r.source, Method(r.trainer, metric)].append(point)
     colours = dict(zip(dict.fromkeys(name for _, name in lines), COLOURS, strict=False))
     return _curves(dict(lines), "λ", "%", colours, columns)
 
@@ -290,8 +312,8 @@ def class_gains(summary: Summary, columns: int = COLUMNS) -> Figure | None:
                 accuracies[key][entry["classname"]].append(entry["accuracy"])
     panels = {}
     for (trainer, *rest), classes in accuracies.items():
-        bare = accuracies.get((_bare(trainer), *rest))
-        if bare and trainer != _bare(trainer):
+        bare = accuracies.get((bare_name(trainer), *rest))
+        if bare and is_wrapped(trainer):
             title = f"{trainer}, {rest[0]}, {rest[1]}"
             both = [name for name in classes if name in bare]
             gains = {n: float(np.mean(classes[n]) - np.mean(bare[n])) for n in both}

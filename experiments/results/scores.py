@@ -24,9 +24,10 @@ from dassl.utils import (
 from experiments.results import published
 from experiments.results.configs import CONFIGS, settings_by_dataset
 from experiments.results.layout import Place, read_place
+from tuning.naming import wrapped_name
 
-# The public DePT code's trainer names; data set names differ in case alone or stand in a config.
-_OLD_TRAINER = re.compile(r"^ExtrasLinearProbe(?=\w)")
+# DePT around a trainer is this and the trainer's name, in the public DePT code.
+_OLD_TRAINER = re.compile(r"ExtrasLinearProbe(\w.*)")
 # What may differ between the runs of one row, beside the machine: which images, which classes.
 _FREE_SETTINGS = re.compile(
     r"^(SEED|TRAIN\.\w+_FREQ"
@@ -122,7 +123,7 @@ def read_score(folder: Path) -> Score:
     protocol, source = _protocol(place, classes, result)
     return Score(
         protocol=printable(protocol),
-        trainer=printable(_OLD_TRAINER.sub("DePT_", place.trainer)),
+        trainer=printable(_todays_name(place.trainer)),
         config=printable(place.config),
         shots=place.shots,
         dataset=printable(place.dataset),
@@ -134,6 +135,11 @@ def read_score(folder: Path) -> Score:
         settings=_shared_settings(config, result, place),
         result=result,
     )
+
+
+def _todays_name(trainer: str) -> str:
+    old = _OLD_TRAINER.fullmatch(trainer)
+    return wrapped_name(old[1]) if old else trainer
 
 
 # What a result's entries are, where they are there.

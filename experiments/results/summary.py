@@ -113,6 +113,7 @@ class Summary:
     records: list[Record] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def unidentified(self) -> list[str]:
@@ -130,6 +131,11 @@ class Summary:
             "(written before there were identities, or by other code): whether their data agree "
             "isn't checked"
         )
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be known of the numbers, a line each."""
+        return [*filter(None, [self.note_on_unidentified]), *self.remarks]
 
     def of(self, protocol: str) -> list[Record]:
         """Return the records of one protocol."""

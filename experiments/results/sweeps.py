@@ -14,6 +14,7 @@ from experiments.results.summary import (
     row_base_new_h,
     whole_datasets,
 )
+from tuning.naming import bare_name
 
 LAMBDA = "TRAINER.DEPT.WEIGHT"
 LAMBDAS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -21,24 +22,32 @@ LAMBDAS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 @dataclass(frozen=True)
 class Setting:
-    """A line of the paper's ablation table: what it changes, or the method without DePT."""
+    """A line of the paper's ablation table: what it changes, or the method without DePT.
 
+    `name` is that of its line in experiments/published/ablation_coop.csv.
+    """
+
+    name: str
     label: str
     changes: dict[str, str]
     bare: bool = False
 
 
+# The ablation, here alone: the plan's runs, the table's lines and the paper's numbers follow.
 ABLATION = (
-    Setting("ITM head only (CoOp)", {}, bare=True),
-    Setting("ITM + CAT, no test-time fusion", {"TRAINER.DEPT.FUSION": "none"}),
-    Setting("one cwT shared by image and text", {"TRAINER.DEPT.CWT": "shared"}),
-    Setting("ITM classifier in place of the linear one", {"TRAINER.DEPT.HEAD": "similarity"}),
-    Setting("image features only in the CAT head", {"TRAINER.DEPT.ROWS": "image"}),
-    Setting("ITM + CAT + test-time fusion (DePT)", {}),
+    Setting("itm_only", "ITM head only (CoOp)", {}, bare=True),
+    Setting("no_fusion", "ITM + CAT, no test-time fusion", {"TRAINER.DEPT.FUSION": "none"}),
+    Setting("shared_cwt", "one cwT shared by image and text", {"TRAINER.DEPT.CWT": "shared"}),
+    Setting(
+        "itm_classifier",
+        "ITM classifier in place of the linear one",
+        {"TRAINER.DEPT.HEAD": "similarity"},
+    ),
+    Setting("image_rows", "image features only in the CAT head", {"TRAINER.DEPT.ROWS": "image"}),
+    Setting("dept", "ITM + CAT + test-time fusion (DePT)", {}),
 )
 ABLATED = {key for setting in ABLATION for key in setting.changes}
 SWEPT = ABLATED | {LAMBDA}  # the settings in which the rows of a sweep differ
-PREFIX = "DePT_"  # how a method's name says that it is wrapped
 
 
 def add_sweeps(summary: Summary) -> None:
@@ -53,7 +62,7 @@ def add_sweeps(summary: Summary) -> None:
             summary.records += _lines("lambda", lines, "lambda_coop")
         if any(set(_swept(row.changes)) & ABLATED for row in mine):
             lines = [
-                (setting.label, row, {"setting": setting.label})
+                (setting.label, row, {"setting": setting.name})
                 for setting in ABLATION
                 for row in rows
                 if _family(row) == _family_of(setting, family)
@@ -84,7 +93,7 @@ def _family(row: Row) -> tuple[str, str, tuple[tuple[str, str], ...], int]:
 
 def _family_of(setting: Setting, family: tuple) -> tuple:
     trainer, *rest = family
-    return (trainer.removeprefix(PREFIX) if setting.bare else trainer, *rest)
+    return (bare_name(trainer) if setting.bare else trainer, *rest)
 
 
 def _lines(
@@ -103,7 +112,7 @@ def _lines(
         comparable = (
             common == set(published.datasets("base_to_new"))
             and SWEPT.issuperset(row.changes)
-            and row.trainer.removeprefix(PREFIX) == published.SWEPT
+            and bare_name(row.trainer) == published.SWEPT
             and row.has_papers_backbone
             and row.shots == published.SHOTS
         )

@@ -6,12 +6,15 @@ import io
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 
+from tabulate import SEPARATING_LINE, DataRow, TableFormat, tabulate
+
 from dassl.utils import json_text
 from dassl.utils.cli import escape_markdown, markdown_table, write_csv_rows
 from experiments.results import published
 from experiments.results.scores import Score
 from experiments.results.summary import AVERAGE, TRANSFERS, Record, Row, Stat, Summary
-from experiments.results.sweeps import PREFIX, is_swept
+from experiments.results.sweeps import is_swept
+from tuning.naming import bare_name
 
 TITLES = {
     "base_to_new": "Base to new",
@@ -142,7 +145,7 @@ def _method_names(records: Iterable[Record]) -> Callable[[Record], str]:
 
 def method_order(record: Record | Row | Score) -> tuple:
     """Return what sorts methods: the paper's order, others before, a method before its DePT_."""
-    bare = record.trainer.removeprefix(PREFIX)
+    bare = bare_name(record.trainer)
     known = published.methods()
     place = known.index(bare) if bare in known else -1
     return place, bare, record.trainer != bare, record.config
@@ -171,57 +174,85 @@ def number(stat: Stat | None) -> str:
     return f"{stat.mean:.2f}" + ("" if stat.std is None else f" ± {stat.std:.2f}")
 
 
-def grid(table: Table, number: Callable[[Stat | None], str] = number) -> list[list[str]]:
+@dataclass
+class GridRow:
+    """A row of text cells. `kind`: head, ours, paper (its numbers), gap (ours less the paper's)."""
+
+    kind: str
+    cells: list[str]
+
+    @property
+    def beneath(self) -> bool:
+        """Whether it belongs to the row of ours above it."""
+        return self.kind in ("paper", "gap")
+
+
+def grid(table: Table, number: Callable[[Stat | None], str] = number) -> list[GridRow]:
     """Return the table as text cells, the head first; the paper's numbers and gaps beneath ours."""
-    rows = [[*table.heads, *(_head(column) for column in table.columns), "Seeds"]]
+    head = [*table.heads, *(_head(column) for column in table.columns), "Seeds"]
+    rows = [GridRow("head", head)]
     blank = [""] * (len(table.heads) - 1)
     for line in table.lines:
         stats = [line.cells.get(column) for column in table.columns]
-        rows.append([*line.keys, *map(number, stats), _seeds(line)])
+        rows.append(GridRow("ours", [*line.keys, *map(number, stats), _seeds(line)]))
         if line.published:
             paper = [line.published.get(column) for column in table.columns]
-            rows.append([*blank, "  paper", *("" if p is None else f"{p:.2f}" for p in paper), ""])
+            shown = ["" if p is None else f"{p:.2f}" for p in paper]
+            rows.append(GridRow("paper", [*blank, "paper", *shown, ""]))
             gaps = [
                 "" if p is None or s is None else f"{s.mean - p:+.2f}"
                 for p, s in zip(paper, stats, strict=True)
             ]
-            rows.append([*blank, "  gap", *gaps, ""])
+            rows.append(GridRow("gap", [*blank, "gap", *gaps, ""]))
     return rows
+
+
+def _indented(table: Table, row: GridRow) -> list[str]:
+    """Return a row's cells, the last key of what stands beneath ours set in."""
+    last = len(table.heads) - 1
+    return [f"  {c}" if row.beneath and i == last else c for i, c in enumerate(row.cells)]
+
+
+_PLAIN = TableFormat(None, None, None, None, *[DataRow("", "  ", "")] * 2, 0, None)
 
 
 def as_text(tables: list[Table]) -> str:
     """Return aligned columns for a terminal."""
-    blocks = []
-    for table in tables:
-        rows = grid(table)
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        keys = len(table.heads)
-        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-        block = [table.title, rule]
-        previous = ""
-        for place, row in enumerate(rows):
-            if place > 1 and table.grouped and row[0] and row[0] != previous:
-                block.append("")
-            shown = "" if place > 1 and row[0] == previous and len(table.heads) > 1 else row[0]
-            previous = row[0] or previous
-            texts = [shown, *row[1:]]
-            block.append(
-                "  ".join(
-                    text.ljust(width) if i < keys else text.rjust(width)
-                    for i, (text, width) in enumerate(zip(texts, widths, strict=True))
-                ).rstrip()
-            )
-            if place == 0:
-                block.append(rule)
-        blocks.append("\n".join(block))
-    return "\n\n".join(blocks)
+    return "\n\n".join(map(_text_of, tables))
+
+
+def _text_of(table: Table) -> str:
+    rows: list[list[str] | str] = []
+    previous = ""
+    for row in grid(table):
+        ours = row.kind == "ours"
+        if ours and table.grouped and row.cells[0] != previous:
+            rows.append(SEPARATING_LINE)
+        cells = _indented(table, row)
+        if ours and cells[0] == previous and len(table.heads) > 1:
+            cells[0] = ""
+        previous = row.cells[0] if ours else previous
+        rows.append(cells)
+    keys = len(table.heads)
+    lines = tabulate(
+        rows,
+        tablefmt=_PLAIN,
+        colalign=["left"] * keys + ["right"] * (len(table.columns) + 1),
+        disable_numparse=True,
+        preserve_whitespace=True,
+    ).split("\n")
+    rule = "-" * len(lines[0])
+    body = (
+        lines[2:] if table.grouped and table.lines else lines[1:]
+    )  # the first group is at the top
+    return "\n".join([table.title, rule, lines[0], rule, *body])
 
 
 def as_markdown(tables: list[Table]) -> str:
     """Return GitHub's Markdown tables."""
     blocks = []
     for table in tables:
-        rows = [[escape_markdown(text) for text in row] for row in grid(table)]
+        rows = [[escape_markdown(text) for text in _indented(table, row)] for row in grid(table)]
         title = escape_markdown(table.title)
         blocks.append(f"**{title}**\n\n{markdown_table(rows, len(table.heads))}")
     return "\n\n".join(blocks)
@@ -249,7 +280,7 @@ def as_latex(tables: list[Table]) -> str:
     """Return booktabs tables, one float each."""
     blocks = []
     for table in tables:
-        rows = grid(table, _latex_number)
+        rows = [_indented(table, row) for row in grid(table, _latex_number)]
         keys = len(table.heads)
         rows[0] = [text.translate(_LATEX) for text in rows[0]]
         for row in rows[1:]:

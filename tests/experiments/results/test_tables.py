@@ -228,9 +228,11 @@ def test_lines_of_the_sweeps():
         (False, {"TRAINER.DEPT.ROWS": "image"}),
         (False, {}),
     ]
-    # Each line of the paper's table has its numbers under the same label.
+    # Each line of the paper's table has its numbers under its name, and there is no other line.
+    with open(published.FOLDER / "ablation_coop.csv", newline="") as file:
+        assert [row["setting"] for row in csv.DictReader(file)] == [s.name for s in ABLATION]
     for setting in ABLATION:
-        assert published.lookup("ablation_coop", setting=setting.label), setting.label
+        assert published.lookup("ablation_coop", setting=setting.name), setting.name
     for value in LAMBDAS:
         assert published.lookup("lambda_coop", **{"lambda": value}), value
     assert is_swept(f"mini@{LAMBDA}=0.3") and is_swept("mini@TRAINER.DEPT.ROWS=image")
