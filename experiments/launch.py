@@ -23,7 +23,15 @@ from pathlib import Path
 
 from dassl.utils import GOES_ON, UserError, heed_signals, user_errors
 from dassl.utils.cli import Parser, distinct_seeds, positive, seed_list, shots
-from experiments.protocols import PROTOCOLS, ROOT, Chain, Plan, side_by_side, without_repetitions
+from experiments.protocols import (
+    PROTOCOLS,
+    ROOT,
+    Chain,
+    Plan,
+    check_labels,
+    side_by_side,
+    without_repetitions,
+)
 from experiments.runner import (
     USER_ERROR,
     Outcome,
@@ -42,6 +50,7 @@ SET_BY_PLAN = {
     "RESUME": "the same command again: it goes on",
     "TRAINER.NAME": "--trainers",
     "DATASET.NAME": "--datasets",
+    "DATASET.LABEL": "--datasets; a data set's own config may say it",
     "DATASET.ROOT": "--root",
     "DATASET.NUM_SHOTS": "--shots",
     "DATASET.SUBSAMPLE_CLASSES": "another protocol",
@@ -77,6 +86,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help=f"models at most that are trained side by side ({TOGETHER})",
     )
     add("--per-gpu", type=positive, default=1, help="runs at once on a GPU (1)")
+    _add_cluster_options(parser)
+    parser.set_defaults(default_root="data")
+    args = parser.parse_args(argv)
+    if len(args.opts) % 2:  # an odd one out in front: the config's name
+        args.config, *args.opts = args.opts
+    for key in args.opts[::2]:
+        if key in SET_BY_PLAN:
+            raise UserError(f"--opts {key}: that is the plan's to set; say {SET_BY_PLAN[key]}")
+        if key in PROTOCOLS[args.protocol].varies:
+            raise UserError(f"--opts {key}: that is what the protocol {args.protocol} varies")
+    return args
+
+
+def _add_cluster_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--cluster", choices=("local", "slurm"), default="local")
     add("--partition", help="Slurm partition")
     add("--account", help="Slurm account")
@@ -89,16 +113,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--gpus-per-job", type=positive, default=1, help="GPUs of a Slurm job (1)")
     add("--cpus-per-job", type=positive, default=8, help="cores of a Slurm job (8)")
     add("--memory-gb", type=positive, help="memory of a Slurm job")
-    parser.set_defaults(default_root="data")
-    args = parser.parse_args(argv)
-    if len(args.opts) % 2:  # an odd one out in front: the config's name
-        args.config, *args.opts = args.opts
-    for key in args.opts[::2]:
-        if key in SET_BY_PLAN:
-            raise UserError(f"--opts {key}: that is the plan's to set; say {SET_BY_PLAN[key]}")
-        if key in PROTOCOLS[args.protocol].varies:
-            raise UserError(f"--opts {key}: that is what the protocol {args.protocol} varies")
-    return args
 
 
 def make_plan(args: argparse.Namespace) -> list[Chain]:
@@ -113,10 +127,12 @@ def make_plan(args: argparse.Namespace) -> list[Chain]:
         root_given=bool(args.root),
     )
     seeds = distinct_seeds(args.seeds) if args.seeds else protocol.seeds
+    datasets = args.datasets or protocol.datasets
+    check_labels(datasets)
     chains = protocol.chains(
         plan,
         args.trainers or protocol.trainers,
-        args.datasets or protocol.datasets,
+        datasets,
         seeds,
         args.shots or protocol.shots,
     )

@@ -156,17 +156,18 @@ class Plan:
     ) -> Job:
         """Return a run; `stage` is <group>/<stage> of the layout, `opts` are KEY, VALUE, …"""
         own = of_dataset(dataset)
+        label = label_of(dataset)
         config = self.config_of(trainer, dataset, purpose)
         arguments = [] if own.ROOT and not self.root_given else ["--root", str(self.root)]
         arguments += ["--seed", str(seed), "--trainer", trainer]
         arguments += ["--dataset-config-file", f"configs/datasets/{dataset}.yaml"]
-        file = config_file(trainer, config, dataset).relative_to(ROOT)
+        file = config_file(trainer, config, label).relative_to(ROOT)
         arguments += ["--config-file", file.as_posix()]
         fixed = ["DATASET.NUM_SHOTS", str(shots), "DATASET.SUBSAMPLE_CLASSES", classes]
         changes = _that_matter(tuple(arguments), (*self.opts, *opts))
         group, _, name = stage.partition("/")
-        label = config_label(config, changes)
-        folder = self.output / Place(name, dataset, shots, trainer, label, seed, group).folder
+        config = config_label(config, changes)
+        folder = self.output / Place(name, label, shots, trainer, config, seed, group).folder
         arguments += ["--output-dir", str(folder)]
         _, kin = resolve((*arguments, *fixed, *self.opts, *opts))
         if model:
@@ -197,7 +198,7 @@ class Plan:
     ) -> Chain:
         """Train on all classes of the source, test on the targets."""
         (train,) = self.all_classes(trainer, self.source, seed, shots, purpose="cross_dataset").jobs
-        stage = f"{protocol}/from_{self.source}"
+        stage = f"{protocol}/from_{label_of(self.source)}"
         tests = (
             self.job(
                 stage, trainer, target, seed, shots, "all", model=train, purpose="cross_dataset"
@@ -220,6 +221,29 @@ def of_dataset(dataset: str) -> CfgNode:
     cfg = get_cfg_default()
     cfg.merge_from_file(CONFIGS / "datasets" / f"{dataset}.yaml")
     return cfg.DATASET
+
+
+def label_of(dataset: str) -> str:
+    """Return what tables and folders call a data set: its DATASET.LABEL, or its config's name.
+
+    Raises UserError if that can't be a folder's name.
+    """
+    label = of_dataset(dataset).LABEL or dataset
+    if label != Path(label).name:
+        raise UserError(f"{dataset}: its DATASET.LABEL {label!r} can't be a folder's name")
+    return label
+
+
+def check_labels(datasets: Sequence[str]) -> None:
+    """Raise UserError if two data sets have one name: their runs would share folders."""
+    by_label: dict[str, str] = {}
+    for dataset in datasets:
+        other = by_label.setdefault(label_of(dataset), dataset)
+        if other != dataset:
+            raise UserError(
+                f"the data sets {other} and {dataset} have one DATASET.LABEL: "
+                f"{label_of(dataset)}; give each its own"
+            )
 
 
 def usual_config(trainer: str) -> str:

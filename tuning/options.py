@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from dassl.utils import UserError
 from dassl.utils.cli import Parser
@@ -120,6 +121,7 @@ def setup_cfg(args: argparse.Namespace, seed: int | None = None, tell: bool = Tr
     if tested is not None:
         cfg = tested.clone()
     if args.dataset_config_file:
+        cfg.DATASET.LABEL = Path(args.dataset_config_file).stem
         cfg.merge_from_file(args.dataset_config_file)
     if args.config_file:
         cfg.merge_from_file(args.config_file)

@@ -43,7 +43,8 @@ _C.INPUT.ON_DECODE_ERROR = "fail"  # fail | skip (the number of skipped images i
 # Data set
 _C.DATASET = CN()
 _C.DATASET.ROOT = ""  # the folder that holds the data sets' folders
-_C.DATASET.NAME = ""
+_C.DATASET.NAME = ""  # of its reader
+_C.DATASET.LABEL = ""  # what tables call it; its config file's name, unless that says otherwise
 _C.DATASET.NUM_SHOTS = -1  # images per class; -1: all
 _C.DATASET.SUBSAMPLE_CLASSES = "all"  # all | base | new
 _C.DATASET.CONFIG = ""  # the trainers' config that protocols take; empty: each trainer's usual one

@@ -28,7 +28,6 @@ from .node import CfgNode
 MACHINE_KEYS = (
     "OUTPUT_DIR",
     "RESUME",
-    "INPUT.ON_DECODE_ERROR",
     "OVERWRITE",
     "TEST.COMPUTE_CMAT",
     "TEST.PER_CLASS_RESULT",
@@ -38,6 +37,7 @@ MACHINE_KEYS = (
     "VERBOSE",
     "DATASET.ROOT",
     "DATASET.CONFIG",  # what it chose says all
+    "DATASET.LABEL",
     "INPUT.ON_DECODE_ERROR",  # what was skipped stands in the result
     "DATALOADER.NUM_WORKERS",
     "DATALOADER.DECODED_GB",

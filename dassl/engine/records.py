@@ -201,6 +201,7 @@ class Records:
         return {
             "trainer": cfg.TRAINER.NAME,
             "dataset": cfg.DATASET.NAME,
+            "dataset_label": cfg.DATASET.LABEL,
             "seed": cfg.SEED,
             "shots": cfg.DATASET.NUM_SHOTS,
             "classes": cfg.DATASET.SUBSAMPLE_CLASSES,

@@ -17,7 +17,8 @@ import sys
 
 from dassl.utils import UserError, atomic_write, suggest, user_errors
 from dassl.utils.cli import Parser, distinct_seeds, output_file, seed_list
-from experiments.results.scores import dataset_stems, load_scores
+from experiments.results.configs import CONFIGS
+from experiments.results.scores import load_scores
 from experiments.results.summary import Summary, summarise
 from experiments.results.sweeps import add_sweeps
 from experiments.results.tables import FORMATS
@@ -54,7 +55,7 @@ def read_summary(args: object) -> Summary:
     """Load, filter and summarise the runs; UserError if there is none."""
     scores, unreadable = load_scores(args.folder)
     known = {"trainers": {s.trainer for s in scores}, "datasets": {s.dataset for s in scores}}
-    known["datasets"] |= set(dataset_stems().values())
+    known["datasets"] |= {path.stem for path in (CONFIGS / "datasets").glob("*.yaml")}
     for what, there in known.items():
         for name in getattr(args, what) if scores else ():
             if name not in there:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dassl.config import config_values
+from dassl.config import config_values, file_values
 from dassl.config.identity import is_identity
 from dassl.utils import (
     UserError,
@@ -65,13 +65,17 @@ class Score:
 
 @cache
 def dataset_stems() -> dict[str, str]:
-    """Return {DATASET.NAME: name of its config file}, so that OxfordPets is oxford_pets."""
-    stems = {}
-    for path in sorted((CONFIGS / "datasets").glob("*.yaml")):
-        name = (read_yaml(path).get("DATASET") or {}).get("NAME")
-        if name:
-            stems.setdefault(name, path.stem)
-    return stems
+    """Return {DATASET.NAME: name of its config file}, so that OxfordPets is oxford_pets.
+
+    For results that don't say their DATASET.LABEL. A file with a root or a label is a set of a
+    user's own; a name that several other files have stands for none of them.
+    """
+    stems: dict[str, list[str]] = {}
+    for path in (CONFIGS / "datasets").glob("*.yaml"):
+        values = file_values(path)
+        if not (values.get("DATASET.ROOT") or values.get("DATASET.LABEL")):
+            stems.setdefault(values.get("DATASET.NAME"), []).append(path.stem)
+    return {name: found[0] for name, found in stems.items() if name and len(found) == 1}
 
 
 def load_scores(root: str | os.PathLike) -> tuple[list[Score], list[str]]:
@@ -107,7 +111,7 @@ def read_score(folder: Path) -> Score:
 
     place = read_place(folder) or Place(
         stage="",
-        dataset=dataset_stems().get(str(result.get("dataset")), str(result.get("dataset", "?"))),
+        dataset=_dataset_by_name(result),
         shots=int(result.get("shots", -1)),
         trainer=str(result.get("trainer", "?")),
         config=result.get("config") or folder.name,
@@ -120,6 +124,7 @@ def read_score(folder: Path) -> Score:
     classes = result.get("classes") or _classes_of_stage(place.stage)
     if classes not in ("base", "new", "all"):
         raise UserError(f"{folder} was tested on the classes {classes!r}: not base, new or all")
+    place = replace(place, dataset=result.get("dataset_label") or place.dataset)
     protocol, source = _protocol(place, classes, result)
     return Score(
         protocol=printable(protocol),
@@ -137,6 +142,21 @@ def read_score(folder: Path) -> Score:
     )
 
 
+def _dataset_by_name(result: dict[str, Any]) -> str:
+    name = str(result.get("dataset", "?"))
+    return dataset_stems().get(name, name)
+
+
+def _trained_on(model_dir: Path) -> str | None:
+    """Return what the run in a folder was trained on, as far as its result or its path says."""
+    place = read_place(model_dir)
+    try:
+        label = read_result(model_dir).get("dataset_label")
+    except (UserError, OSError):
+        label = None
+    return label or (place.dataset if place else None)
+
+
 def _todays_name(trainer: str) -> str:
     old = _OLD_TRAINER.fullmatch(trainer)
     return wrapped_name(old[1]) if old else trainer
@@ -146,7 +166,7 @@ def _todays_name(trainer: str) -> str:
 _ENTRIES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("accuracy", "error_rate", "macro_f1", "seconds"), (int, float)),
     **dict.fromkeys(("seed", "shots", "num_test", "skipped_images"), int),
-    **dict.fromkeys(("trainer", "dataset", "split", "model_dir", "classes"), str),
+    **dict.fromkeys(("trainer", "dataset", "dataset_label", "split", "model_dir", "classes"), str),
     **dict.fromkeys(("backbone", "config"), str),
     **dict.fromkeys(("backbone_sha256", "fewshot_hash", "split_hash"), (str, type(None))),
     "versions": dict,
@@ -178,10 +198,8 @@ def _protocol(place: Place, classes: str, result: dict[str, Any]) -> tuple[str, 
         return "base_to_new", ""
     if place.stage.startswith("from_"):
         return place.group, place.stage.removeprefix("from_")
-    trained_in = read_place(Path(result["model_dir"])) if result.get("model_dir") else None
-    if trained_in:
-        source = trained_in.dataset
-    else:  # CoOp's scripts put there what a model of ImageNet does elsewhere
+    source = _trained_on(Path(result["model_dir"])) if result.get("model_dir") else None
+    if source is None:  # CoOp's scripts put there what a model of ImageNet does elsewhere
         source = "imagenet" if place.stage == "evaluation" else place.dataset
     if source == place.dataset:
         return "all_classes", ""
