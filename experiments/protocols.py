@@ -197,6 +197,7 @@ class Plan:
         self, protocol: str, trainer: str, targets: Sequence[str], seed: int, shots: int
     ) -> Chain:
         """Train on all classes of the source, test on the targets."""
+        check_labels([self.source, *targets])
         (train,) = self.all_classes(trainer, self.source, seed, shots, purpose="cross_dataset").jobs
         stage = f"{protocol}/from_{label_of(self.source)}"
         tests = (

@@ -169,15 +169,25 @@ def differences(old: Identity, new: Identity) -> list[str]:
         a, b = (one["settings"].get(key, defaults.get(key)) for one in (old, new))
         if a != b:
             found.append(f"{key} {a} -> {b}")
-    for part, words in _DATA.items():
-        a, b = old["data"].get(part), new["data"].get(part)
-        if a != b:
-            found.append(f"template {a!r} -> {b!r}" if part == "template" and a and b else words)
+    found += data_differences(old, new)
     for name in {**old["files"], **new["files"]}:
         if old["files"].get(name) != new["files"].get(name):
             found.append(f"another file for {name}")
     if old.get("model") != new.get("model"):
         found.append(OTHER_MODEL)
+    return found
+
+
+def data_differences(
+    old: Identity, new: Identity, parts: Iterable[str] = tuple(_DATA)
+) -> list[str]:
+    """Return how two identities differ in these parts of their data, a phrase each."""
+    found = []
+    for part in parts:
+        a, b = old["data"].get(part), new["data"].get(part)
+        if a != b:
+            plain = part == "template" and a and b
+            found.append(f"template {a!r} -> {b!r}" if plain else _DATA[part])
     return found
 
 

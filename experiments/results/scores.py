@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dassl.config import config_values, file_values
-from dassl.config.identity import is_identity
+from dassl.config import MACHINE_KEYS, config_values, file_values
+from dassl.config.identity import Identity, is_identity
 from dassl.utils import (
     UserError,
     check_kind,
@@ -28,11 +28,10 @@ from tuning.naming import wrapped_name
 
 # DePT around a trainer is this and the trainer's name, in the public DePT code.
 _OLD_TRAINER = re.compile(r"ExtrasLinearProbe(\w.*)")
-# What may differ between the runs of one row, beside the machine: which images, which classes.
-_FREE_SETTINGS = re.compile(
-    r"^(SEED|TRAIN\.\w+_FREQ"
-    r"|TEST\.(SAVE_PREDICTIONS|PER_CLASS_RESULT|NO_TEST)|DATASET\.(?!NUM_SHOTS$).*)$"
-)
+# What may differ between the runs of one row, beside the machine's keys.
+_OF_A_RUN = ("SEED", "TEST.NO_TEST")
+_OF_A_DATASET = "DATASET"  # this node, but for:
+_OF_A_ROW = "DATASET.NUM_SHOTS"
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,16 @@ class Score:
     def identified(self) -> bool:
         """Whether the result says what its numbers depend on; those of before don't."""
         return is_identity(self.result.get("identity"))
+
+    @property
+    def identity(self) -> Identity:
+        """What the numbers depend on. Only where it is `identified`."""
+        return self.result["identity"]
+
+    @property
+    def backbone(self) -> str:
+        """The backbone's name or file; "" where the run doesn't say."""
+        return self.settings.get("MODEL.BACKBONE.NAME") or self.result.get("backbone") or ""
 
 
 @cache
@@ -213,15 +222,24 @@ def _shared_settings(
 ) -> dict[str, Any]:
     identity = result.get("identity")
     if is_identity(identity):
-        values = {**identity["settings"], "backbone": identity["files"].get("MODEL.BACKBONE.NAME")}
+        files = identity["files"]
+        values = {**identity["settings"], **dict.fromkeys(files, "a file")}
+        values.pop("MODEL.BACKBONE.NAME", None)
+        values["backbone"] = files.get("MODEL.BACKBONE.NAME")
     elif config:
         values = config_values(config)
     else:
         return {}
+    if values.get("MODEL.INIT_WEIGHTS"):  # each run may have its own, if all have one
+        values["MODEL.INIT_WEIGHTS"] = "a file"
     # Where data sets have values of their own, having just those is what a row shares.
     own = settings_by_dataset(place.trainer, place.config.partition("@")[0], place.dataset)
     values |= {key: "its own" for key, value in own.items() if values.get(key) == value}
-    return {key: value for key, value in values.items() if not _FREE_SETTINGS.match(key)}
+    return {key: value for key, value in values.items() if key == _OF_A_ROW or not _is_free(key)}
+
+
+def _is_free(key: str) -> bool:
+    return key in (*_OF_A_RUN, *MACHINE_KEYS) or key.split(".")[0] == _OF_A_DATASET
 
 
 _RESULT = re.compile(

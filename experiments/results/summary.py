@@ -8,13 +8,13 @@ set of the means over seeds, on an average row of the averaged base and new accu
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from statistics import fmean, stdev
 from typing import Any
 
 from experiments.results import published
+from experiments.results.agreement import check_data, shared_settings
 from experiments.results.layout import changed_settings
 from experiments.results.scores import Score
 
@@ -50,6 +50,7 @@ class Row:
     shots: int
     cells: dict[tuple[str, str], BySeed] = field(default_factory=lambda: defaultdict(dict))
     settings: dict[str, Any] = field(default_factory=dict)
+    backbone: str = ""  # its name or file, as far as the runs say
 
     @property
     def name(self) -> str:
@@ -64,8 +65,7 @@ class Row:
     @property
     def has_papers_backbone(self) -> bool:
         """Whether the backbone is the paper's, as far as the runs say."""
-        backbone = self.settings.get("MODEL.BACKBONE.NAME") or published.BACKBONE
-        return published.is_papers_backbone(backbone)
+        return published.is_papers_backbone(self.backbone or published.BACKBONE)
 
     @property
     def datasets(self) -> list[str]:
@@ -164,7 +164,7 @@ def summarise(
     for key, group in sorted(groups.items()):
         row = Row(*key)
         try:
-            _fill(row, group)
+            summary.remarks += _fill(row, group)
             summary.rows.append(row)
         except ValueError as error:
             summary.refused.append(f"{row.name}: {error}")
@@ -177,50 +177,27 @@ def summarise(
     return summary
 
 
-def _fill(row: Row, scores: list[Score]) -> None:
-    """Put the scores into the row. Raises ValueError if they can't stand in one row."""
+def _fill(row: Row, scores: list[Score]) -> list[str]:
+    """Put the scores into the row; return what is to be remarked on.
+
+    Raises ValueError if they can't stand in one row.
+    """
     first: dict[tuple, Score] = {}
-    reference = next((score for score in scores if score.settings), None)
     for score in scores:
         key = (score.dataset, score.classes, score.seed)
         if key in first:
             raise ValueError(f"two results for one run: {first[key].folder} and {score.folder}")
         first[key] = score
-        if reference and score.settings and (keys := _differing(reference, score)):
-            raise ValueError(f"mixed configurations: {_difference(reference, score, keys)}")
         row.cells[score.dataset, score.classes][score.seed] = score.accuracy
-    row.settings = reference.settings if reference else {}
-
-
-def _differing(one: Score, other: Score) -> list[str]:
-    """The settings in which two scores differ; one that only a newer version has, by its default.
-
-    Results of before, without identity, hold every method's keys: what both have is compared.
-    """
-    both = one.settings.keys() & other.settings.keys()
-    keys = [key for key in both if one.settings[key] != other.settings[key]]
-    alone = one.settings.keys() ^ other.settings.keys()
-    if alone and one.identified and other.identified:
-        defaults = _defaults()
-        settings = one.settings | other.settings
-        keys += [key for key in alone if settings[key] != defaults.get(key)]
-    return sorted(keys)
-
-
-@cache
-def _defaults() -> dict[str, Any]:
-    from tuning.options import default_settings
-
-    return default_settings()
-
-
-def _difference(one: Score, other: Score, keys: Sequence[str]) -> str:
-    shown = "; ".join(
-        f"{key} is {one.settings.get(key)!r} in {one.folder} and {other.settings.get(key)!r} in "
-        f"{other.folder}"
-        for key in keys[:2]
-    )
-    return shown + (f"; {len(keys) - 2} more settings differ" if len(keys) > 2 else "")
+    row.backbone = next((score.backbone for score in scores if score.backbone), "")
+    row.settings, unknown = shared_settings(scores)
+    check_data(scores)
+    if not unknown:
+        return []
+    return [
+        f"{row.name}: only some runs have {', '.join(sorted(unknown))}, of which this version "
+        "knows no default: not compared"
+    ]
 
 
 def _add_source(row: Row, rows: list[Row]) -> None:

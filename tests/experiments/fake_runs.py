@@ -73,6 +73,18 @@ def add_run(
     return folder
 
 
+def identity(
+    data: dict[str, str] | None = None,
+    files: dict[str, str] | None = None,
+    **settings: object,
+) -> dict[str, dict]:
+    """Return an identity as a run records it; `OPTIM__LR=0.1` is a setting."""
+    known = {"MODEL.BACKBONE.NAME": "f00"} | (files or {})
+    digests = {"classes": "c", "template": "a {}.", "train_x": "x", "test": "t"} | (data or {})
+    named = {key.replace("__", "."): value for key, value in settings.items()}
+    return {"settings": {"OPTIM.LR": 0.002, **named}, "data": digests, "files": known}
+
+
 def add_pair(root: Path, dataset: str, base: float, new: float, **options: object) -> None:
     """Write a base-to-new pair of runs."""
     add_run(root, f"base2new/train_base/{dataset}", base, **options)
