@@ -7,9 +7,10 @@
 
 Protocols: base_to_new, cross_dataset, domain_generalization, few_shot, zero_shot, lambda, ablation.
 Each has the paper's trainers, data sets, seeds and shots as its defaults; for the two transfers,
---datasets are the targets and --source is what is trained on. Models that differ only in seed, or
-in λ, are trained side by side. The same command again takes up what is missing. Exit status: 0 if
-all is complete, 1 if a run failed, 2 for a mistake in the command.
+--datasets are the targets and --source is what is trained on. Images of your own are NAME=FOLDER.
+Models that differ only in seed, or in λ, are trained side by side. The same command again takes up
+what is missing. Exit status: 0 if all is complete, 1 if a run failed, 2 for a mistake in the
+command.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from pathlib import Path
 
 from dassl.utils import GOES_ON, UserError, heed_signals, user_errors
 from dassl.utils.cli import Parser, distinct_seeds, positive, seed_list, shots
+from experiments.chosen_datasets import absolute, check_labels
 from experiments.protocols import (
     PROTOCOLS,
     ROOT,
     Chain,
     Plan,
-    check_labels,
     side_by_side,
     without_repetitions,
 )
@@ -50,7 +51,7 @@ SET_BY_PLAN = {
     "RESUME": "the same command again: it goes on",
     "TRAINER.NAME": "--trainers",
     "DATASET.NAME": "--datasets",
-    "DATASET.LABEL": "--datasets; a data set's own config may say it",
+    "DATASET.LABEL": "--datasets NAME=FOLDER",
     "DATASET.ROOT": "--root",
     "DATASET.NUM_SHOTS": "--shots",
     "DATASET.SUBSAMPLE_CLASSES": "another protocol",
@@ -63,7 +64,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("protocol", choices=PROTOCOLS)
     add("--trainers", nargs="+", help="names under configs/trainers")
-    add("--datasets", nargs="+", help="names under configs/datasets")
+    add("--datasets", nargs="+", help="names under configs/datasets, or NAME=FOLDER")
     add("--seeds", nargs="+", type=seed_list, help="such as 1-3")
     add("--shots", nargs="+", type=shots, help="images per class")
     add("--source", default="imagenet", help="what transfers are trained on (imagenet)")
@@ -220,6 +221,8 @@ def launch(args: argparse.Namespace) -> int:
         args.root = args.root and os.path.abspath(args.root)
         args.default_root = os.path.abspath(args.default_root)
         args.output = os.path.abspath(args.output)
+        args.datasets = args.datasets and [absolute(word) for word in args.datasets]
+        args.source = absolute(args.source)
         os.chdir(ROOT)
     chains = make_plan(args)
     if args.dry_run:

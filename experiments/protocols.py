@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from dassl.config import CfgNode, get_cfg_default
 from dassl.utils import UserError, suggest
+from experiments.chosen_datasets import ChosenDataset, check_labels, chosen
 from experiments.results import published
 from experiments.results.configs import CONFIGS, ROOT, config_file
 from experiments.results.layout import Place, config_label
@@ -127,7 +127,7 @@ class Plan:
             if self.config not in names:
                 raise _unknown(f"{trainer} config", self.config, names)
             return self.config
-        asked_for = of_dataset(dataset).CONFIG
+        asked_for = chosen(dataset).trainers_config
         wanted = asked_for
         if not wanted and f"{BACKBONE}_{purpose}" in names:
             return f"{BACKBONE}_{purpose}"
@@ -155,25 +155,31 @@ class Plan:
         purpose: str = "",
     ) -> Job:
         """Return a run; `stage` is <group>/<stage> of the layout, `opts` are KEY, VALUE, …"""
-        own = of_dataset(dataset)
-        label = label_of(dataset)
+        data = chosen(dataset)
         config = self.config_of(trainer, dataset, purpose)
-        arguments = [] if own.ROOT and not self.root_given else ["--root", str(self.root)]
+        arguments = self._root(data)
         arguments += ["--seed", str(seed), "--trainer", trainer]
-        arguments += ["--dataset-config-file", f"configs/datasets/{dataset}.yaml"]
-        file = config_file(trainer, config, label).relative_to(ROOT)
+        arguments += ["--dataset-config-file", f"configs/datasets/{data.config}.yaml"]
+        file = config_file(trainer, config, data.label).relative_to(ROOT)
         arguments += ["--config-file", file.as_posix()]
-        fixed = ["DATASET.NUM_SHOTS", str(shots), "DATASET.SUBSAMPLE_CLASSES", classes]
+        fixed = [*data.words, "DATASET.NUM_SHOTS", str(shots), "DATASET.SUBSAMPLE_CLASSES", classes]
         changes = _that_matter(tuple(arguments), (*self.opts, *opts))
         group, _, name = stage.partition("/")
         config = config_label(config, changes)
-        folder = self.output / Place(name, label, shots, trainer, config, seed, group).folder
+        folder = self.output / Place(name, data.label, shots, trainer, config, seed, group).folder
         arguments += ["--output-dir", str(folder)]
         _, kin = resolve((*arguments, *fixed, *self.opts, *opts))
+        kin = kin and f"{data.label} {kin}"  # where a set lies is no setting
         if model:
             arguments += ["--eval-only", "--model-dir", str(model.folder)]
         arguments += [*fixed, *self.opts, *opts]
         return Job(folder, tuple(arguments), model.folder if model else None, kin)
+
+    def _root(self, data: ChosenDataset) -> list[str]:
+        """Where a data set lies: its own folder, else --root, else its config's DATASET.ROOT."""
+        if data.own_folder:
+            return ["--root", data.root]
+        return [] if data.root and not self.root_given else ["--root", str(self.root)]
 
     def base_to_new(
         self, trainer: str, dataset: str, seed: int, shots: int, opts: Sequence[str] = ()
@@ -183,7 +189,8 @@ class Plan:
         train = self.job("base2new/train_base", *key, "base", opts)
         test = self.job("base2new/test_new", *key, "new", opts, model=train)
         changed = " ".join(["", *opts])
-        return Chain(f"{trainer} {dataset} {shots} shots seed {seed}{changed}", (train, test))
+        name = f"{trainer} {chosen(dataset).label} {shots} shots seed {seed}{changed}"
+        return Chain(name, (train, test))
 
     def all_classes(
         self, trainer: str, dataset: str, seed: int, shots: int, purpose: str = "few_shot"
@@ -191,7 +198,8 @@ class Plan:
         """Train and test on all classes."""
         key = (trainer, dataset, seed, shots)
         job = self.job("all_classes/train_all", *key, "all", purpose=purpose)
-        return Chain(f"{trainer} {dataset} all classes {shots} shots seed {seed}", (job,))
+        name = f"{trainer} {chosen(dataset).label} all classes {shots} shots seed {seed}"
+        return Chain(name, (job,))
 
     def transfer(
         self, protocol: str, trainer: str, targets: Sequence[str], seed: int, shots: int
@@ -199,7 +207,7 @@ class Plan:
         """Train on all classes of the source, test on the targets."""
         check_labels([self.source, *targets])
         (train,) = self.all_classes(trainer, self.source, seed, shots, purpose="cross_dataset").jobs
-        stage = f"{protocol}/from_{label_of(self.source)}"
+        stage = f"{protocol}/from_{chosen(self.source).label}"
         tests = (
             self.job(
                 stage, trainer, target, seed, shots, "all", model=train, purpose="cross_dataset"
@@ -208,43 +216,6 @@ class Plan:
             if target != self.source
         )
         return Chain(f"{trainer} {protocol} {shots} shots seed {seed}", (train, *tests))
-
-
-@cache
-def of_dataset(dataset: str) -> CfgNode:
-    """Return the DATASET node of a data set's own config.
-
-    Raises UserError if there is no configs/datasets/<dataset>.yaml.
-    """
-    names = sorted(path.stem for path in (CONFIGS / "datasets").glob("*.yaml"))
-    if dataset not in names:
-        raise _unknown("data set", dataset, names)
-    cfg = get_cfg_default()
-    cfg.merge_from_file(CONFIGS / "datasets" / f"{dataset}.yaml")
-    return cfg.DATASET
-
-
-def label_of(dataset: str) -> str:
-    """Return what tables and folders call a data set: its DATASET.LABEL, or its config's name.
-
-    Raises UserError if that can't be a folder's name.
-    """
-    label = of_dataset(dataset).LABEL or dataset
-    if label != Path(label).name:
-        raise UserError(f"{dataset}: its DATASET.LABEL {label!r} can't be a folder's name")
-    return label
-
-
-def check_labels(datasets: Sequence[str]) -> None:
-    """Raise UserError if two data sets have one name: their runs would share folders."""
-    by_label: dict[str, str] = {}
-    for dataset in datasets:
-        other = by_label.setdefault(label_of(dataset), dataset)
-        if other != dataset:
-            raise UserError(
-                f"the data sets {other} and {dataset} have one DATASET.LABEL: "
-                f"{label_of(dataset)}; give each its own"
-            )
 
 
 def usual_config(trainer: str) -> str:

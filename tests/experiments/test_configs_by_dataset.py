@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dassl.utils import UserError
-from experiments import protocols
+from experiments import chosen_datasets, protocols
 from experiments.launch import make_plan, parse_args
 from experiments.protocols import PROTOCOLS, Plan
 from experiments.results.layout import read_place
@@ -38,12 +38,13 @@ def own_datasets(monkeypatch, tmp_path):
         for name, text in files.items():
             (folder / f"{name}.yaml").write_text(text)
         (tmp_path / "configs" / "trainers").symlink_to(ROOT / "configs" / "trainers")
-        monkeypatch.setattr(protocols, "CONFIGS", tmp_path / "configs")
+        for module in (protocols, chosen_datasets):
+            monkeypatch.setattr(module, "CONFIGS", tmp_path / "configs")
         monkeypatch.setattr(protocols, "resolve", lambda arguments: (str(arguments), ""))
-        protocols.of_dataset.cache_clear()
+        chosen_datasets.chosen.cache_clear()
 
     yield write
-    protocols.of_dataset.cache_clear()
+    chosen_datasets.chosen.cache_clear()
 
 
 def test_a_data_set_says_itself_which_config_it_takes(own_datasets):

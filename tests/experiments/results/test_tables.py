@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from experiments.results.tables import (
     number,
 )
 from tests.experiments.fake_runs import add_pair, add_run
+from tuning.naming import wrapped_name
 
 # Two data sets, seeds 1 and 2: base and new accuracy of each method.
 RUNS = {
@@ -238,6 +240,25 @@ def test_lines_of_the_sweeps():
     assert is_swept(f"mini@{LAMBDA}=0.3") and is_swept("mini@TRAINER.DEPT.ROWS=image")
     assert not is_swept("mini") and not is_swept("mini@OPTIM.LR=1")
     assert not is_swept(f"mini@{LAMBDA}=0.3,TRAINER.DEPT.ROWS=image")
+
+
+def test_the_docs_list_the_ablation():
+    text = (Path(__file__).resolve().parents[3] / "docs" / "reproduce.md").read_text()
+    _, _, rest = text.partition("| line of the ablation | runs |\n|---|---|\n")
+    found = [line.strip("| ").split(" | ") for line in rest.split("\n\n")[0].splitlines()]
+    expected = [
+        [
+            setting.label,
+            " ".join(
+                [
+                    published.SWEPT if setting.bare else wrapped_name(published.SWEPT),
+                    *(f"`{key} {value}`" for key, value in setting.changes.items()),
+                ]
+            ),
+        ]
+        for setting in ABLATION
+    ]
+    assert found == expected
 
 
 # --- Pictures -----------------------------------------------------------------------------------
