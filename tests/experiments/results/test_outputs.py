@@ -9,12 +9,22 @@ import os
 import pytest
 
 from experiments.results.plots import base_new_arrows, save
+from experiments.results.report import write_report
 from experiments.results.scores import load_scores
 from experiments.results.summary import summarise
 from experiments.results.tables import FORMATS
 from tests.experiments.fake_runs import add_pair
 
-NAMES = ["=1+1", "@SUM(A1)", "-x", "_a_$b$_%&#{}~^", "a|b*c", os.fsdecode(b"caf\xe9")]
+NAMES = [
+    "=1+1",
+    "@SUM(A1)",
+    "-x",
+    "_a_$b$_%&#{}~^",
+    "a|b*c",
+    '<b>&"',
+    "  indented",
+    os.fsdecode(b"caf\xe9"),
+]
 SHOWN = {os.fsdecode(b"caf\xe9"): "caf\\udce9"}
 
 
@@ -44,6 +54,21 @@ def test_markdown(summary):
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.replace(r"\|", "").count("|") for line in rows}) == 1  # columns in every row
     assert r"a\|b\*c" in text
+
+
+def test_the_report_escapes_names(summary, tmp_path):
+    write_report(summary, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "<th colspan=5>&lt;b&gt;&amp;&#34;</th>" in text and "<b>" not in text
+    # The paper's rows are those with its numbers, not those whose names begin with blanks.
+    assert "<th colspan=5>  indented</th>" in text and "class=paper" not in text
+
+
+def test_names_that_begin_with_blanks_are_rows_of_ours(summary):
+    lines = FORMATS["text"](summary).splitlines()
+    (line,) = (line for line in lines if line.startswith("  indented"))
+    assert line.split() == ["indented", "CoOp", "80.00", "70.00", "74.67", "1"]
+    assert lines[lines.index(line) - 1] == ""  # a group of its own
 
 
 def test_json_and_text(summary):
