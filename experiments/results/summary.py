@@ -186,7 +186,10 @@ def _fill(row: Row, scores: list[Score]) -> list[str]:
     for score in scores:
         key = (score.dataset, score.classes, score.seed)
         if key in first:
-            raise ValueError(f"two results for one run: {first[key].folder} and {score.folder}")
+            unnamed = score.result.get("dataset_label") == ""
+            hint = "; give each data set of your own a DATASET.LABEL" if unnamed else ""
+            both = f"{first[key].folder} and {score.folder}"
+            raise ValueError(f"two results for one run: {both}{hint}")
         first[key] = score
         row.cells[score.dataset, score.classes][score.seed] = score.accuracy
     row.backbone = next((score.backbone for score in scores if score.backbone), "")

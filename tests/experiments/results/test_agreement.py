@@ -137,6 +137,17 @@ def test_base_and_new_classes_are_others(tmp_path):
     assert not summary_of(tmp_path).refused
 
 
+def test_two_own_data_sets_without_names_are_told_how_to_be_told_apart(tmp_path):
+    for folder in ("a", "b"):
+        add_run(tmp_path / folder, PLACE, 80, identity=identity(), dataset_label="")
+    (refused,) = summary_of(tmp_path).refused
+    assert refused.endswith("give each data set of your own a DATASET.LABEL")
+    for folder in ("c", "d"):
+        named = {"dataset_label": folder, "identity": identity({"test": folder})}
+        add_run(tmp_path / "named" / folder, PLACE, 80, **named)
+    assert {dataset for dataset, _ in summary_of(tmp_path / "named").rows[0].cells} == {"c", "d"}
+
+
 def test_a_result_of_before_is_read_and_told_of(tmp_path):
     seeds(tmp_path, identity())
     add_run(tmp_path, PLACE, 70, seed=2)
