@@ -576,7 +576,7 @@ def test_killed_while_unpacking(pets, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(preparing, "unpack", killed)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit, match="130"):
             pets.run()
     assert calls
     assert pets.run() == 0
