@@ -31,8 +31,8 @@ from experiments.runner import (
     is_complete,
     local_slots,
     run_local,
-    run_slurm,
 )
+from experiments.slurm import run_slurm
 
 TOGETHER = 8
 # Keys that the plan sets for each run, and the options that do.
