@@ -41,8 +41,8 @@ from dassl.utils import (
     load_checkpoint,
     read_image,
     read_json_lines,
-    read_tensors,
 )
+from dassl.utils.tensor_files import read_tensors
 from datasets.annotations import read_csv, read_mat
 from datasets.preparation.fewshot_pickle import read_sample
 from datasets.preparation.unpack import UnpackError, unpack
