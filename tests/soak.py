@@ -144,7 +144,7 @@ def _be_the_run(words: list[str], output: int, full_after: tuple[float, int] | N
     try:
         os.dup2(output, 1)
         os.dup2(output, 2)
-        sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8") for n in (1, 2))
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         if full_after is not None:
             seconds, size = full_after
             limits = size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]
@@ -363,8 +363,10 @@ def flip(world: World, case: Case, output: Path, rng: random.Random) -> str:
 
 def kind_of(path: Path) -> str:
     """What sort of file it is."""
-    if path.parent.name == "features":
-        return "features"
+    if len(path.stem) == 64:  # kept below a digest
+        return path.parent.name
+    if path.name.startswith("shot_"):
+        return "few-shot sample"
     for kind in ("model.pth.tar", "resume"):
         if kind in path.name:
             return kind
