@@ -176,3 +176,17 @@ def test_no_room_for_the_output(places):
         )
     assert process.returncode == 1
     assert process.stderr.splitlines()[-1].startswith("error: cannot write the output: No space")
+
+
+def test_no_room_for_shared_memory_is_one_line(command, tmp_path, monkeypatch, capsys):
+    import torch
+
+    def full(tensor):
+        raise RuntimeError("unable to resize file </torch_1> to the right size: No space left")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(SystemExit) as ended, user_errors():
+        train.main(command("CoOp", output=tmp_path / "run"))
+    told = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 1
+    assert told[-1].startswith("error: cannot write /dev/shm/torch: No space left on device (")

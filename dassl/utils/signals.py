@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .errors import Terminated
+from .modules import shared
 
 if TYPE_CHECKING:
     import torch
@@ -101,6 +102,6 @@ def worker_init_fn() -> functools.partial:
     """`worker_init` for a DataLoader: its workers do heed SIGTERM once this process ends."""
     import torch
 
-    ending = torch.zeros((), dtype=torch.bool).share_memory_()
+    ending = shared(torch.zeros((), dtype=torch.bool))
     atexit.register(ending.fill_, True)
     return functools.partial(worker_init, ending=ending)
