@@ -16,6 +16,7 @@ from dassl.utils import user_errors
 from datasets.preparation import command as preparation
 from experiments import analysis, launch
 from experiments.results import command as results
+from tests.experiments.fake_runs import add_pair
 from tuning import prediction
 
 REPO = Path(__file__).parents[1]
@@ -190,3 +191,31 @@ def test_no_room_for_shared_memory_is_one_line(command, tmp_path, monkeypatch, c
     told = capsys.readouterr().err.strip().splitlines()
     assert ended.value.code == 1
     assert told[-1].startswith("error: cannot write /dev/shm/torch: No space left on device (")
+
+
+@pytest.mark.parametrize(
+    ("door", "line", "file"),
+    [
+        ("predict", "{image} --model {run} --out {out}/p.csv", "p.csv"),
+        ("analyze", "nearest-words {run} --out {out}", "nearest_words.csv"),
+        ("parse_results", "{results} --out {out}/t.txt", "t.txt"),
+        ("parse_results", "{results} --html {out}/r.html", "r.html"),
+        ("parse_results", "{results} --plot {out}/p.png", "p.png"),
+    ],
+)
+def test_a_full_disk_is_one_line(
+    runs, picture_root, tmp_path, full_disk, monkeypatch, capsys, door, line, file
+):
+    add_pair(tmp_path / "results", "oxford_pets", 90.0, 80.0)
+    out = tmp_path / "out"
+    out.mkdir()
+    image = next(picture_root.rglob("*.png"))
+    places = {"image": image, "run": runs["CoOp"], "results": tmp_path / "results", "out": out}
+    words = [word.format(**places) for word in line.split()]
+    monkeypatch.setattr(sys, "argv", [door, *words])
+    with full_disk(0), pytest.raises(SystemExit) as ended:
+        DOORS[door]()
+    told = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 1
+    assert told[-1].startswith(f"error: cannot write {out / file}: File too large"), told
+    assert not any(out.iterdir())
