@@ -12,7 +12,7 @@ import pytest
 import train
 from dassl.config import get_cfg_default
 from dassl.config.constraints import CHECKS
-from dassl.utils import user_errors
+from dassl.utils import Terminated, user_errors
 from datasets.preparation import command as preparation
 from experiments import analysis, launch
 from experiments.results import command as results
@@ -219,3 +219,18 @@ def test_a_full_disk_is_one_line(
     assert ended.value.code == 1
     assert told[-1].startswith(f"error: cannot write {out / file}: File too large"), told
     assert not any(out.iterdir())
+
+
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, Terminated(143)])
+def test_what_fails_because_of_a_signal_is_the_signal(signal, capsys):
+    """argparse, interrupted, fails at putting back what it hasn't yet taken."""
+    with pytest.raises(SystemExit) as ended, user_errors():
+        try:
+            raise signal
+        finally:
+            object().save_nargs  # noqa: B018
+    interrupted = signal is KeyboardInterrupt
+    assert ended.value.code == (130 if interrupted else 143)
+    assert capsys.readouterr().err == ("interrupted\n" if interrupted else "terminated\n")
+    with pytest.raises(AttributeError), user_errors():
+        object().save_nargs  # noqa: B018
