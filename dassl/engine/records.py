@@ -254,10 +254,10 @@ def _place(state: dict[str, Any]) -> tuple[int, int]:
     Whoever takes the run up finds what is wrong with the record; here that counts as none.
     """
     models, midway = state["models"], state.get("midway")
-    epochs = [model.get("epoch") for model in models.values() if isinstance(model, dict)]
-    batches = midway.get("batches") if isinstance(midway, dict) else 0
-    return max(filter(_is_count, epochs), default=0), batches if _is_count(batches) else 0
+    epochs = [_count(model, "epoch") for model in models.values()]
+    return max(epochs, default=0), _count(midway, "batches")
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int)
+def _count(entries: Any, name: str) -> int:
+    value = entries.get(name) if isinstance(entries, dict) else None
+    return value if isinstance(value, int) else 0
