@@ -40,8 +40,8 @@ from experiments.runner import (
     is_complete,
     local_slots,
     run_local,
-    run_slurm,
 )
+from experiments.slurm import run_slurm
 
 TOGETHER = 8
 # Keys that the plan sets for each run, and the options that do.
@@ -245,7 +245,12 @@ def launch(args: argparse.Namespace) -> int:
     else:
         import torch
 
-        slots = local_slots(torch.cuda.device_count(), args.per_gpu, args.jobs)
+        gpus = torch.cuda.device_count()
+        if args.per_gpu > 1 and not gpus:
+            print(
+                f"--per-gpu {args.per_gpu}: there is no GPU here; --jobs says how many runs at once"
+            )
+        slots = local_slots(gpus, args.per_gpu, args.jobs)
         chains = side_by_side(chains, side_by_side_at_most(args, len(chains), len(slots)))
         progress = Progress(chains, len(slots))
         run_local(chains, settings, slots, progress.report)

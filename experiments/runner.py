@@ -1,12 +1,12 @@
 """Carry out a plan: skip what is complete, go on past failures, retry once, delete nothing.
 
 Several processes may carry out the same plan at once, on one machine or on several that share the
-output folder: each run is held by a lock while it goes, and looked at again once the lock is had.
+output folder, and share it: each run is held by a lock while it goes, and looked at again once the
+lock is had. Who finds a run of a chain held passes on to the next chain, and comes back.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import queue
 import signal
@@ -16,17 +16,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from dassl.utils import UserError, check_percent, disk_error, read_json
+from dassl.utils import UserError, check_percent, disk_error, read_json, try_flock
 from experiments.protocols import ROOT, Chain, Job
 
 USER_ERROR = 2  # train.py's exit status for a mistake that no repetition mends
 CONSOLE = "console.txt"  # what a run printed, all attempts
+AGAIN = 0.5  # seconds until a run that another runner has is looked at again
 GRACE = 30.0  # seconds a run has to save and end; Slurm's own, by default
 
 
@@ -80,23 +81,24 @@ def is_complete(job: Job) -> bool:
     return is_done(job.arguments)
 
 
-@contextmanager
-def hold(folder: Path, wait: bool = True) -> Iterator[IO]:
-    """Hold a run's folder against other runners; waits for one that has it.
+class Held(Exception):
+    """Another process runs what is in this folder."""
 
-    Raises BlockingIOError instead if it is not to wait.
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.folder = folder
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[IO]:
+    """Hold a run's folder against other runners. Raises `Held` if one has it.
 
     The lock is inherited by the run itself: it outlives a killed runner as long as the run goes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".runner.lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                raise
-            print(f"waiting for another process that runs {folder}", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        if try_flock(lock, folder) is False:
+            raise Held(folder)
         yield lock
 
 
@@ -188,19 +190,19 @@ class Runs:
 
 
 def run_job(job: Job, settings: Settings, environment: dict[str, str], runs: Runs) -> Outcome:
-    """Bring one run to its result, unless it is there."""
+    """Bring one run to its result, unless it is there. Raises `Held` if another runner has it."""
     started = time.monotonic()
     status = 0
     try:
         if is_complete(job):
-            return _done(job, "skipped")
+            return outcome_of(job, "skipped")
         with hold(job.folder) as lock:
             if is_complete(job):  # by whoever had the lock before
-                return _done(job, "skipped")
+                return outcome_of(job, "skipped")
             for attempt in range(settings.attempts):
                 status = runs.run([job], settings, environment, [lock])
                 if status == 0 and has_result(job):
-                    return _done(job, "done", time.monotonic() - started)
+                    return outcome_of(job, "done", time.monotonic() - started)
                 if status == USER_ERROR or runs.stopped:
                     break
                 if attempt + 1 < settings.attempts:
@@ -224,9 +226,9 @@ def run_together(
     with ExitStack() as stack:
         locks, missing = [], []
         for job in jobs:
-            with suppress(UserError, OSError):  # one that another process has is waited for later
+            with suppress(UserError, OSError, Held):  # what another process has comes later
                 if not is_complete(job):
-                    locks.append(stack.enter_context(hold(job.folder, wait=False)))
+                    locks.append(stack.enter_context(hold(job.folder)))
                     if not is_complete(job):
                         missing.append(job)
         if len(missing) < 2:
@@ -243,57 +245,100 @@ def run_together(
         reason = runs.last_words(missing[0], status)
         print(f"failed together ({reason}), now one by one", flush=True)
     seconds = (time.monotonic() - started) / len(missing)
-    return [_done(job, "done", seconds) for job in done]
+    return [outcome_of(job, "done", seconds) for job in done]
 
 
-def _done(job: Job, state: str, seconds: float = 0.0) -> Outcome:
+def outcome_of(job: Job, state: str, seconds: float = 0.0) -> Outcome:
+    """The outcome of a run whose result is there."""
     return Outcome(job, state, seconds, accuracy=read_result(job).get("accuracy"))
 
 
 def run_chain(
-    chain: Chain, settings: Settings, environment: dict[str, str], runs: Runs | None = None
+    chain: Chain,
+    settings: Settings,
+    environment: dict[str, str],
+    runs: Runs | None = None,
+    outcomes: dict[Path, Outcome] | None = None,
 ) -> list[Outcome]:
-    """Run a chain's steps in order; the tests of a model whose training failed are left out."""
+    """Run a chain's steps in order; the tests of a model whose training failed are left out.
+
+    Args:
+        outcomes: what became of its runs at an earlier visit, by folder; taken further.
+
+    Raises:
+        Held: the rest has to wait for another runner. What could be done meanwhile is.
+    """
     runs = runs or Runs()
-    outcomes: dict[Path, Outcome] = {}
+    outcomes = {} if outcomes is None else outcomes
     for step in chain.steps:
         lost = {folder for folder, outcome in outcomes.items() if outcome.state == "failed"}
         jobs = [job for job in step if job.model not in lost]
-        for outcome in run_together(jobs, settings, environment, runs) if jobs[1:] else ():
+        new = [job for job in jobs if job.folder not in outcomes]
+        for outcome in run_together(new, settings, environment, runs) if new[1:] else ():
             outcomes[outcome.job.folder] = outcome
+        held = None
         for job in step:
             if job not in jobs:
                 reason = "the model it tests was not trained"
                 outcomes[job.folder] = Outcome(job, "left out", reason=reason)
             elif job.folder not in outcomes:
-                outcomes[job.folder] = run_job(job, settings, environment, runs)
+                try:
+                    outcomes[job.folder] = run_job(job, settings, environment, runs)
+                except Held as error:
+                    held = held or error
+        if held:
+            raise held
     return [outcomes[job.folder] for job in chain.jobs]
 
 
 Report = Callable[[Chain, list[Outcome]], None]
 
 
+def run_waiting(chain: Chain, settings: Settings, environment: dict[str, str]) -> list[Outcome]:
+    """Run a chain alone; where another runner has a part of it, wait for that."""
+    outcomes: dict[Path, Outcome] = {}
+    while True:
+        try:
+            return run_chain(chain, settings, environment, outcomes=outcomes)
+        except Held as error:
+            print(f"waiting for another process that runs {error.folder}", flush=True)
+            while _is_held(error.folder):
+                time.sleep(AGAIN)
+
+
+def _is_held(folder: Path) -> bool:
+    try:
+        with hold(folder):
+            return False
+    except Held:
+        return True
+
+
 def run_local(
     chains: list[Chain], settings: Settings, slots: list[dict[str, str]], report: Report
 ) -> None:
-    """Run chains side by side, one per slot; a slot is the environment of its processes."""
+    """Run chains side by side, one per slot; a slot is the environment of its processes.
+
+    A chain of which another runner has a run goes to the end of the line.
+    """
     free: queue.Queue = queue.Queue()
     for slot in slots:
         free.put(slot)
     runs = Runs()
+    visited: dict[Chain, dict[Path, Outcome]] = {chain: {} for chain in chains}
 
-    def work(chain: Chain) -> list[Outcome]:
+    def work(chain: Chain) -> list[Outcome] | Held:
         environment = free.get()
         try:
-            return run_chain(chain, settings, environment, runs)
+            return run_chain(chain, settings, environment, runs, visited[chain])
+        except Held as error:
+            return error
         finally:
             free.put(environment)
 
     with ThreadPoolExecutor(len(slots)) as pool:
         try:
-            futures = {pool.submit(work, chain): chain for chain in chains}
-            for future in as_completed(futures):
-                report(futures[future], future.result())
+            _go_round(chains, lambda chain: pool.submit(work, chain), report)
         except BaseException:
             try:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -302,6 +347,29 @@ def run_local(
                 runs.stop(grace=0)
                 raise
             raise
+
+
+def _go_round(chains: Sequence[Chain], submit: Callable[[Chain], Future], report: Report) -> None:
+    """Report each chain when it is done; take up again, some time later, what others hold."""
+    futures = {submit(chain): chain for chain in chains}
+    held: list[Chain] = []
+    told: set[Path] = set()
+    while futures or held:
+        done, going = wait(futures, AGAIN if held else None, FIRST_COMPLETED)
+        for future in done:
+            chain, result = futures.pop(future), future.result()
+            if not isinstance(result, Held):
+                report(chain, result)
+                continue
+            held.append(chain)
+            if not futures and result.folder not in told:
+                told.add(result.folder)
+                print(f"waiting for another process that runs {result.folder}", flush=True)
+        if held and not done:
+            futures |= {submit(chain): chain for chain in held}
+            held = []
+        elif not futures:
+            time.sleep(AGAIN)
 
 
 def local_slots(gpus: int, per_gpu: int, jobs: int) -> list[dict[str, str]]:
@@ -315,50 +383,3 @@ def local_slots(gpus: int, per_gpu: int, jobs: int) -> list[dict[str, str]]:
         return (places * jobs)[:jobs]
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // jobs))
     return [{"OMP_NUM_THREADS": threads} for _ in range(jobs)]
-
-
-def run_slurm(
-    chains: list[Chain], settings: Settings, logs: Path, parameters: dict, report: Report
-) -> None:
-    """Give each chain to Slurm as a job, and wait for all of them.
-
-    Raises UserError if submitit or Slurm is missing. Jobs go on if this process is interrupted; the
-    same command later takes up what they have done.
-    """
-    try:
-        import submitit
-    except ImportError:
-        raise UserError("--cluster slurm needs submitit: pip install submitit") from None
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
-    )
-    try:
-        executor = submitit.AutoExecutor(folder=logs / "%j", cluster="slurm")
-        executor.update_parameters(name="dept", **parameters)
-        with executor.batch():
-            jobs = [executor.submit(run_chain, chain, settings, {}) for chain in chains]
-    except (RuntimeError, ValueError, submitit.core.utils.UncompletedJobError) as error:
-        raise UserError(f"Slurm did not take the jobs: {error}") from None
-    print(f"submitted {len(jobs)} Slurm jobs, {jobs[0].job_id} …; their logs: {logs}", flush=True)
-    waiting = dict(zip(jobs, chains, strict=True))
-    while waiting:
-        for job, chain in list(waiting.items()):
-            if not job.done():
-                continue
-            del waiting[job]
-            report(chain, _slurm_outcomes(job, chain))
-        time.sleep(2 if waiting else 0)
-
-
-def _slurm_outcomes(job: object, chain: Chain) -> list[Outcome]:
-    """Return what a Slurm job says of its runs; if it died, what their folders say."""
-    error = job.exception()
-    if error is None:
-        return job.result()
-    reason = f"Slurm job {job.job_id} ({job.state}): {str(error).strip().splitlines()[-1]}"
-    return [
-        _done(each, "done")
-        if is_complete(each)
-        else Outcome(each, "failed", reason=reason, status=1)
-        for each in chain.jobs
-    ]

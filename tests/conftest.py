@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -173,3 +175,19 @@ def heeded_signals():
     yield
     for number, handler in before:
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def full_disk():
+    """Inside `with full_disk():` no file grows beyond some bytes: what a full disk does."""
+
+    @contextmanager
+    def limit(size: int = 2000):
+        usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, usual[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+
+    return limit

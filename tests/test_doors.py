@@ -12,10 +12,11 @@ import pytest
 import train
 from dassl.config import get_cfg_default
 from dassl.config.constraints import CHECKS
-from dassl.utils import user_errors
+from dassl.utils import Terminated, user_errors
 from datasets.preparation import command as preparation
 from experiments import analysis, launch
 from experiments.results import command as results
+from tests.experiments.fake_runs import add_pair
 from tuning import prediction
 
 REPO = Path(__file__).parents[1]
@@ -176,3 +177,60 @@ def test_no_room_for_the_output(places):
         )
     assert process.returncode == 1
     assert process.stderr.splitlines()[-1].startswith("error: cannot write the output: No space")
+
+
+def test_no_room_for_shared_memory_is_one_line(command, tmp_path, monkeypatch, capsys):
+    import torch
+
+    def full(tensor):
+        raise RuntimeError("unable to resize file </torch_1> to the right size: No space left")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(SystemExit) as ended, user_errors():
+        train.main(command("CoOp", output=tmp_path / "run"))
+    told = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 1
+    assert told[-1].startswith("error: cannot write /dev/shm/torch: No space left on device (")
+
+
+@pytest.mark.parametrize(
+    ("door", "line", "file"),
+    [
+        ("predict", "{image} --model {run} --out {out}/p.csv", "p.csv"),
+        ("analyze", "nearest-words {run} --out {out}", "nearest_words.csv"),
+        ("parse_results", "{results} --out {out}/t.txt", "t.txt"),
+        ("parse_results", "{results} --html {out}/r.html", "r.html"),
+        ("parse_results", "{results} --plot {out}/p.png", "p.png"),
+    ],
+)
+def test_a_full_disk_is_one_line(
+    runs, picture_root, tmp_path, full_disk, monkeypatch, capsys, door, line, file
+):
+    add_pair(tmp_path / "results", "oxford_pets", 90.0, 80.0)
+    out = tmp_path / "out"
+    out.mkdir()
+    image = next(picture_root.rglob("*.png"))
+    places = {"image": image, "run": runs["CoOp"], "results": tmp_path / "results", "out": out}
+    words = [word.format(**places) for word in line.split()]
+    monkeypatch.setattr(sys, "argv", [door, *words])
+    with full_disk(0), pytest.raises(SystemExit) as ended:
+        DOORS[door]()
+    told = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 1
+    assert told[-1].startswith(f"error: cannot write {out / file}: File too large"), told
+    assert not any(out.iterdir())
+
+
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, Terminated(143)])
+def test_what_fails_because_of_a_signal_is_the_signal(signal, capsys):
+    """argparse, interrupted, fails at putting back what it hasn't yet taken."""
+    with pytest.raises(SystemExit) as ended, user_errors():
+        try:
+            raise signal
+        finally:
+            object().save_nargs  # noqa: B018
+    interrupted = signal is KeyboardInterrupt
+    assert ended.value.code == (130 if interrupted else 143)
+    assert capsys.readouterr().err == ("interrupted\n" if interrupted else "terminated\n")
+    with pytest.raises(AttributeError), user_errors():
+        object().save_nargs  # noqa: B018

@@ -14,6 +14,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
@@ -27,7 +28,7 @@ from dassl.config.identity import cache_folder
 from dassl.data import DatasetWrapper
 from dassl.data.data_manager import ImageLoader
 from dassl.data.samplers import EpochSampler
-from dassl.utils import TensorCache, library_versions
+from dassl.utils import TensorCache, library_versions, stop_wanted
 from dassl.utils.contents import status_digest
 
 _IN_MEMORY_BYTES = 1 << 30  # of test features, in this process
@@ -56,6 +57,7 @@ class Encoder:
         self.tower = tower
         self.disk = _disk_cache(cfg)
         self._told: set[tuple[str, bool]] = set()
+        self._waited = self._in_vain = False
 
     def batches(
         self, loader: ImageLoader, at_once: int = 1, name: str = "img"
@@ -66,10 +68,17 @@ class Encoder:
         """
         key = self._key(loader, at_once)
         features = self._recall(key, loader)
-        self._tell(loader, "found" if features is not None else "encoded" if key else "not kept")
-        if features is None:
-            yield from self._encoded(loader, at_once, name, key)
-            return
+        with ExitStack() as alone:
+            if features is None and key is not None and self.disk is not None:
+                alone.enter_context(self.disk.alone(key, lambda: self._waits(loader)))
+                features = self._recall(key, loader)  # by whoever was at it
+                self._in_vain = self._in_vain or (self._waited and features is None)
+                self._waited = False
+            kept = "encoded" if key else "not kept"
+            self._tell(loader, kept if features is None else "found")
+            if features is None:
+                yield from self._encoded(loader, at_once, name, key)
+                return
         # To the device at once, and cut up there: nothing then waits for it at every step.
         features = features.to(self.device)
         views, groups = _of(loader)
@@ -101,6 +110,18 @@ class Encoder:
         if key is not None and all_features:
             self._keep(key, torch.cat(all_features), loader)
 
+    def _waits(self, loader: ImageLoader) -> bool:
+        """Whether to wait (longer) for another run that encodes the same.
+
+        Not where that gave nothing before: it can't keep them, and runs would only take turns. Nor
+        when this run is to save and end.
+        """
+        if self._in_vain or stop_wanted():
+            return False
+        self._waited = True
+        self._tell(loader, "waiting")
+        return True
+
     def _tell(self, loader: ImageLoader, what: str) -> None:
         """Say once of the views and once of the test images where their features come from."""
         views = _of(loader)[0].is_train
@@ -112,6 +133,7 @@ class Encoder:
         told = {
             "found": f"taken from {where}",
             "encoded": f"encoded, and kept in {where}",
+            "waiting": "waiting for another run, which encodes them",
             "not kept": "encoded, and not kept: what they depend on isn't known",
         }
         print(f"Image features of the {of}: {told[what]}")

@@ -8,7 +8,7 @@ diverges ends, and the others go on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import tee, zip_longest
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from dassl.config import CfgNode, config_values
 from dassl.engine import TRAINER_REGISTRY, TrainerBase, build_trainer, start_log
 from dassl.engine.loop import BatchLoop
+from dassl.engine.records import Records
 from dassl.utils import (
     UserError,
     log_to,
@@ -138,15 +139,16 @@ class SideBySide(BatchLoop, TrainerBase):
             for run in self.each():
                 run.train()
             return
+        bring_in_step([run._records for run in self.runs])
         for run in self.each():
             run.before_train()
         everyone = self.runs
-        # Where an interruption fell between two runs' records they go on apart.
+        # Where one was interrupted alone, or has ended, they go on apart.
         places = [(run.start_epoch, run.batches_done) for run in everyone]
         for place in sorted(set(places)):
             self.runs = [run for run, own in zip(everyone, places, strict=True) if own == place]
             for run in self.runs:
-                run.side_by_side = len(self.runs)
+                run.side_by_side = run._records.together = len(self.runs)
             super().train(place[0], self.cfg.OPTIM.MAX_EPOCH)
         self.runs = everyone
         if self.diverged:
@@ -243,6 +245,19 @@ class SideBySide(BatchLoop, TrainerBase):
         for run in self.runs:
             run.epoch = self.epoch
         self.runs = self._going_on("after_train")
+
+
+def bring_in_step(records: Sequence[Records]) -> None:
+    """Where a kill fell between the records of runs in step, take back those that are ahead.
+
+    Apart they would come to other last digits: sums over a stack are rounded in another order.
+    """
+    with suppress(UserError, LookupError, TypeError, AttributeError):  # the run itself says what
+        places = [each.places() for each in records]
+        now = {place for place, _ in places}
+        for each, (place, earlier) in zip(records, places, strict=True):
+            if earlier is not None and earlier < place and earlier in now:
+                each.step_back()
 
 
 def _in_step(loaders: Sequence[Iterable[dict]]) -> Iterator[tuple[dict, ...]]:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from dassl.config import CfgNode
 from dassl.utils import (
     UserError,
+    check_checkpoint,
     check_kind,
     file_sha256,
     find_checkpoint,
@@ -56,6 +57,8 @@ def read_config(folder: str | os.PathLike) -> CfgNode:
     cfg = default_cfg()
     machine = cfg.clone()
     cfg.merge_from_file(str(path))
+    if not cfg.TRAINER.NAME:
+        raise UserError(f"{path} names no trainer: it is cut off, or no run's")
     for node, key in (("DATALOADER", "FEATURE_CACHE"), ("", "OUTPUT_DIR"), ("", "RESUME")):
         branch, own = (cfg[node], machine[node]) if node else (cfg, machine)
         branch[key] = own[key]
@@ -198,7 +201,11 @@ class Run:
     @cached_property
     def checkpoint(self) -> dict[str, Any]:
         """What the checkpoint holds; {} for a method that trains nothing."""
-        return {} if self.checkpoint_path is None else load_checkpoint(self.checkpoint_path)
+        if self.checkpoint_path is None:
+            return {}
+        checkpoint = load_checkpoint(self.checkpoint_path)
+        check_checkpoint(checkpoint, self.checkpoint_path)
+        return checkpoint
 
     @cached_property
     def result(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, default_collate
 
 from dassl.config import CfgNode
 from dassl.utils import UserError, read_image, resolve_seed
+from dassl.utils.modules import shared
 
 from .datasets import Datum
 
@@ -80,7 +81,7 @@ class DatasetWrapper(Dataset):
             )
         self._seed = resolve_seed(cfg.SEED)
         # Shared memory: workers that outlive an epoch see the change.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = shared(torch.zeros((), dtype=torch.int64))
         # Each worker keeps those images it happens to read.
         self._decoded: dict[int, Image.Image] = {}
         workers = max(1, cfg.DATALOADER.NUM_WORKERS)

@@ -11,6 +11,7 @@ resume.pth.tar   only while the run is unfinished: everything it needs to go on
 from __future__ import annotations
 
 import io
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,9 @@ class Records:
         self.folder = Path(cfg.OUTPUT_DIR)
         self.metrics_path = self.folder / "metrics.jsonl"
         self.resume_path = self.folder / "resume.pth.tar"
+        self.earlier_path = self.folder / "resume-earlier.pth.tar"
+        self.together = 1  # runs that are trained in step, each with records of its own
+        self._place = 0, 0  # of the last record
         self.epochs: list[dict[str, Any]] = []
 
     def unfinished(self) -> dict[str, Any] | None:
@@ -73,7 +77,31 @@ class Records:
             if name not in state:
                 raise UserError(f"{path} can't be gone on from: it has no entry {name!r}")
             check_kind(state[name], kind, f"{path}: its entry {name!r}")
+        if self.goes_on_here:
+            self._place = _place(state)
         return state
+
+    def places(self) -> tuple[tuple[int, int], tuple[int, int] | None]:
+        """Return the run's place, (epochs, batches), and the one it can step back to, if any.
+
+        Runs in step write their records one after the other; a kill in between leaves some of them
+        a place ahead.
+        """
+        if not self.resume_path.exists():
+            return (0, 0), None
+        state = load_checkpoint(self.resume_path)
+        earlier = state.get("earlier")
+        if earlier and any(earlier):
+            kept = self.earlier_path.exists() and _place(load_checkpoint(self.earlier_path))
+            earlier = kept if kept == tuple(earlier) else None
+        return _place(state), earlier and tuple(earlier)
+
+    def step_back(self) -> None:
+        """Go on from the earlier place that `places` told."""
+        if any(self.places()[1] or ()):
+            os.replace(self.earlier_path, self.resume_path)
+        else:
+            self.resume_path.unlink()
 
     def recorded(self) -> tuple[str, Any]:
         """Return what the folder holds, "result", "unfinished run" or "", and its identity."""
@@ -135,7 +163,7 @@ class Records:
         self.write_config()
 
     def _clear(self, model_names: list[str]) -> None:
-        old = [self.metrics_path, self.resume_path]
+        old = [self.metrics_path, self.resume_path, self.earlier_path]
         for name in model_names:
             for pattern in ("model.pth.tar-*", "model-best.pth.tar", "checkpoint"):
                 old += (self.folder / name).glob(pattern)
@@ -176,8 +204,14 @@ class Records:
             file.writelines(json_text(line) + "\n" for line in self.epochs)
 
     def write_resume(self, state: dict[str, Any]) -> None:
-        """Write what the run needs to go on after this epoch."""
-        save_plain(state, self.resume_path)
+        """Write what the run needs to go on; of runs in step the last record stays beside it."""
+        earlier = None
+        if self.together > 1:
+            earlier = list(self._place)
+            if self.resume_path.exists():
+                atomic_copy(self.resume_path, self.earlier_path)
+        save_plain({**state, "earlier": earlier}, self.resume_path)
+        self._place = _place(state)
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json. Raises UserError for an accuracy that is none."""
@@ -194,6 +228,7 @@ class Records:
     def finish(self) -> None:
         """The run is complete: nothing is left to go on from."""
         self.resume_path.unlink(missing_ok=True)
+        self.earlier_path.unlink(missing_ok=True)
 
     def circumstances(self, dataset: Any = None) -> dict[str, Any]:
         """Return what result.json says about any run: what ran, on what, with which versions."""
@@ -212,3 +247,18 @@ class Records:
             "versions": library_versions(),
             "peak_memory_mb": peak_memory_mb(),
         }
+
+
+def _place(state: dict[str, Any]) -> tuple[int, int]:
+    """How many epochs, and batches of the next one, a record's run has behind it.
+
+    Whoever takes the run up finds what is wrong with the record; here that counts as none.
+    """
+    models, midway = state["models"], state.get("midway")
+    epochs = [_count(model, "epoch") for model in models.values()]
+    return max(epochs, default=0), _count(midway, "batches")
+
+
+def _count(entries: Any, name: str) -> int:
+    value = entries.get(name) if isinstance(entries, dict) else None
+    return value if isinstance(value, int) else 0

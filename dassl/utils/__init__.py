@@ -24,7 +24,7 @@ from .errors import (
     user_errors,
 )
 from .images import IMAGE_ENDINGS, read_image, undecodable
-from .locks import lock_folder, unlock_folder, wait_for_folder
+from .locks import hold_file, lock_folder, try_flock, unlock_folder, wait_for_folder
 from .logger import Tee, log_to, setup_logger
 from .meters import AverageMeter, MetricMeter
 from .modules import count_num_param, init_network_weights, open_all_layers, open_specified_layers
@@ -95,6 +95,7 @@ __all__ = [
     "get_rng_state",
     "heed_signals",
     "hold_back",
+    "hold_file",
     "holding_back",
     "import_folder",
     "init_network_weights",
@@ -136,6 +137,7 @@ __all__ = [
     "stop_wanted",
     "suggest",
     "tolist_if_not",
+    "try_flock",
     "undecodable",
     "unlock_folder",
     "user_errors",

@@ -71,6 +71,9 @@ def check_checkpoint(
     for name, value in checkpoint["state_dict"].items():
         check_kind(name, str, f"{what}: a name in its state_dict")
         check_kind(value, torch.Tensor, f"{what}: {name!r} in its state_dict")
+        if value.is_complex():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise UserError(f"{what}: {name!r} in its state_dict holds {kind} values")
     for name, value in (checkpoint.get("scaler") or {}).items():
         check_kind(value, (int, float), f"{what}: {name!r} of its scaler")
     if checkpoint.get("epoch", 0) < 0:

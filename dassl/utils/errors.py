@@ -50,10 +50,13 @@ def user_errors(interrupted: str = "interrupted") -> Iterator[None]:
             text, status = f"error: {os.fsdecode(error.filename)}: {error.strerror}", MISTAKE
         else:
             raise
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated, Exception) as error:
+        ended = _signal_behind(error)
+        if ended is None:
+            raise
         text, status = interrupted, INTERRUPTED
-    except Terminated as error:
-        text, status = interrupted.replace("interrupted", "terminated"), error.args[0]
+        if isinstance(ended, Terminated):
+            text, status = interrupted.replace("interrupted", "terminated"), ended.args[0]
     else:
         return
     if text:
@@ -61,6 +64,13 @@ def user_errors(interrupted: str = "interrupted") -> Iterator[None]:
             print(" ".join(text.splitlines()), file=sys.stderr, flush=True)
     _give_up_output()
     raise SystemExit(status)
+
+
+def _signal_behind(error: BaseException | None) -> BaseException | None:
+    """The signal's exception, also where putting things back failed because of it."""
+    while error is not None and not isinstance(error, (KeyboardInterrupt, Terminated)):
+        error = error.__context__
+    return error
 
 
 def is_disk_error(error: OSError) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -15,6 +18,17 @@ def count_num_param(model: nn.Module | Iterable[nn.Parameter]) -> int:
 
     parameters = model.parameters() if isinstance(model, nn.Module) else model
     return sum(parameter.numel() for parameter in parameters)
+
+
+def shared(tensor: torch.Tensor) -> torch.Tensor:
+    """Move a small tensor to memory that worker processes share.
+
+    Raises OSError where there is no room for that: often /dev/shm, in a container.
+    """
+    try:
+        return tensor.share_memory_()
+    except RuntimeError:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/dev/shm/torch") from None
 
 
 def open_all_layers(model: nn.Module) -> None:

@@ -6,11 +6,14 @@ import atexit
 import functools
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .errors import Terminated
+from .modules import shared
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +26,9 @@ def heed_signals() -> None:
 
     Inside `holding_back` they only make `stop_wanted` true; a second Ctrl-C doesn't wait.
     """
+    if sys.unraisablehook is not _unraisable:
+        _state["unraisable"] = sys.unraisablehook
+        sys.unraisablehook = _unraisable
     for name in ("SIGTERM", "SIGHUP", "SIGINT"):
         if number := getattr(signal, name, None):  # not on every system
             signal.signal(number, _handle)
@@ -39,6 +45,18 @@ def _stop() -> None:
     number, _state["wanted"] = _state["wanted"], 0
     _state["held"] = False
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated(128 + number)
+
+
+def _unraisable(event: sys.UnraisableHookArgs) -> None:
+    """A signal that fell into a destructor raised nothing there: it comes again, a bit later."""
+    if not isinstance(event.exc_value, (KeyboardInterrupt, Terminated)):
+        _state["unraisable"](event)
+        return
+    interrupted = isinstance(event.exc_value, KeyboardInterrupt)
+    number = signal.SIGINT if interrupted else event.exc_value.args[0] - 128
+    again = threading.Timer(0.01, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
 
 
 @contextmanager
@@ -84,6 +102,6 @@ def worker_init_fn() -> functools.partial:
     """`worker_init` for a DataLoader: its workers do heed SIGTERM once this process ends."""
     import torch
 
-    ending = torch.zeros((), dtype=torch.bool).share_memory_()
+    ending = shared(torch.zeros((), dtype=torch.bool))
     atexit.register(ending.fill_, True)
     return functools.partial(worker_init, ending=ending)

@@ -44,6 +44,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "w", size: int | None = No
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, mode, **(text if mode == "w" else {})) as file:
+            _mark_as_written(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -56,6 +57,14 @@ def atomic_write(path: str | os.PathLike, mode: str = "w", size: int | None = No
             error.filename, error.filename2 = str(path), None
             error.not_written = size or 0
         raise
+
+
+def _mark_as_written(file: IO) -> None:
+    """Lock a file as long as its writer lives, for those who remove what killed ones left."""
+    with suppress(ImportError, OSError):  # not everywhere
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,18 +8,23 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
+from .locks import hold_file, try_flock
 from .storage import partial_files, write_tensors
 
 if TYPE_CHECKING:
     import torch
 
 _NAME = re.compile(r"[0-9a-f]{64}\.pt")  # of a file of this cache; others in the folder stay
-_ABANDONED = 3600  # seconds after which a file that is still being written belongs to nobody
+# Seconds after which a file that is still being written, and isn't locked, belongs to nobody; and
+# where there are no locks.
+_ABANDONED, _ABANDONED_UNLOCKED = 60, 3600
+_mine: set[Path] = set()  # the locks of this process
 
 
 class TensorCache:
@@ -70,6 +75,24 @@ class TensorCache:
             return False
         return path.exists()
 
+    @contextmanager
+    def alone(self, key: dict[str, Any], wait: Callable[[], bool]) -> Iterator[bool]:
+        """Inside, no other process computes what is stored under `key`.
+
+        Yields whether that is so: not where there are no locks, nor where another process has it
+        and `wait`, asked again and again, says no. A process that holds a key never waits for
+        another one, so that no two wait for each other.
+        """
+        path = self._place(key)[1].with_suffix(".lock")
+        with hold_file(path, lambda: not _mine and wait()) as held:
+            if held:
+                _mine.add(path)
+            try:
+                yield held
+            finally:
+                if held:
+                    _mine.discard(path)
+
     def _place(self, key: dict[str, Any]) -> tuple[str, Path]:
         text = json.dumps(key, sort_keys=True)
         return text, self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.pt"
@@ -77,7 +100,7 @@ class TensorCache:
     def _make_room(self) -> None:
         """Remove the files used longest ago until the rest fits."""
         for path in partial_files(self.folder):
-            if time.time() - _status(path)[0] > _ABANDONED:
+            if _is_abandoned(path):
                 _ignoring_errors(path.unlink)
         own = (path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
         entries = sorted((*_status(path), path) for path in own)
@@ -87,6 +110,19 @@ class TensorCache:
                 break
             _ignoring_errors(path.unlink)
             total -= size
+
+
+def _is_abandoned(partial: Path) -> bool:
+    """Whether whoever was writing this file has ended: `atomic_write` locks it until then."""
+    age = time.time() - _status(partial)[0]
+    if age <= _ABANDONED:
+        return False
+    try:
+        with open(partial, "rb+") as file:
+            free = try_flock(file, partial)
+    except OSError:
+        return False
+    return age > _ABANDONED_UNLOCKED if free is None else free
 
 
 def _ignoring_errors(call: Callable[..., object], *arguments: object) -> None:

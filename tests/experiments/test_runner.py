@@ -8,14 +8,26 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from dassl.utils import UserError
+from dassl.utils import UserError, locks
 from experiments.protocols import Chain, Job
-from experiments.runner import Runs, Settings, hold, is_complete, local_slots, run_chain, run_local
+from experiments.runner import (
+    Held,
+    Runs,
+    Settings,
+    hold,
+    is_complete,
+    local_slots,
+    run_chain,
+    run_local,
+    run_waiting,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 # Called as `<this> train.py <folder> <what to do>`,
@@ -157,12 +169,12 @@ def test_each_run_has_its_own_reason(tmp_path, settings):
 
 def test_a_run_that_another_process_has_is_left_to_the_end(tmp_path, settings):
     jobs = [job(tmp_path / str(i)) for i in range(3)]
-    with hold(jobs[1].folder), pytest.raises(BlockingIOError), hold(jobs[1].folder, wait=False):
+    with hold(jobs[1].folder), pytest.raises(Held), hold(jobs[1].folder):
         pass
     other = start_runner(settings, jobs[1].folder)
     while not starts(jobs[1].folder):
         time.sleep(0.02)
-    outcomes = run(settings, *jobs)
+    outcomes = run_waiting(Chain("chain", tuple(jobs)), settings, {})
     other.wait(timeout=30)
     assert [o.state for o in outcomes] == ["done", "skipped", "done"]
     assert (jobs[0].folder / "starts").read_text() == "started with 2\n"
@@ -236,6 +248,61 @@ def test_two_runners_at_once_do_each_run_once(tmp_path, settings):
     for runner in runners:
         assert runner.wait(timeout=30) == 0
     assert [starts(folder) for folder in folders] == [1, 1]
+
+
+def test_a_runner_passes_on_to_what_nobody_has_and_comes_back(tmp_path, settings, capsys):
+    """The first chain is another's until the two others are done here; its test is then ours."""
+    model, test = job(tmp_path / "a"), job(tmp_path / "test", model=tmp_path / "a")
+    chains = [Chain("a", (model, test))]
+    chains += [Chain(name, (job(tmp_path / name),)) for name in "bc"]
+    stack = ExitStack()
+    stack.enter_context(hold(model.folder))
+    seen = []
+
+    def report(chain, outcomes):
+        seen.append((chain.name, [o.state for o in outcomes]))
+        if len(seen) == 2:
+            (model.folder / "result.json").write_text('{"run": "ours", "accuracy": 9}')
+            threading.Timer(0.2, stack.close).start()
+
+    run_local(chains, settings, [{}], report)
+    assert seen == [("b", ["done"]), ("c", ["done"]), ("a", ["skipped", "done"])]
+    assert starts(model.folder) == 0 and starts(test.folder) == 1
+
+
+def test_a_held_chains_other_runs_are_done_once(tmp_path, settings, capsys):
+    jobs = [job(tmp_path / str(i)) for i in range(3)]
+    stack = ExitStack()
+    stack.enter_context(hold(jobs[0].folder))
+    threading.Timer(1.2, stack.close).start()
+    seen = {}
+    chains = [Chain("chain", tuple(jobs))]
+    run_local(chains, settings, [{}] * 2, lambda chain, o: seen.update({chain.name: o}))
+    assert [o.state for o in seen["chain"]] == ["done"] * 3
+    assert [starts(each.folder) for each in jobs] == [1, 1, 1]
+    told = f"waiting for another process that runs {jobs[0].folder}"
+    assert capsys.readouterr().out.count(told) == 1
+
+
+def test_a_held_chain_that_fails_elsewhere_is_tried_here(tmp_path, settings):
+    one = job(tmp_path / "a")
+    stack = ExitStack()
+    stack.enter_context(hold(one.folder))
+    threading.Timer(0.2, stack.close).start()
+    seen = []
+    run_local([Chain("a", (one,))], settings, [{}], lambda chain, outcomes: seen.extend(outcomes))
+    assert [o.state for o in seen] == ["done"]
+
+
+def test_without_locks_runs_go_and_that_is_said(tmp_path, settings, monkeypatch, capsys):
+    def none(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", none)
+    locks._told.clear()
+    outcomes = run(settings, *(job(tmp_path / name) for name in "ab"))
+    assert [o.state for o in outcomes] == ["done", "done"]
+    assert capsys.readouterr().out.count("has no locks (No locks available)") == 1
 
 
 def test_a_killed_runners_run_is_waited_for_and_the_rest_taken_up(tmp_path, settings):

@@ -10,7 +10,8 @@ import torch
 import train
 import trainers
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import Terminated, read_json
+from dassl.engine.records import Records
+from dassl.utils import Terminated, read_json, unlock_folder
 from tuning import trainer as base
 from tuning.multi_seed import Stack
 
@@ -90,3 +91,33 @@ def test_several_seeds(command, tmp_path, terminated_in, name, n, extra):
     train.main(words("parts"))
     for seed in ("seed1", "seed2"):
         assert_same(outcome(tmp_path / "parts" / seed), outcome(tmp_path / "whole" / seed))
+
+
+@pytest.mark.parametrize("written", [1, 3, 5])
+def test_killed_between_two_seeds_records(command, tmp_path, monkeypatch, written):
+    """One seed's record of an epoch is there, the other's isn't: they go on in step again."""
+
+    class Killed(BaseException):
+        pass
+
+    def words(part):
+        return [*command("DePT_CoOp", output=tmp_path / part, **OPTIONS), "--seed", "1", "2"]
+
+    train.main(words("whole"))
+    write, calls = Records.write_resume, []
+
+    def dies(self, state):
+        calls.append(1)
+        if len(calls) > written:
+            raise Killed
+        write(self, state)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Records, "write_resume", dies)
+        train.main(words("parts"))
+    unlock_folder(tmp_path / "parts" / "seed1")
+    unlock_folder(tmp_path / "parts" / "seed2")
+    train.main(words("parts"))
+    for seed in ("seed1", "seed2"):
+        assert_same(outcome(tmp_path / "parts" / seed), outcome(tmp_path / "whole" / seed))
+        assert not list((tmp_path / "parts" / seed).glob("resume*"))

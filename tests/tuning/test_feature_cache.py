@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -229,3 +230,46 @@ def test_a_bad_image_met_beside_training_is_named(command, root, tmp_path, monke
     with pytest.raises(UserError, match=r"b\.png"):
         run(command, root, "CoOp", tmp_path / "run", DATALOADER__NUM_WORKERS=1)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_what_another_run_encodes_meanwhile_is_read(
+    command, root, tmp_path, count_encoded, monkeypatch, capsys
+):
+    """Whoever has the lock puts the features there before it is had here."""
+    first = run(command, root, "CoOp", tmp_path / "first")
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    for file in cache_files(root):
+        file.rename(aside / file.name)
+    feature_cache._memory.clear()
+    count_encoded.clear()
+    entered = []
+
+    @contextmanager
+    def alone(self, key, wait):
+        entered.append(wait())
+        for file in aside.iterdir():
+            file.rename(self.folder / file.name)
+        yield True
+
+    monkeypatch.setattr("dassl.utils.TensorCache.alone", alone)
+    assert run(command, root, "CoOp", tmp_path / "second") == first
+    assert entered == [True] and not count_encoded
+    out = capsys.readouterr().out
+    assert out.count("waiting for another run, which encodes them") == 1
+
+
+def test_runs_that_keep_nothing_do_not_take_turns(
+    command, root, tmp_path, count_encoded, monkeypatch
+):
+    waits = []
+
+    @contextmanager
+    def alone(self, key, wait):
+        waits.append(wait())
+        yield True
+
+    monkeypatch.setattr("dassl.utils.TensorCache.alone", alone)
+    monkeypatch.setattr("dassl.utils.TensorCache.put", lambda *_: False)
+    run(command, root, "CoOp", tmp_path / "run")
+    assert waits[0] and not any(waits[1:]) and count_encoded

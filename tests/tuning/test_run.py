@@ -243,3 +243,34 @@ def test_own_class_names_leave_the_head_out_and_say_so(runs, capsys):
     run = open_run(runs["DePT_CoOp"])
     assert run.method(["dog", "cat"]).rows is None
     assert "The CAT head is left out" in capsys.readouterr().err
+
+
+def _no_entries(run, checkpoint):
+    torch.save({}, checkpoint)
+
+
+def _imaginary(run, checkpoint):
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"] = {k: v.to(torch.complex64) for k, v in content["state_dict"].items()}
+    torch.save(content, checkpoint)
+
+
+def _cut_config(run, checkpoint):
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text[: text.index("TRAINER:")])
+
+
+@pytest.mark.parametrize(
+    ("damage", "named", "told"),
+    [
+        (_no_entries, "model.pth.tar-2", "has no entry 'state_dict'"),
+        (_imaginary, "model.pth.tar-2", "holds complex64 values"),
+        (_cut_config, "config.yaml", "names no trainer"),
+    ],
+)
+def test_a_damaged_runs_file_is_named(runs, tmp_path, damage, named, told):
+    run = shutil.copytree(runs["CoOp"], tmp_path / "run")
+    (checkpoint,) = run.glob("*/model.pth.tar-2")
+    damage(run, checkpoint)
+    with pytest.raises(UserError, match=f"{named}.*{told}"):
+        open_run(run).method()

@@ -134,3 +134,18 @@ def test_train_py_says_it_in_one_line(tmp_path, picture_root, backbone, number, 
     assert state["models"]["prompt_learner"]["epoch"] >= 1
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # no worker is left
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.usefixtures("heeded_signals")
+def test_a_signal_in_a_destructor_is_not_lost(number):
+    class Closing:
+        def __del__(self):
+            os.kill(os.getpid(), number)
+            sum(range(1000))
+
+    with pytest.raises((Terminated, KeyboardInterrupt)) as caught:
+        Closing()
+        for _ in range(500):
+            time.sleep(0.02)
+    assert caught.type is (KeyboardInterrupt if number == signal.SIGINT else Terminated)

@@ -15,7 +15,6 @@ import pytest
 
 import datasets  # noqa: F401 - registers the readers
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.utils import UserError
 from datasets.preparation import command as prepare_data
 from datasets.preparation import fetch as fetching
 from datasets.preparation import prepare as preparing
@@ -192,14 +191,14 @@ def test_a_file_put_there_by_hand_is_taken(server, get, tmp_path):
         get(digest=SHA)
 
 
-def test_a_full_disk_is_one_line(server, get, monkeypatch):
+def no_room(*args):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_names_the_file(server, get, monkeypatch):
     server.answers["/file.bin"] = server.file(CONTENT)
-
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(fetching, "_append", full)
-    with pytest.raises(UserError, match="disk .* is full"):
+    monkeypatch.setattr(fetching, "_append", no_room)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/downloads/file\.bin\..*part'"):
         get()
 
 
@@ -532,6 +531,16 @@ def test_the_command_gets_everything_and_then_nothing(pets, capsys):
     assert pets.run() == 0
     assert sum(pets.server.requests.values()) == before
     assert prepare_data.main(["--check", "OxfordPets", "--root", str(pets.root)]) == 0
+
+
+def test_a_full_disk_is_one_line(pets, capsys, monkeypatch):
+    monkeypatch.setattr(fetching, "_append", no_room)
+    with pytest.raises(SystemExit) as ended:
+        pets.run()
+    assert ended.value.code == 1
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith(f"error: cannot write {pets.root}/downloads/")
+    assert "No space left on device (" in told and "free); make room" in told
 
 
 def test_mirrors_are_tried_in_turn_and_named(pets, capsys):
