@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import analysis as analyze
+from experiments import analysis_command as analyze
 from experiments.features import batches, channel_importance, load_run, window_sums
 
 
