@@ -93,7 +93,8 @@ class Held(Exception):
 def hold(folder: Path) -> Iterator[IO]:
     """Hold a run's folder against other runners. Raises `Held` if one has it.
 
-    The lock is inherited by the run itself: it outlives a killed runner as long as the run goes.
+    The lock is inherited by the run itself: it outlives a killed runner as long as the run goes
+    (which is why it isn't `filelock`'s: those are closed to children).
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".runner.lock", "a") as lock:

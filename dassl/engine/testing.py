@@ -18,9 +18,10 @@ from dassl.utils import UserError, check_choice, find_checkpoint, stop_if_wanted
 from .base import TrainerBase
 from .progress import Progress
 from .records import Records
+from .resuming import Resuming
 
 
-class Testing(TrainerBase):
+class Testing(Resuming, TrainerBase):
     """The part of `SimpleTrainer` that tests."""
 
     _records: Records
@@ -28,6 +29,14 @@ class Testing(TrainerBase):
     device: torch.device
     dm: DataManager
     evaluator: EvaluatorBase
+    val_loader: Any
+    test_loader: Any
+    output_dir: str
+    loaded_epoch: int | None
+    template_of: Any
+    _in_training: bool
+    _model_dir: str
+    _tested: Path | None
     model: Any  # what `model_inference` calls, unless a subclass does otherwise
 
     def final_test(self) -> float:
@@ -112,6 +121,21 @@ class Testing(TrainerBase):
         self._records.write_config()
         self._records.write_result(result)
         self._result_written = True
+
+    def result_extra(self) -> dict[str, Any]:
+        """Return entries to add to result.json."""
+        return {}
+
+    def _resolved(self) -> dict[str, Any]:
+        """What it takes to use the model, and to know what it was tested on."""
+        views = getattr(self.test_loader, "dataset", None)
+        return {
+            "identity": self.identity,
+            "classnames": list(self.dm.classnames),
+            "class_keys": list(self.dm.class_keys),
+            "template": self.template_of(self.cfg, self.dm.dataset),
+            "transform": repr(getattr(views, "transform", None)),
+        }
 
     def _selection(self) -> dict[str, Any] | None:
         """How the epoch was chosen, and on what; None where the last one is taken."""

@@ -40,7 +40,7 @@ from .base import DIVERGED, SummaryWriter, TrainerBase
 from .loop import BatchLoop
 from .progress import Progress
 from .records import Records
-from .resuming import Midway, Resuming
+from .resuming import Midway
 from .testing import Testing
 from .trackers import with_trackers
 
@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 
-class SimpleTrainer(Testing, Resuming, BatchLoop, TrainerBase):
+class SimpleTrainer(Testing, BatchLoop, TrainerBase):
     """A trainer made from a config: data, evaluation, checkpoints and records.
 
     Attributes that subclasses use: cfg, device, dm, num_classes, lab2cname, train_loader_x,
@@ -110,10 +110,6 @@ class SimpleTrainer(Testing, Resuming, BatchLoop, TrainerBase):
         """Make the model, its optimiser and its schedule, and `register_model` them."""
         raise NotImplementedError
 
-    def result_extra(self) -> dict[str, Any]:
-        """Return entries to add to result.json."""
-        return {}
-
     # Identity
 
     @classmethod
@@ -158,17 +154,6 @@ class SimpleTrainer(Testing, Resuming, BatchLoop, TrainerBase):
             **super().checkpoint_extra(),
             "trainer": self.cfg.TRAINER.NAME,
             **self._resolved(),
-        }
-
-    def _resolved(self) -> dict[str, Any]:
-        """What it takes to use the model, and to know what it was tested on."""
-        views = getattr(self.test_loader, "dataset", None)
-        return {
-            "identity": self.identity,
-            "classnames": list(self.dm.classnames),
-            "class_keys": list(self.dm.class_keys),
-            "template": self.template_of(self.cfg, self.dm.dataset),
-            "transform": repr(getattr(views, "transform", None)),
         }
 
     # Training
