@@ -71,6 +71,8 @@ class ResidualAttentionBlock(nn.Module):
 
 
 class Transformer(nn.Module):
+    """Residual attention blocks, one after the other."""
+
     resblocks: Any  # of `ResidualAttentionBlock`
 
     def __init__(

@@ -141,7 +141,7 @@ class Vocabulary:
         self.ids = tokenize(texts).unique()  # sorted; 0 is the padding
 
     def encode(self, texts: list[str]) -> torch.Tensor:
-        """texts → (len(texts), L) dense ids, cut after the longest text.
+        """Texts → (len(texts), L) dense ids, cut after the longest text.
 
         Raises ValueError for a text with a token that isn't one of these.
         """

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 def standing(cfg: CfgNode, tested: str | os.PathLike | None = None) -> str:
-    """ "complete", "unfinished" or "" for the run of this config in cfg.OUTPUT_DIR.
+    """Return "complete", "unfinished" or "" for the run of this config in cfg.OUTPUT_DIR.
 
     The data are read only where the folder holds something to compare with.
 
