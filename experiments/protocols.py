@@ -16,7 +16,7 @@ from dassl.utils import UserError, suggest
 from experiments.chosen_datasets import ChosenDataset, check_labels, chosen
 from experiments.results import published
 from experiments.results.configs import CONFIGS, ROOT, config_file
-from experiments.results.layout import Place, config_label
+from experiments.results.folders import Place, config_label
 from experiments.results.sweeps import ABLATED, ABLATION, LAMBDA, LAMBDAS
 from tuning.naming import bare_name
 
