@@ -24,9 +24,10 @@ LEVELS = (
 )
 # Where a box stands from left to right, if not evenly spaced.
 PLACES = {"train": 0.05, "predict": 0.16, "scripts": 0.85, "trainers": 0.5, "mini_world": 0.85}
-# What imports upwards, and why it may.
+# What imports upwards, or the folder it lies in, and why it may.
 EXCEPTIONS = {
     ("datasets.mini_world", "mini_world.data_sets"): "the embedded default registers its readers",
+    ("trainers.dept", "trainers"): "a twin may be asked for before the folder was read",
     ("tuning.defaults", "trainers"): "a config's defaults are those of every method in the folder",
 }
 
