@@ -1,8 +1,8 @@
-"""One run: merge the config, build the trainer, train, test.
+r"""One run: merge the config, build the trainer, train, test.
 
-    python train.py --trainer DePT_CoOp --root DATA \\
-        --dataset-config-file configs/datasets/oxford_pets.yaml \\
-        --config-file configs/trainers/DePT_CoOp/vit_b16_ep10.yaml \\
+    python train.py --trainer DePT_CoOp --root DATA \
+        --dataset-config-file configs/datasets/oxford_pets.yaml \
+        --config-file configs/trainers/DePT_CoOp/vit_b16_ep10.yaml \
         DATASET.NUM_SHOTS 16 DATASET.SUBSAMPLE_CLASSES base
 
 Several runs in one process: `--seed 1 2 3` trains the seeds side by side, each in OUTPUT_DIR/seedN.

@@ -71,7 +71,7 @@ TRAINING_JPEG = Unit("training image, decoded")
 TEST_JPEG = Unit("test image, decoded")
 
 
-class Run(NamedTuple):
+class PlannedRun(NamedTuple):
     """A run of train.py: its resolved config, and whether it tests another's model."""
 
     cfg: CfgNode
@@ -88,7 +88,7 @@ class Cost(NamedTuple):
 # --- What is to be done -----------------------------------------------------------------------
 
 
-def plan_of(name: str, args: argparse.Namespace) -> tuple[list[str], dict[Path, Run]]:
+def plan_of(name: str, args: argparse.Namespace) -> tuple[list[str], dict[Path, PlannedRun]]:
     """The trainers of a protocol, and its runs by folder. Raises UserError for an unknown name."""
     protocol = PROTOCOLS[name]
     trainers = args.trainers or list(protocol.trainers)
@@ -102,12 +102,12 @@ def plan_of(name: str, args: argparse.Namespace) -> tuple[list[str], dict[Path, 
     return trainers, runs_of(chains)
 
 
-def runs_of(chains: Iterable[Chain]) -> dict[Path, Run]:
+def runs_of(chains: Iterable[Chain]) -> dict[Path, PlannedRun]:
     """The runs of a plan by folder; the same run twice is done once."""
     runs = {}
     for job in chain.from_iterable(each.jobs for each in chains):
         words = options.parse_args(list(job.arguments))
-        runs[job.folder] = Run(options.setup_cfg(words), words.eval_only)
+        runs[job.folder] = PlannedRun(options.setup_cfg(words), words.eval_only)
     return runs
 
 
@@ -129,7 +129,7 @@ def sizes_of(cfg: CfgNode) -> tuple[int, int, int]:
 
 
 def kinds(trainers: Iterable[str]) -> dict[str, MethodSetup]:
-    """A small workload of each trainer: it knows what is trained, and what can be kept."""
+    """A small setup of each trainer: it knows what is trained, and what can be kept."""
     model = Settings("", "tiny").model()
     return {
         name: MethodSetup(Settings(name, "tiny", classes=2), model, fast=True)
@@ -137,12 +137,12 @@ def kinds(trainers: Iterable[str]) -> dict[str, MethodSetup]:
     }
 
 
-def count(run: Run, method: MethodSetup, cached: set[tuple]) -> Counter[Unit]:
+def count(run: PlannedRun, method: MethodSetup, cached: set[tuple]) -> Counter[Unit]:
     """How often a run does what.
 
     Args:
         run: one of a plan.
-        method: any workload of its trainer.
+        method: any setup of its trainer.
         cached: the passes over images whose features are at hand; this run's join them.
     """
     cfg = run.cfg
@@ -200,26 +200,26 @@ def method_costs(
     given: tuple = ()
     for classes in args.classes:
         settings = Settings(trainer, args.backbone, classes, batch, args.precision)
-        workload = MethodSetup(settings, model, fast=True)
-        text = partial(workload.score, feature, fresh=True)
+        setup = MethodSetup(settings, model, fast=True)
+        text = partial(setup.score, feature, fresh=True)
         costs["text"][classes] = cost(text, args.repeats, device)
-        if workload.trains:
-            given = given or workload.ahead(image)  # the same, however many classes there are
+        if setup.trains:
+            given = given or setup.ahead(image)  # the same, however many classes there are
             label = torch.arange(batch, device=device) % classes
-            step = partial(workload.step, given[0], label, given[1])
+            step = partial(setup.step, given[0], label, given[1])
             costs["step"][classes] = cost(step, args.repeats, device)
-    if not workload.features_for_images:
-        many = images(args.images or workload.views_at_once, model)
-        one = cost(partial(workload.encode_tested, many), args.repeats, device, len(many))
+    if not setup.features_for_images:
+        many = images(args.images or setup.views_at_once, model)
+        one = cost(partial(setup.encode_tested, many), args.repeats, device, len(many))
         costs["test image"] = dict.fromkeys(args.classes, one)
     return {what: measured for what, measured in costs.items() if measured}
 
 
 def view_cost(args: argparse.Namespace, model: CLIP, trainer: str) -> Cost:
     """Of a view through the untouched tower, many at a time."""
-    workload = MethodSetup(Settings(trainer, args.backbone, 2, 1, args.precision), model, fast=True)
-    many = images(args.images or workload.views_at_once, model)
-    return cost(partial(workload.encode, many), args.repeats, workload.device, len(many))
+    setup = MethodSetup(Settings(trainer, args.backbone, 2, 1, args.precision), model, fast=True)
+    many = images(args.images or setup.views_at_once, model)
+    return cost(partial(setup.encode, many), args.repeats, setup.device, len(many))
 
 
 def decoding_cost(cfg: CfgNode, is_train: bool, repeats: int, cores: int) -> Cost:

@@ -162,13 +162,13 @@ def _against(plain: float | None, fast: float) -> dict[str, float | None]:
 
 def _peak(settings: Settings, fast: bool) -> float:
     """Run in a process of its own: its peak memory in MB after one step, views encoded."""
-    workload = MethodSetup(settings, settings.model(), fast)
-    image = images(workload.batch, workload.model)
-    label = torch.zeros(workload.batch, dtype=torch.long, device=workload.device)
-    if workload.features_for_images or workload.features_with_images:
-        workload.encode(images(workload.views_at_once, workload.model))
-    given, known = workload.ahead(image)
-    workload.step(given, label, known)
+    setup = MethodSetup(settings, settings.model(), fast)
+    image = images(setup.batch, setup.model)
+    label = torch.zeros(setup.batch, dtype=torch.long, device=setup.device)
+    if setup.features_for_images or setup.features_with_images:
+        setup.encode(images(setup.views_at_once, setup.model))
+    given, known = setup.ahead(image)
+    setup.step(given, label, known)
     return peak_memory_mb()
 
 

@@ -215,7 +215,7 @@ _tokenizer = SimpleTokenizer()
 def tokenize(
     texts: str | list[str], context_length: int = 77, truncate: bool = False
 ) -> torch.Tensor:
-    """texts → (len(texts), context_length) int token ids: SOS, words, EOT, zeros.
+    """Texts → (len(texts), context_length) int token ids: SOS, words, EOT, zeros.
 
     Raises:
         RuntimeError: a text is too long and `truncate` is False (as OpenAI's function does).

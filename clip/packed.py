@@ -79,7 +79,8 @@ class Packing:
 
     def splice(self, at: int, n: int, insert: bool) -> torch.Tensor:
         """Out of [all tokens][n new ones per class]: the new ones in front of token `at`, or in
-        place of n from it on."""
+        place of n from it on.
+        """
         return self._index(("splice", at, n, insert))
 
     def whole(self, prefix: int, length: int) -> torch.Tensor:

@@ -1,14 +1,4 @@
-#!/usr/bin/env python3
-"""Look into trained models.
-
-    python scripts/analyze.py channel-importance RUN RUN … --window 64
-    python scripts/analyze.py nearest-words RUN
-    python scripts/analyze.py confusion RUN --classes new
-    python scripts/analyze.py embedding RUN
-
-RUN is the folder of a run (its --output-dir), or a checkpoint in it. Pictures (PNG and PDF) and
-their numbers (CSV) go to --out.
-"""
+"""What can be seen in trained models: scripts/analyze.py's commands."""
 
 from __future__ import annotations
 
@@ -18,37 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dassl.utils import UserError, atomic_write, user_errors
-from dassl.utils.cli import Parser, positive, write_csv_rows
+from dassl.utils import UserError, atomic_write
+from dassl.utils.cli import write_csv_rows
 from experiments.results.plots import COLOURS, plt, save
-
-
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    def add(name: str, function: object, runs: str, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(function=function)
-        command.add_argument("runs", nargs=runs, metavar="RUN")
-        command.add_argument("--root", default="", help="where the data sets lie, if not as then")
-        command.add_argument("--backbone", default="", help="CLIP's name or file, if not the run's")
-        command.add_argument("--out", default="analysis", help="folder of the outputs (analysis)")
-        return command
-
-    parts = {"choices": ("base", "new", "all"), "default": "", "help": "if not those of the run"}
-    channels = add("channel-importance", importance, "+", "CI of base and new classes per channel")
-    channels.add_argument("--window", type=positive, default=1, help="channels at once (1)")
-    words = add("nearest-words", nearest_words, 1, "the words closest to each context token")
-    words.add_argument("--top", type=positive, default=5)
-    confused = add("confusion", confusion, 1, "which classes are taken for which")
-    confused.add_argument("--classes", **parts)
-    confused.add_argument("--top", type=positive, default=10, help="pairs printed (10)")
-    map_ = add("embedding", embedding, 1, "t-SNE of image and text features")
-    map_.add_argument("--classes", **parts)
-    map_.add_argument("--max-images", type=positive, default=2000)
-    return parser.parse_args()
 
 
 def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence]) -> None:
@@ -232,10 +194,3 @@ def embedding(args: argparse.Namespace) -> None:
     axis.set(title="dots: images, stars: class texts", xticks=[], yticks=[])
     axis.grid(visible=False)
     save_both(figure, out / "embedding")
-
-
-@user_errors()
-def main() -> None:
-    """Carry out the command."""
-    args = parse_args()
-    args.function(args)

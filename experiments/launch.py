@@ -36,7 +36,7 @@ from experiments.protocols import (
 from experiments.runner import (
     USER_ERROR,
     Outcome,
-    Settings,
+    RunnerSettings,
     is_complete,
     local_slots,
     run_local,
@@ -145,7 +145,7 @@ def side_by_side_at_most(args: argparse.Namespace, chains: int, slots: int) -> i
     return args.together or min(TOGETHER, -(-chains // slots))
 
 
-class Progress:
+class PlanProgress:
     """Prints a line per finished chain, with the time to go, and the failures at the end."""
 
     def __init__(self, chains: list[Chain], width: int) -> None:
@@ -228,7 +228,7 @@ def launch(args: argparse.Namespace) -> int:
     if args.dry_run:
         print_commands(chains)
         return 0
-    settings = Settings(attempts=args.attempts, show=args.show)
+    settings = RunnerSettings(attempts=args.attempts, show=args.show)
     if args.cluster == "slurm":
         parameters = {
             "slurm_partition": args.partition,
@@ -240,7 +240,7 @@ def launch(args: argparse.Namespace) -> int:
         }
         parameters = {key: value for key, value in parameters.items() if value}
         chains = side_by_side(chains, side_by_side_at_most(args, len(chains), 1))
-        progress = Progress(chains, len(chains))
+        progress = PlanProgress(chains, len(chains))
         run_slurm(chains, settings, Path(args.output) / "slurm", parameters, progress.report)
     else:
         import torch
@@ -252,6 +252,6 @@ def launch(args: argparse.Namespace) -> int:
             )
         slots = local_slots(gpus, args.per_gpu, args.jobs)
         chains = side_by_side(chains, side_by_side_at_most(args, len(chains), len(slots)))
-        progress = Progress(chains, len(slots))
+        progress = PlanProgress(chains, len(slots))
         run_local(chains, settings, slots, progress.report)
     return progress.close()

@@ -16,7 +16,7 @@ from dassl.utils import UserError, suggest
 from experiments.chosen_datasets import ChosenDataset, check_labels, chosen
 from experiments.results import published
 from experiments.results.configs import CONFIGS, ROOT, config_file
-from experiments.results.layout import Place, config_label
+from experiments.results.folders import Place, config_label
 from experiments.results.sweeps import ABLATED, ABLATION, LAMBDA, LAMBDAS
 from tuning.naming import bare_name
 
@@ -87,12 +87,12 @@ def side_by_side(chains: Sequence[Chain], limit: int) -> list[Chain]:
 
 
 def _by_place(chains: Sequence[Chain]) -> list[Job]:
-    """The first runs of all, then the second ones, …"""
+    """The first runs of all, then the second ones, and so on."""
     return [job for jobs in zip(*(chain.jobs for chain in chains), strict=True) for job in jobs]
 
 
 def _common_name(names: Sequence[str]) -> str:
-    """ "CoOp dtd seed 1", "CoOp dtd seed 2" → "CoOp dtd seed 1|2"."""
+    """For "CoOp dtd seed 1" and "CoOp dtd seed 2": "CoOp dtd seed 1|2"."""
     columns = zip(*(name.split(" ") for name in names), strict=True)
     return " ".join("|".join(dict.fromkeys(words)) for words in columns)
 
@@ -154,7 +154,7 @@ class Plan:
         model: Job | None = None,
         purpose: str = "",
     ) -> Job:
-        """Return a run; `stage` is <group>/<stage> of the layout, `opts` are KEY, VALUE, …"""
+        """Return a run; `stage` is <group>/<stage> of the layout, `opts` are KEY, VALUE pairs."""
         data = chosen(dataset)
         config = self.config_of(trainer, dataset, purpose)
         arguments = self._root(data)

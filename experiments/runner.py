@@ -44,7 +44,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Settings:
+class RunnerSettings:
     """How runs go: with which Python, how often they are tried alone, and whether shown."""
 
     python: str = sys.executable
@@ -93,7 +93,8 @@ class Held(Exception):
 def hold(folder: Path) -> Iterator[IO]:
     """Hold a run's folder against other runners. Raises `Held` if one has it.
 
-    The lock is inherited by the run itself: it outlives a killed runner as long as the run goes.
+    The lock is inherited by the run itself: it outlives a killed runner as long as the run goes
+    (which is why it isn't `filelock`'s: those are closed to children).
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".runner.lock", "a") as lock:
@@ -114,7 +115,7 @@ class Runs:
     def run(
         self,
         jobs: Sequence[Job],
-        settings: Settings,
+        settings: RunnerSettings,
         environment: dict[str, str],
         locks: Sequence[IO],
     ) -> int:
@@ -189,7 +190,7 @@ class Runs:
                 process.kill()
 
 
-def run_job(job: Job, settings: Settings, environment: dict[str, str], runs: Runs) -> Outcome:
+def run_job(job: Job, settings: RunnerSettings, environment: dict[str, str], runs: Runs) -> Outcome:
     """Bring one run to its result, unless it is there. Raises `Held` if another runner has it."""
     started = time.monotonic()
     status = 0
@@ -216,7 +217,7 @@ def run_job(job: Job, settings: Settings, environment: dict[str, str], runs: Run
 
 
 def run_together(
-    jobs: Sequence[Job], settings: Settings, environment: dict[str, str], runs: Runs
+    jobs: Sequence[Job], settings: RunnerSettings, environment: dict[str, str], runs: Runs
 ) -> list[Outcome]:
     """Bring runs to their results in one process; return those that this brought there.
 
@@ -255,7 +256,7 @@ def outcome_of(job: Job, state: str, seconds: float = 0.0) -> Outcome:
 
 def run_chain(
     chain: Chain,
-    settings: Settings,
+    settings: RunnerSettings,
     environment: dict[str, str],
     runs: Runs | None = None,
     outcomes: dict[Path, Outcome] | None = None,
@@ -294,7 +295,9 @@ def run_chain(
 Report = Callable[[Chain, list[Outcome]], None]
 
 
-def run_waiting(chain: Chain, settings: Settings, environment: dict[str, str]) -> list[Outcome]:
+def run_waiting(
+    chain: Chain, settings: RunnerSettings, environment: dict[str, str]
+) -> list[Outcome]:
     """Run a chain alone; where another runner has a part of it, wait for that."""
     outcomes: dict[Path, Outcome] = {}
     while True:
@@ -315,7 +318,7 @@ def _is_held(folder: Path) -> bool:
 
 
 def run_local(
-    chains: list[Chain], settings: Settings, slots: list[dict[str, str]], report: Report
+    chains: list[Chain], settings: RunnerSettings, slots: list[dict[str, str]], report: Report
 ) -> None:
     """Run chains side by side, one per slot; a slot is the environment of its processes.
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from dassl.utils import UserError
 from experiments.protocols import ROOT, Chain
-from experiments.runner import Outcome, Report, Settings, is_complete, outcome_of, run_waiting
+from experiments.runner import Outcome, Report, RunnerSettings, is_complete, outcome_of, run_waiting
 
 
 def run_slurm(
-    chains: list[Chain], settings: Settings, logs: Path, parameters: dict, report: Report
+    chains: list[Chain], settings: RunnerSettings, logs: Path, parameters: dict, report: Report
 ) -> None:
     """Give each chain to Slurm as a job, and wait for all of them.
 

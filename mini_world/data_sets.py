@@ -20,7 +20,9 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import UserError, is_disk_error, read_json, wait_for_folder, write_json
 from datasets.base import ImageDataset
 
-from .drawing import COLOURS, GROUNDS, SHAPES, SWATCH, TEXTURES, Look, Scene, draw
+from .drawing import Look, Scene, draw
+from .outlines import SHAPES, SWATCH
+from .textures import COLOURS, GROUNDS, TEXTURES
 
 DRAWING = 1  # raise it whenever the same recipe would give other pictures
 SIDE = 56  # pixels; the tiny CLIP sees 48

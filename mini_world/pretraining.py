@@ -1,6 +1,4 @@
-"""Pre-train the tiny CLIP on captions of the drawn world (see docs/mini_world.md).
-
-    OMP_NUM_THREADS=1 python scripts/pretrain_tiny_clip.py --out mini_world/tiny_clip.pt
+"""Pre-training of the tiny CLIP on captions of the drawn world (see docs/mini_world.md).
 
 Contrastive learning as in CLIP (Radford et al. 2021), on scenes of `mini_world/drawing.py`. The
 captions of one batch all name the same attributes ("red thing", "striped star on sand"), so which
@@ -18,138 +16,31 @@ import os
 import platform
 import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clip import tokenize
 from clip.model import CLIP
-from clip.open_clip_parts import imagenet_templates, selected_imagenet_templates
-from dassl.utils import (
-    json_text,
-    load_checkpoint,
-    user_errors,
-    write_json,
-    write_tensors,
-)
-from mini_world.drawing import (
-    COLOURS,
-    GROUNDS,
-    SHAPES,
-    STYLES,
-    SWATCH,
-    TEXTURES,
-    draw,
-    phrase,
-    random_scenes,
+from dassl.utils import json_text, load_checkpoint, write_json, write_tensors
+
+from .captions import (
+    LONG_FROM,
+    NAMES,
+    SIDE,
+    Captions,
+    Pool,
+    Vocabulary,
+    all_texts,
+    draw_pool,
+    held_out,
+    name_of,
 )
 
 MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(3, 1, 1)
 STD = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(3, 1, 1)
-SIDE, PATCH, WIDTH, LAYERS, EMBED, CONTEXT, VOCABULARY = 48, 8, 128, 4, 128, 77, 49408
-
-NAMES = {
-    "shape": [*SHAPES, SWATCH],
-    "colour": list(COLOURS),
-    "texture": list(TEXTURES),
-    "ground": list(GROUNDS),
-    "style": list(STYLES),
-}
-# Which attributes the captions of a batch name, and how often. Shape is the slowest to learn.
-MENTIONS = {
-    ("shape",): 0.28,
-    ("colour",): 0.02,
-    ("texture",): 0.05,
-    ("shape", "colour"): 0.22,
-    ("shape", "texture"): 0.11,
-    ("colour", "texture"): 0.05,
-    ("shape", "ground"): 0.07,
-    ("shape", "colour", "texture"): 0.12,
-    ("shape", "colour", "texture", "ground"): 0.08,
-}
-STYLE_SHARE = 0.15  # of the batches whose captions name the style too
-# A learned context is up to 16 tokens that are no words one knows. From this step on, half of the
-# captions begin with as many random words, so that the text tower has seen names at any place.
-LONG_FROM, LONGEST = 5200, 16
-STYLE_RATES = {"clear": 0.6, "dark": 0.1, "bright": 0.1, "blurry": 0.1, "grainy": 0.1}
-
-PLAIN_TEMPLATES = ["a photo of a {}.", "a photo of a {}.", "a photo of the {}.", "a {}.", "{}"]
-STYLED_TEMPLATES = ["a {style} photo of a {}.", "a {style} photo of the {}.", "a {style} {}."]
-# The prompts of prompt tuning's usual data sets: their words become known to the text tower.
-DOWNSTREAM_TEMPLATES = [
-    "a photo of a {}, a type of pet.",
-    "a photo of a {}, a type of flower.",
-    "a photo of a {}, a type of aircraft.",
-    "a photo of a {}, a type of texture.",
-    "a photo of {}, a type of food.",
-    "a centered satellite photo of {}.",
-    "a photo of a person doing {}.",
-    "{} texture.",
-    "a photo of one {}.",
-    "a picture of a {}.",
-    "an image of a {}.",
-    "this is a photo of a {}.",
-    "there is a {} in the picture.",
-]
-
-
-def neutral_templates() -> list[str]:
-    """Templates that state no attribute: OpenAI's and the usual data sets' own."""
-    known = [*imagenet_templates(), *selected_imagenet_templates(), *DOWNSTREAM_TEMPLATES]
-    claims = {word for names in NAMES.values() for word in names}
-    return sorted({t for t in known if not claims & set(t.replace(".", " ").split())})
-
-
-@dataclass
-class Pool:
-    """Drawn images (N,3,S,S) uint8 and what is on them: attribute name → (N,) indices."""
-
-    images: torch.Tensor
-    attributes: dict[str, np.ndarray]
-
-
-def held_out(seed: int, share: float = 0.08) -> np.ndarray:
-    """(shapes, colours, textures) bool: combinations that pre-training never shows."""
-    rng = np.random.default_rng((seed, 1))
-    return rng.random((len(SHAPES) + 1, len(COLOURS), len(TEXTURES))) < share
-
-
-def draw_pool(
-    seed: int, size: int, out: np.ndarray, unseen: bool = False, part: int = 2, side: int = SIDE
-) -> Pool:
-    """Draw `size` images in every style, of combinations outside `out` (or only inside it)."""
-    images, parts = [], []
-    chunk = 512
-    rates = [STYLE_RATES[name] for name in STYLES]
-    for start in range(0, size, chunk):
-        rng = np.random.default_rng((seed, part, start))
-        n = min(chunk, size - start)
-        scene = random_scenes(rng, n * (40 if unseen else 2))
-        keep = out[scene.shape, scene.colour, scene.texture] == unseen
-        rows = np.flatnonzero(keep)[:n]
-        scene = scene.take(rows)
-        style = rng.choice(len(STYLES), n, p=rates)
-        picture = np.empty((n, side, side, 3), np.uint8)
-        for index, look in enumerate(STYLES.values()):
-            which = np.flatnonzero(style == index)
-            if len(which):
-                picture[which] = draw(scene.take(which), side, look, rng)
-        images.append(torch.from_numpy(picture).permute(0, 3, 1, 2).contiguous())
-        ground = np.where(scene.shape == len(SHAPES), -1, scene.ground)
-        parts.append(
-            {
-                "shape": scene.shape,
-                "colour": scene.colour,
-                "texture": scene.texture,
-                "ground": ground,
-                "style": style,
-            }
-        )
-    return Pool(torch.cat(images), {k: np.concatenate([p[k] for p in parts]) for k in NAMES})
+PATCH, WIDTH, LAYERS, EMBED, CONTEXT, VOCABULARY = 8, 128, 4, 128, 77, 49408
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
@@ -169,82 +60,6 @@ def augment(images: torch.Tensor, rng: np.random.Generator, reach: int = 2) -> t
     views = padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].float()
     exposure = torch.from_numpy(rng.uniform(0.85, 1.15, (b, 1, 1, 1)).astype(np.float32))
     return ((views.permute(0, 3, 1, 2) * exposure / 255).clamp(0, 1) - MEAN) / STD
-
-
-def name_of(mentioned: tuple[str, ...], values: tuple[int, ...]) -> str:
-    """The class name that states these attributes; an unseen ground (−1) is left out."""
-    stated = dict(zip(mentioned, values, strict=True))
-    words = {k: NAMES[k][v] for k, v in stated.items() if k != "style" and v >= 0}
-    return phrase(**words)
-
-
-class Vocabulary:
-    """The token ids used here, numbered densely and in order (EOT stays the largest)."""
-
-    def __init__(self, texts: list[str]) -> None:
-        self.ids = tokenize(texts).unique()  # sorted; 0 is the padding
-
-    def encode(self, texts: list[str]) -> torch.Tensor:
-        """texts → (len(texts), L) dense ids, cut after the longest text.
-
-        Raises ValueError for a text with a token that isn't one of these.
-        """
-        tokens = tokenize(texts)
-        tokens = tokens[:, : int(tokens.argmax(1).max()) + 1]
-        dense = torch.searchsorted(self.ids, tokens.contiguous()).clamp_(max=len(self.ids) - 1)
-        if not torch.equal(self.ids[dense], tokens):
-            raise ValueError(f"words outside the vocabulary in {texts}")
-        return dense
-
-
-def all_texts() -> list[str]:
-    """Texts that together hold every word a caption can hold."""
-    words = [word for names in NAMES.values() for word in names]
-    templates = [*PLAIN_TEMPLATES, *neutral_templates()]
-    styled = [t.format("thing", style=s) for t in STYLED_TEMPLATES for s in STYLES]
-    return [t.format("thing on X") for t in templates] + [f"a {w}." for w in words] + styled
-
-
-class Captions:
-    """Draws, for a batch, which attributes are named, and one caption for each true statement."""
-
-    def __init__(self) -> None:
-        self.neutral = neutral_templates()
-        words = {word.strip(".,") for t in self.neutral for word in t.split() if "{" not in word}
-        self.fillers = sorted(word for word in words if word.isalpha())
-
-    def draw(
-        self, pool: Pool, rows: np.ndarray, rng: np.random.Generator, long: bool = False
-    ) -> tuple[list[str], np.ndarray]:
-        """→ captions (K strings) and, per image, the number of its caption (B,).
-
-        `long`: half of the captions have random words in front.
-        """
-        kinds, rates = list(MENTIONS), np.array(list(MENTIONS.values()))
-        mentioned = kinds[rng.choice(len(kinds), p=rates / rates.sum())]
-        if rng.random() < STYLE_SHARE:
-            mentioned = (*mentioned, "style")
-        stated = np.stack([pool.attributes[k][rows] for k in mentioned], 1)
-        unique, which = np.unique(stated, axis=0, return_inverse=True)
-        texts = [self._one(mentioned, tuple(v), rng, long) for v in unique]
-        return texts, which.reshape(-1)
-
-    def _one(
-        self,
-        mentioned: tuple[str, ...],
-        values: tuple[int, ...],
-        rng: np.random.Generator,
-        long: bool,
-    ) -> str:
-        name = name_of(mentioned, values)
-        if mentioned[-1] == "style":
-            template = STYLED_TEMPLATES[rng.integers(len(STYLED_TEMPLATES))]
-            return template.format(name, style=NAMES["style"][values[-1]])
-        if long and rng.random() < 0.5:
-            words = rng.choice(self.fillers, rng.integers(1, LONGEST + 1))
-            return f"{' '.join(words)} {name}."
-        templates = PLAIN_TEMPLATES if rng.random() < 0.5 else self.neutral
-        return templates[rng.integers(len(templates))].format(name)
 
 
 def contrast(image: torch.Tensor, text: torch.Tensor, which: torch.Tensor, scale: torch.Tensor):
@@ -357,95 +172,104 @@ def export(model: CLIP, words: Vocabulary) -> dict[str, torch.Tensor]:
     return state
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="the weights file to write")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--pool", type=int, default=32768, help="images drawn beforehand")
-    parser.add_argument("--lr", type=float, default=7e-4)
-    parser.add_argument("--warmup", type=int, default=100)
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
-    parser.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
-    parser.add_argument("--eval-size", type=int, default=2048)
-    parser.add_argument("--stop-at", type=int, default=None, help="stop early, to resume later")
-    return parser.parse_args(argv)
+class Training:
+    """The model, its optimizer, and how far they are. `args`: pretraining_command.py's."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        torch.manual_seed(args.seed)
+        self.words = Vocabulary(all_texts())
+        self.model = new_model(len(self.words.ids))
+        self.optimizer = optimizer_for(self.model, args)
+        self.resume = args.out.with_suffix(".resume")
+        others = ("out", "steps", "save_every", "stop_at")
+        self.settings = {k: v for k, v in vars(args).items() if k not in others}
+        self.step, self.seconds = 0, 0.0
+
+    def go_on(self) -> None:
+        """Take the state of an interrupted run with these settings, if there is one."""
+        if not self.resume.is_file():
+            return
+        saved = load_checkpoint(self.resume)
+        # Before the rate falls, a run of more or fewer steps would have come to the same point.
+        level = saved["step"] <= decay_start(min(saved["steps"], self.args.steps))
+        if saved["settings"] == self.settings and (level or saved["steps"] == self.args.steps):
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.step, self.seconds = saved["step"], saved["seconds"]
+            print(f"resuming at step {self.step}", flush=True)
+
+    def save(self) -> None:
+        """Write what `go_on` takes."""
+        saved = {
+            "settings": self.settings,
+            "model": self.model.state_dict(),
+            "step": self.step,
+            "steps": self.args.steps,
+            "optimizer": self.optimizer.state_dict(),
+            "seconds": self.seconds,
+        }
+        write_tensors(saved, self.resume)
+
+    def take_step(self, pool: Pool, captions: Captions) -> float:
+        """One step; returns its loss."""
+        args, model = self.args, self.model
+        rng = np.random.default_rng((args.seed, 9, self.step))
+        rows = rng.choice(args.pool, args.batch, replace=False)
+        texts, which = captions.draw(pool, rows, rng, long=self.step >= LONG_FROM)
+        images = augment(pool.images[torch.from_numpy(rows)], rng)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate(self.step, args)
+        half = torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16")
+        with half, sdpa_kernel(SDPBackend.MATH):  # the fused kernel is slower for short sequences
+            image = model.encode_image(images)
+            text = model.encode_text(self.words.encode(texts))
+        loss = contrast(image, text, torch.from_numpy(which), model.logit_scale.exp())
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        self.optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=float(np.log(100)))
+        self.step += 1
+        return loss.item()
 
 
 def train(args: argparse.Namespace) -> None:
-    torch.manual_seed(args.seed)
-    words = Vocabulary(all_texts())
-    model = new_model(len(words.ids))
-    optimizer = optimizer_for(model, args)
-    resume = args.out.with_suffix(".resume")
-    settings = {
-        k: v for k, v in vars(args).items() if k not in ("out", "steps", "save_every", "stop_at")
-    }
-    step, seconds = 0, 0.0
-    if resume.is_file():
-        saved = load_checkpoint(resume)
-        # Before the rate falls, a run of more or fewer steps would have come to the same point.
-        level = saved["step"] <= decay_start(min(saved["steps"], args.steps))
-        if saved["settings"] == settings and (level or saved["steps"] == args.steps):
-            model.load_state_dict(saved["model"])
-            optimizer.load_state_dict(saved["optimizer"])
-            step, seconds = saved["step"], saved["seconds"]
-            print(f"resuming at step {step}", flush=True)
-
+    """Pre-train, from where an interrupted run was, and write the weights and the report."""
+    run = Training(args)
+    run.go_on()
     out = held_out(args.seed)
     begun = time.monotonic()
     pool = draw_pool(args.seed, args.pool, out)
     print(f"{args.pool} images drawn in {time.monotonic() - begun:.0f} s", flush=True)
     trial = draw_pool(args.seed, min(512, args.eval_size), out, part=3)
     captions = Captions()
-    begun = time.monotonic() - seconds
-    mean_loss, first, first_time = 0.0, step, time.monotonic()
-    while step < args.steps and step != args.stop_at:
-        rng = np.random.default_rng((args.seed, 9, step))
-        rows = rng.choice(args.pool, args.batch, replace=False)
-        texts, which = captions.draw(pool, rows, rng, long=step >= LONG_FROM)
-        images = augment(pool.images[torch.from_numpy(rows)], rng)
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step, args)
-        half = torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16")
-        with half, sdpa_kernel(SDPBackend.MATH):  # the fused kernel is slower for short sequences
-            image, text = model.encode_image(images), model.encode_text(words.encode(texts))
-        loss = contrast(image, text, torch.from_numpy(which), model.logit_scale.exp())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(max=float(np.log(100)))
-        step += 1
-        mean_loss += (loss.item() - mean_loss) / min(50, step - first)
-        if step % 50 == 0:
-            pace = (time.monotonic() - first_time) / (step - first)
+    begun = time.monotonic() - run.seconds
+    mean_loss, first, first_time = 0.0, run.step, time.monotonic()
+    while run.step < args.steps and run.step != args.stop_at:
+        loss = run.take_step(pool, captions)
+        mean_loss += (loss - mean_loss) / min(50, run.step - first)
+        if run.step % 50 == 0:
+            pace = (time.monotonic() - first_time) / (run.step - first)
             print(
-                f"step {step}/{args.steps} loss {mean_loss:.3f} "
-                f"scale {model.logit_scale.exp().item():.0f} {pace:.3f} s/step "
-                f"eta {pace * (args.steps - step) / 60:.0f} min",
+                f"step {run.step}/{args.steps} loss {mean_loss:.3f} "
+                f"scale {run.model.logit_scale.exp().item():.0f} {pace:.3f} s/step "
+                f"eta {pace * (args.steps - run.step) / 60:.0f} min",
                 flush=True,
             )
-        if step % args.save_every == 0 or step == args.stop_at:
-            seconds = time.monotonic() - begun
-            saved = {
-                "settings": settings,
-                "model": model.state_dict(),
-                "step": step,
-                "steps": args.steps,
-                "optimizer": optimizer.state_dict(),
-                "seconds": seconds,
-            }
-            write_tensors(saved, resume)
-        if step % 1000 == 0:
-            print(f"step {step} {accuracies(model.eval(), words, trial)[0]}", flush=True)
-            model.train()
-    if step < args.steps:
+        if run.step % args.save_every == 0 or run.step == args.stop_at:
+            run.seconds = time.monotonic() - begun
+            run.save()
+        if run.step % 1000 == 0:
+            print(
+                f"step {run.step} {accuracies(run.model.eval(), run.words, trial)[0]}", flush=True
+            )
+            run.model.train()
+    if run.step < args.steps:
         return
-    finish(args, model.eval(), words, out, time.monotonic() - begun)
-    resume.unlink(missing_ok=True)
+    finish(args, run.model.eval(), run.words, out, time.monotonic() - begun)
+    run.resume.unlink(missing_ok=True)
 
 
 def finish(args, model: CLIP, words: Vocabulary, out: np.ndarray, seconds: float) -> None:
@@ -475,9 +299,3 @@ def finish(args, model: CLIP, words: Vocabulary, out: np.ndarray, seconds: float
     write_tensors(state, args.out)
     write_json(report, args.out.with_suffix(".json"))
     print(json_text(report, indent=2))
-
-
-@user_errors()
-def main() -> None:
-    """Read the command line and train."""
-    train(parse())

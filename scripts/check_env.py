@@ -6,6 +6,7 @@ package beyond pip, whose own copy of `packaging` reads the requirement lines.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -40,6 +41,7 @@ def missing(requirements: Path) -> Iterator[str]:
 
 def main() -> int:
     """Print what is missing; the exit status is 0 when nothing is."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     if sys.version_info < MINIMUM:
         print(f"Python {sys.version.split()[0]} is older than {'.'.join(map(str, MINIMUM))}")
         return 1

@@ -6,6 +6,7 @@ comes from PyPI's JSON index with its checksum.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import subprocess
@@ -20,6 +21,7 @@ INDEX = "https://pypi.org/pypi/pip/json"
 
 def main() -> None:
     """Download pip's newest wheel, check it, and let it install itself."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     with urllib.request.urlopen(INDEX, timeout=60) as answer:
         files = json.load(answer)["urls"]
     wheel = next(f for f in files if f["filename"].endswith("-py3-none-any.whl"))

@@ -3,7 +3,7 @@
 
     python tests/mutate.py --list
     python tests/mutate.py --sample 40 --seed 1
-    python tests/mutate.py --files trainers/dept.py clip/prompting.py
+    python tests/mutate.py --files trainers/dept.py clip/prompting/text.py
     python tests/mutate.py --named
 
 Breakages are made from the syntax tree (numbers, comparisons, signs, slices, dropped statements and

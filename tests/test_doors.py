@@ -13,13 +13,15 @@ import train
 from dassl.config import get_cfg_default
 from dassl.config.constraints import CHECKS
 from dassl.utils import Terminated, user_errors
-from datasets.preparation import command as preparation
-from experiments import analysis, launch
+from experiments import analysis_command as analysis
+from experiments import launch
+from experiments import preparation_command as preparation
 from experiments.results import command as results
 from tests.experiments.fake_runs import add_pair
 from tuning import prediction
 
 REPO = Path(__file__).parents[1]
+SCRIPTS = (REPO / "scripts").glob("*.py")
 DOORS = {
     "train": train.main,
     "predict": prediction.main,
@@ -113,6 +115,26 @@ def test_mistakes(door, words, message, places, capsys, monkeypatch):
         DOORS[door]()
     said = capsys.readouterr().err
     assert end.value.code == 2 and message in said and said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize(
+    "door",
+    ["train.py", "predict.py", *sorted(f"scripts/{p.name}" for p in SCRIPTS if p.name[0] != "_")],
+)
+def test_help_comes_at_once(door):
+    """What takes seconds to import isn't, and nothing is done."""
+    heavy = {"torch", "matplotlib", "numpy", "scipy", "sklearn"}
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = [{door!r}, '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({door!r}, run_name='__main__')\n"
+        "finally:\n"
+        f"    print('imported:', *sorted({heavy!r} & set(sys.modules)))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
+    assert run.returncode == 0 and run.stdout.startswith("usage:"), run.stderr
+    assert run.stdout.endswith("imported:\n")
 
 
 WRONG = {

@@ -79,7 +79,7 @@ class CLIPAdapterMethod(Method):
         return self.frozen_text
 
     def features(self, image: torch.Tensor) -> Features:
-        """image (B,3,I,I) or (B,D) → α A(f) + (1−α) f (B,D), at least fp32, and ẽ (C,D)."""
+        """Image (B,3,I,I) or (B,D) → α A(f) + (1−α) f (B,D), at least fp32, and ẽ (C,D)."""
         f = self.encode_image(image)
         f = f.to(torch.promote_types(f.dtype, torch.float32))
         adapted = self.ratio * self.adapter(f) + (1 - self.ratio) * f

@@ -145,7 +145,7 @@ class PromptSRCMethod(Method):
         return self.encoders.image(image, *self.prompts.vision())
 
     def features(self, image: torch.Tensor, frozen_image: torch.Tensor | None = None) -> Features:
-        """image (B,3,I,I) → (B,D) and (C,D); in training also f̃ (B,D), `frozen_image` if given."""
+        """Image (B,3,I,I) → (B,D) and (C,D); in training also f̃ (B,D), `frozen_image` if given."""
         features = super().features(image)
         if self.training:
             if frozen_image is None:

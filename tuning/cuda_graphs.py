@@ -3,6 +3,11 @@
 A step of a few images on a few classes is some thousand small kernels. Recorded as a CUDA graph,
 they start with one call. What is replayed is checked against the eager step before it is used;
 where recording fails or differs, the steps go on eagerly.
+
+PyTorch's `make_graphed_callables` can't serve: it records forward and backward as two graphs for
+one set of shapes, joined by an eager autograd node that adds to `.grad`, and has no check before it
+takes the callable's place. Here losses and the gradients they set are one graph, of which each set
+of shapes has its own.
 """
 
 from __future__ import annotations

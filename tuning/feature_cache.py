@@ -91,8 +91,8 @@ class Encoder:
         start = 0
         for indices in groups:
             rows = slice(start, start + len(indices))
-            facts = views.facts_of(indices)
-            yield {**facts, "label": labels[rows], name: features[rows]}
+            metadata = views.metadata_of(indices)
+            yield {**metadata, "label": labels[rows], name: features[rows]}
             start = rows.stop
 
     def _encoded(

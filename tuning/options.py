@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dassl.utils import UserError
 from dassl.utils.cli import Parser
+from tuning.defaults import default_cfg, read_config
 
 
 def parse_args(
@@ -90,23 +91,6 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def default_cfg():
-    """The defaults of the engine and of every method."""
-    import trainers
-    from dassl.config import add_defaults, full_defaults
-
-    add_defaults(trainers.extend_cfg)
-    return full_defaults()
-
-
-def default_settings() -> dict:
-    """{dotted key: default} of this version, without the machine's keys."""
-    from dassl.config import identity
-
-    default_cfg()
-    return identity.default_settings()
-
-
 def setup_cfg(args: argparse.Namespace, seed: int | None = None, tell: bool = True):
     """Defaults, then the data set's file, the trainer's file, the options, KEY VALUE pairs.
 
@@ -159,8 +143,6 @@ def _config_of(args: argparse.Namespace, seed: int | None):
     """The config of the run in --model-dir, without its folder; None if it has none."""
     if not args.model_dir:
         return None
-    from tuning.run import read_config
-
     folder = of_seed(args.model_dir, seed) if seed is not None else args.model_dir
     if not os.path.isfile(os.path.join(folder, "config.yaml")):
         return None  # a run of other code

@@ -33,6 +33,7 @@ from dassl.utils import (
     load_checkpoint,
     read_json,
 )
+from tuning.defaults import read_config
 
 if TYPE_CHECKING:
     import torch
@@ -40,38 +41,11 @@ if TYPE_CHECKING:
     from tuning.method import Classes, Features, Method
 
 
-def read_config(folder: str | os.PathLike) -> CfgNode:
-    """The config of the run in `folder`, without the paths of whoever trained it.
-
-    Raises:
-        UserError: there is no run of train.py.
-    """
-    from tuning.options import default_cfg
-
-    path = Path(folder) / "config.yaml"
-    if not path.is_file():
-        raise UserError(
-            f"{folder} is no run of train.py: there is no {path}; give the folder that was its "
-            "--output-dir, or a checkpoint in it"
-        )
-    cfg = default_cfg()
-    machine = cfg.clone()
-    cfg.merge_from_file(str(path))
-    if not cfg.TRAINER.NAME:
-        raise UserError(f"{path} names no trainer: it is cut off, or no run's")
-    for node, key in (("DATALOADER", "FEATURE_CACHE"), ("", "OUTPUT_DIR"), ("", "RESUME")):
-        branch, own = (cfg[node], machine[node]) if node else (cfg, machine)
-        branch[key] = own[key]
-    cfg.MODEL.INIT_WEIGHTS = ""
-    cfg.OVERWRITE = False
-    return cfg
-
-
 # Whether a folder holds a run.
 
 
 def standing(cfg: CfgNode, tested: str | os.PathLike | None = None) -> str:
-    """ "complete", "unfinished" or "" for the run of this config in cfg.OUTPUT_DIR.
+    """Return "complete", "unfinished" or "" for the run of this config in cfg.OUTPUT_DIR.
 
     The data are read only where the folder holds something to compare with.
 

@@ -108,7 +108,6 @@ class Stack:
 
     def losses_of(self, **batch: torch.Tensor) -> Losses:
         """Each run's losses (R,) of batches with a leading R."""
-
         changed: set[str] = set()
 
         def of_one(parameters, fixed, batch):

@@ -30,7 +30,7 @@ class BatchLosses(nn.Module):
         self.autocast = autocast
 
     def forward(self, image: torch.Tensor, label: torch.Tensor, **known: torch.Tensor) -> Losses:
-        """image (B,…), label (B,) → each loss ()."""
+        """Image (B,…), label (B,) → each loss ()."""
         with self.autocast():
             features = self.method.features(image, **known)
         return self.method.losses(features, label)

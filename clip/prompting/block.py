@@ -126,7 +126,7 @@ class Layer:
         return self.finish(x[:, :n], y[:, :n], heads_joined(mixed)), k, v
 
     def keys_values(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """y (B,L,W), the stream's ln_1 → k and v, (B,H,L,W/H) each."""
+        """Y (B,L,W), the stream's ln_1 → k and v, (B,H,L,W/H) each."""
         k, v = self.project(y, slice(1, 3)).chunk(2, dim=-1)
         return heads_apart(k, self.heads), heads_apart(v, self.heads)
 

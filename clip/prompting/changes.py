@@ -44,7 +44,7 @@ class Tokens:
 
     @property
     def number(self) -> int:
-        """N"""
+        """N, how many tokens there are."""
         return self.vectors.shape[-2]
 
 

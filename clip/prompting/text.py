@@ -339,7 +339,7 @@ def _at_eot(block: Layer, x: torch.Tensor, eot: torch.Tensor) -> torch.Tensor:
 
 
 def _contexts(state: TextState, changes: Sequence[Change]) -> int:
-    """K"""
+    """K, how many runs go side by side."""
     numbers = [len(c.vectors) for c in changes if isinstance(c, Tokens | NameShift)]
     contexts = max([state.contexts, *numbers])
     if any(number not in (1, contexts) for number in [state.contexts, *numbers]):

@@ -98,7 +98,7 @@ class DatasetWrapper(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one item. Raises UserError if its image cannot be read."""
         image = self._read(index)
-        item = self.facts(index)
+        item = self.metadata(index)
         epoch = int(self._epoch) if self.is_train else 0
         with generators_at(self._seed, epoch, index):
             item |= self._views(image)
@@ -106,7 +106,7 @@ class DatasetWrapper(Dataset):
             item["img0"] = self._plain(image)
         return item
 
-    def facts(self, index: int) -> dict[str, Any]:
+    def metadata(self, index: int) -> dict[str, Any]:
         """Return what is known of an item without its image."""
         datum = self.data_source[index]
         return {
@@ -116,9 +116,9 @@ class DatasetWrapper(Dataset):
             "index": index,
         }
 
-    def facts_of(self, indices: Sequence[int]) -> dict[str, Any]:
-        """Return the `facts` of a batch, collated as a loader does."""
-        return default_collate([self.facts(index) for index in indices])
+    def metadata_of(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Return the `metadata` of a batch, collated as a loader does."""
+        return default_collate([self.metadata(index) for index in indices])
 
     def _read(self, index: int) -> Image.Image:
         """Return an image; a training image stays decoded while there is room for it."""

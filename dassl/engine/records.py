@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from dassl import __version__
 from dassl.config import CfgNode
 from dassl.config.identity import OTHER_MODEL, Identity, differences, is_identity, told
 from dassl.utils import (
@@ -244,7 +245,7 @@ class Records:
             "backbone_sha256": None,
             "fewshot_hash": getattr(dataset, "fewshot_hash", None),
             "split_hash": getattr(dataset, "split_hash", None),
-            "versions": library_versions(),
+            "versions": {"dept": __version__, **library_versions()},
             "peak_memory_mb": peak_memory_mb(),
         }
 

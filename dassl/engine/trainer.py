@@ -21,7 +21,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dassl.config import CfgNode, check_values
@@ -35,15 +34,14 @@ from dassl.utils import (
     UserError,
     check_choice,
     file_sha256,
-    find_checkpoint,
-    stop_if_wanted,
 )
 
 from .base import DIVERGED, SummaryWriter, TrainerBase
 from .loop import BatchLoop
 from .progress import Progress
 from .records import Records
-from .resuming import Midway, Resuming
+from .resuming import Midway
+from .testing import Testing
 from .trackers import with_trackers
 
 __all__ = [
@@ -57,7 +55,7 @@ __all__ = [
 ]
 
 
-class SimpleTrainer(Resuming, BatchLoop, TrainerBase):
+class SimpleTrainer(Testing, BatchLoop, TrainerBase):
     """A trainer made from a config: data, evaluation, checkpoints and records.
 
     Attributes that subclasses use: cfg, device, dm, num_classes, lab2cname, train_loader_x,
@@ -66,7 +64,6 @@ class SimpleTrainer(Resuming, BatchLoop, TrainerBase):
     """
 
     label = ""  # which it is of several that are trained in step
-    model: Any  # what `model_inference` calls, unless a subclass does otherwise
     num_batches: int
     batch_idx: int
 
@@ -113,10 +110,6 @@ class SimpleTrainer(Resuming, BatchLoop, TrainerBase):
         """Make the model, its optimiser and its schedule, and `register_model` them."""
         raise NotImplementedError
 
-    def result_extra(self) -> dict[str, Any]:
-        """Return entries to add to result.json."""
-        return {}
-
     # Identity
 
     @classmethod
@@ -161,17 +154,6 @@ class SimpleTrainer(Resuming, BatchLoop, TrainerBase):
             **super().checkpoint_extra(),
             "trainer": self.cfg.TRAINER.NAME,
             **self._resolved(),
-        }
-
-    def _resolved(self) -> dict[str, Any]:
-        """What it takes to use the model, and to know what it was tested on."""
-        views = getattr(self.test_loader, "dataset", None)
-        return {
-            "identity": self.identity,
-            "classnames": list(self.dm.classnames),
-            "class_keys": list(self.dm.class_keys),
-            "template": self.template_of(self.cfg, self.dm.dataset),
-            "transform": repr(getattr(views, "transform", None)),
         }
 
     # Training
@@ -301,120 +283,6 @@ class SimpleTrainer(Resuming, BatchLoop, TrainerBase):
             self.write_scalar(f"train/{name}", meter.avg, step)
         self.write_scalar("train/lr", self.get_current_lr(), step)
 
-    # Evaluation
-
-    def final_test(self) -> float:
-        """`test` after training; records the result of a trainer with a `test` of its own too."""
-        self._result_written = False
-        value = self.test()
-        if not self._result_written and getattr(self.evaluator, "results", None):
-            self._write_result(self.cfg.TEST.SPLIT, self.evaluator.results)
-        return value
-
-    @torch.no_grad()
-    def test(self, split: str | None = None) -> float:
-        """Evaluate on "test" or "val" images; return the first result, usually the accuracy.
-
-        Outside of the training loop this also writes result.json, and predictions.npz on request.
-
-        Args:
-            split: by default cfg.TEST.SPLIT.
-
-        Raises:
-            UserError: if the data set has no such images.
-        """
-        split = split or self.cfg.TEST.SPLIT
-        check_choice("TEST.SPLIT", split, ("test", "val"))
-        loader = self.val_loader if split == "val" else self.test_loader
-        if loader is None:
-            raise UserError(f"{self.cfg.DATASET.NAME} has no {split} images")
-        print(f"Evaluate on the *{split}* set")
-        self.set_model_mode("eval")
-        self.evaluator.reset()
-        keep = self.cfg.TEST.SAVE_PREDICTIONS and not self._in_training
-        kept: list[tuple[torch.Tensor, torch.Tensor, list[str]]] = []
-        for batch in Progress(self.testing_batches(loader), len(loader), split):
-            stop_if_wanted()
-            input, label = self.parse_batch_test(batch)
-            output = self.model_inference(input)
-            self.evaluator.process(output, label)
-            if keep:
-                kept.append((output.float().cpu(), label.cpu(), list(batch["impath"])))
-        results = self.evaluator.evaluate()
-        for name, value in results.items():
-            self.write_scalar(f"{split}/{name}", value, self.epoch)
-        if keep:
-            self._write_predictions(kept)
-        if not self._in_training:
-            self._write_result(split, results)
-        return next(iter(results.values()))
-
-    def testing_batches(self, loader: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-        """The batches of an evaluation; a trainer may prepare them further."""
-        return loader
-
-    def _write_predictions(self, kept: list[tuple[torch.Tensor, torch.Tensor, list[str]]]) -> None:
-        logits, labels, paths = zip(*kept, strict=True)
-        root = Path(self.cfg.DATASET.ROOT).resolve()
-        self._records.write_predictions(
-            {
-                "logits": torch.cat(logits).numpy(),
-                "labels": torch.cat(labels).numpy(),
-                "classnames": np.array(self.dm.classnames),
-                "paths": np.array([_relative(p, root) for batch in paths for p in batch]),
-            }
-        )
-
-    def _write_result(self, split: str, results: dict[str, float]) -> None:
-        result = {
-            **self._records.circumstances(self.dm.dataset),
-            **self._resolved(),
-            **results,
-            "num_test": self.evaluator.total,
-            "split": split,
-            "epoch": self.loaded_epoch,
-            "selection": self._selection(),
-            "seconds": self._seconds(),
-            "skipped_images": self.dm.skipped_images,
-            **self.result_extra(),
-        }
-        if self.cfg.TEST.PER_CLASS_RESULT:
-            result["per_class"] = self.evaluator.per_class
-        if self._model_dir:
-            result["model_dir"] = self._model_dir
-        self._records.write_config()
-        self._records.write_result(result)
-        self._result_written = True
-
-    def _selection(self) -> dict[str, Any] | None:
-        """How the epoch was chosen, and on what; None where the last one is taken."""
-        if self.cfg.TEST.FINAL_MODEL != "best_val":
-            return None
-        val, test = self.dm.dataset.val or [], self.dm.dataset.test or []
-        same = {item.impath for item in val} == {item.impath for item in test}
-        if same:
-            print("The validation images, which chose the epoch, are the test images")
-        return {"images": "val", "images_are_test_images": same}
-
-    def load_model(self, directory: str | os.PathLike | None, epoch: int | None = None) -> None:
-        """As `TrainerBase.load_model`; remembers where the weights come from."""
-        super().load_model(directory, epoch)
-        if directory and Path(directory).resolve() != Path(self.output_dir).resolve():
-            self._model_dir = str(directory)
-            self._tested = find_checkpoint(directory, self.get_model_names()[0], epoch)
-            self.__dict__.pop("identity", None)
-
-    def parse_batch_test(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return images and labels on the device."""
-        return self._to_device(batch["img"]), self._to_device(batch["label"])
-
-    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.device, non_blocking=True)
-
-    def model_inference(self, input: torch.Tensor) -> torch.Tensor:
-        """Return the scores (B, C) of images (B, 3, I, I), I pixels a side."""
-        return self.model(input)
-
 
 class TrainerX(SimpleTrainer):
     """Trains on labelled images."""
@@ -488,9 +356,3 @@ def _endless(loader: Iterable) -> Iterator:
             yield batch
         if empty:
             return
-
-
-def _relative(path: str, root: Path) -> str:
-    """Return `path` as seen from `root`, if it lies below."""
-    absolute = Path(path).resolve()
-    return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else path

@@ -2,6 +2,10 @@
 
 Where a file system has no such locks, or keeps them to one machine, a line says so once and the
 processes go on without: https://man7.org/linux/man-pages/man2/flock.2.html tells which do.
+
+Not the package `filelock`: its locks are let go by unlocking, which in a forked worker would unlock
+the parent's too, where here the worker only closes its copy; and it needs a file of its own in a
+folder that is only waited for.
 """
 
 from __future__ import annotations

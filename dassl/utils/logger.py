@@ -1,4 +1,8 @@
-"""What is printed also goes to log.txt."""
+"""What is printed also goes to log.txt.
+
+Not `logging`: what trainers written elsewhere print, libraries' warnings and tracebacks belong
+into log.txt too, and public parsers read its lines without a prefix.
+"""
 
 from __future__ import annotations
 

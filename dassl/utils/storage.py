@@ -24,14 +24,14 @@ _PARTIAL = ".partial-"  # marks a file that is still being written
 
 @contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "w", size: int | None = None) -> Iterator[IO]:
-    """Open a file that takes the name `path` only once it is completely on disk.
+    r"""Open a file that takes the name `path` only once it is completely on disk.
 
     An exception inside the block leaves `path` untouched; one of the disk names it.
 
     Args:
         path: its folder is made if missing.
         mode: "wb", or "w" for UTF-8 text. Its lone surrogates, which names of files that aren't
-            UTF-8 have, are written as \\udcXX; JSON reads that back.
+            UTF-8 have, are written as \udcXX; JSON reads that back.
         size: in bytes, if it is known, for what is told of a full disk.
     """
     if mode not in ("w", "wb"):

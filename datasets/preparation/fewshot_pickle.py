@@ -17,7 +17,7 @@ from datasets.base import ImageDataset
 PARTS = ("train", "val")
 
 
-class Record:
+class PickledDatum:
     """Stands for whatever a pickle names: an object of that class, with its attributes."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -25,7 +25,7 @@ class Record:
             raise PickleError("it makes an object that is no plain record")
         self.attributes: dict[str, Any] = {}
 
-    def __new__(cls, *arguments: Any) -> Record:
+    def __new__(cls, *arguments: Any) -> PickledDatum:
         record = super().__new__(cls)
         record.__init__(*arguments)
         return record
@@ -42,8 +42,8 @@ def read_sample(path: Path) -> dict[str, list[Row]]:
     Raises UserError if the file is anything else.
     """
     try:
-        content = load_pickle(read_bytes(path), lambda module, name: Record)
-        content = plain(content, (str, int, float, bool, type(None), Record))
+        content = load_pickle(read_bytes(path), lambda module, name: PickledDatum)
+        content = plain(content, (str, int, float, bool, type(None), PickledDatum))
         if not isinstance(content, dict) or "train" not in content:
             raise PickleError("it holds no training list")
         return {
@@ -56,7 +56,7 @@ def read_sample(path: Path) -> dict[str, list[Row]]:
 
 
 def _row(record: Any) -> Row:
-    values = check_kind(record, Record, "an entry").attributes
+    values = check_kind(record, PickledDatum, "an entry").attributes
     path, label, classname = (values.get(key) for key in ("_impath", "_label", "_classname"))
     check_kind(label, int, "a label")
     return (check_kind(path, str, "a path"), label, check_kind(classname, str, "a class's name"))

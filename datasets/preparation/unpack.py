@@ -71,6 +71,7 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
                 if not member.isfile():
                     _require_inside(folder, member)
                 _require_name(target, folder, member.name)
+                member = _filtered(member, folder)
                 with _content(tar, member) as content:
                     room.take(getattr(content, "raw", content).size)
                     _write(content, target, member.name)
@@ -79,6 +80,17 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
         # The end of the archive isn't the end of the file: there is gzip's checksum.
         while tar.fileobj.read(1 << 20):
             pass
+
+
+def _filtered(member: tarfile.TarInfo, folder: Path) -> tarfile.TarInfo:
+    """Return what the standard library lets through too: links, which become copies here, as well.
+
+    Raises UnpackError for the rest.
+    """
+    try:
+        return tarfile.data_filter(member, str(folder))
+    except tarfile.FilterError as error:
+        raise UnpackError(f"'{member.name}' is not to be trusted: {error}") from None
 
 
 class _Room:

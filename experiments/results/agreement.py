@@ -55,7 +55,7 @@ def _differing(one: Score, other: Score) -> tuple[list[str], set[str]]:
 
 @cache
 def _defaults() -> dict[str, Any]:
-    from tuning.options import default_settings
+    from tuning.defaults import default_settings
 
     return default_settings()
 

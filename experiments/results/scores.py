@@ -23,7 +23,7 @@ from dassl.utils import (
 )
 from experiments.results import published
 from experiments.results.configs import CONFIGS, settings_by_dataset
-from experiments.results.layout import Place, read_place
+from experiments.results.folders import Place, read_place
 from tuning.naming import wrapped_name
 
 # DePT around a trainer is this and the trainer's name, in the public DePT code.

@@ -15,7 +15,7 @@ from typing import Any
 
 from experiments.results import published
 from experiments.results.agreement import check_data, shared_settings
-from experiments.results.layout import changed_settings
+from experiments.results.folders import changed_settings
 from experiments.results.scores import Score
 
 AVERAGE = "average"

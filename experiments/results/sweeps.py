@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from experiments.results import published
-from experiments.results.layout import changed_settings
+from experiments.results.folders import changed_settings
 from experiments.results.summary import (
     AVERAGE,
     Record,

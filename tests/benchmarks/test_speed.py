@@ -76,13 +76,13 @@ def test_plain_path_encodes_the_text_at_every_batch():
     model = settings.model()
     calls = []
     for fast in (True, False):
-        workload = MethodSetup(settings, model, fast)
-        forward = workload.method.encoders.text.forward
-        workload.method.encoders.text.forward = lambda *a, f=forward: calls.append(1) or f(*a)
-        features = workload.encode(images(2, model))
-        workload.score(features, fresh=True)
-        workload.score(features, fresh=True)
-        workload.score(features, fresh=False)
+        setup = MethodSetup(settings, model, fast)
+        forward = setup.method.encoders.text.forward
+        setup.method.encoders.text.forward = lambda *a, f=forward: calls.append(1) or f(*a)
+        features = setup.encode(images(2, model))
+        setup.score(features, fresh=True)
+        setup.score(features, fresh=True)
+        setup.score(features, fresh=False)
         assert len(calls) == 2
         calls.clear()
 

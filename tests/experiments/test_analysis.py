@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import analysis as analyze
+from experiments import analysis_command as analyze
 from experiments.features import batches, channel_importance, load_run, window_sums
 
 
@@ -68,7 +68,8 @@ def test_nearest_words_of_a_known_context(runs, monkeypatch, tmp_path, capsys, b
     content = torch.load(checkpoint, weights_only=True)
     words = ["photo", "of", "a"]
     tokens = tokenize(" ".join(words))[0, 1 : 1 + len(words)]
-    content["state_dict"]["ctx"] = (
+    (name,) = (n for n in content["state_dict"] if n.rpartition(".")[2] == "ctx")
+    content["state_dict"][name] = (
         load_model(str(backbone))[0].token_embedding.weight[tokens].float()
     )
     copy = tmp_path / "run" / checkpoint.parent.name
@@ -78,7 +79,7 @@ def test_nearest_words_of_a_known_context(runs, monkeypatch, tmp_path, capsys, b
     run(monkeypatch, "nearest-words", tmp_path / "run", "--top", 2, "--out", tmp_path)
     rows = list(csv.DictReader((tmp_path / "nearest_words.csv").open()))
     assert [row["word"] for row in rows if row["rank"] == "1"] == words
-    assert "ctx[0]: photo 0.00" in capsys.readouterr().out
+    assert f"{name}[0]: photo 0.00" in capsys.readouterr().out
 
 
 def test_confusion_counts_every_image(runs, monkeypatch, tmp_path, capsys):

@@ -10,7 +10,7 @@ from dassl.utils import UserError
 from experiments import chosen_datasets, protocols
 from experiments.launch import make_plan, parse_args
 from experiments.protocols import PROTOCOLS, Plan
-from experiments.results.layout import read_place
+from experiments.results.folders import read_place
 from experiments.results.scores import read_score
 from experiments.results.summary import summarise
 from tuning.options import parse_args as parse_run

@@ -12,7 +12,7 @@ import pytest
 from dassl.utils import UserError
 from experiments.launch import duration, make_plan, parse_args, side_by_side_at_most
 from experiments.protocols import PROTOCOLS, Plan, resolve, side_by_side
-from experiments.results.layout import read_place
+from experiments.results.folders import read_place
 from experiments.results.sweeps import ABLATION, LAMBDA, LAMBDAS
 
 ROOT = Path(__file__).resolve().parents[2]

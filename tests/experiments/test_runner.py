@@ -19,8 +19,8 @@ from dassl.utils import UserError, locks
 from experiments.protocols import Chain, Job
 from experiments.runner import (
     Held,
+    RunnerSettings,
     Runs,
-    Settings,
     hold,
     is_complete,
     local_slots,
@@ -62,7 +62,7 @@ done
 
 
 @pytest.fixture
-def settings(tmp_path, monkeypatch) -> Settings:
+def settings(tmp_path, monkeypatch) -> RunnerSettings:
     def is_done(arguments):
         if json.loads((Path(arguments[0]) / "result.json").read_text())["run"] != "ours":
             raise UserError("it holds another run's result")
@@ -72,7 +72,7 @@ def settings(tmp_path, monkeypatch) -> Settings:
     path = tmp_path / "stand-in"
     path.write_text(STAND_IN)
     path.chmod(0o755)
-    return Settings(python=str(path))
+    return RunnerSettings(python=str(path))
 
 
 def job(folder: Path, what: str = "work", model: Path | None = None) -> Job:
@@ -84,7 +84,7 @@ def starts(folder: Path) -> int:
     return len(path.read_text().splitlines()) if path.is_file() else 0
 
 
-def run(settings: Settings, *jobs: Job):
+def run(settings: RunnerSettings, *jobs: Job):
     return run_chain(Chain("chain", jobs), settings, {}, Runs())
 
 
@@ -156,7 +156,7 @@ def test_what_failed_together_is_tried_alone_and_the_rest_is_kept(tmp_path, sett
 
 
 def test_without_a_python_the_runs_fail_and_the_others_go_on(tmp_path):
-    nowhere = Settings(python=str(tmp_path / "nowhere"))
+    nowhere = RunnerSettings(python=str(tmp_path / "nowhere"))
     outcomes = run(nowhere, *(job(tmp_path / str(i)) for i in range(2)))
     assert [o.state for o in outcomes] == ["failed", "failed"]
     assert all("nowhere" in o.reason for o in outcomes)
@@ -208,11 +208,11 @@ import sys
 from pathlib import Path
 from dassl.utils import heed_signals
 from experiments.protocols import Chain, Job
-from experiments.runner import Settings, run_local
+from experiments.runner import RunnerSettings, run_local
 heed_signals()
 python, what, *folders = sys.argv[1:]
 chains = [Chain(f, (Job(Path(f), (f, what), "ours"),)) for f in folders]
-run_local(chains, Settings(python), [{}], lambda chain, o: print(o[0].state, flush=True))
+run_local(chains, RunnerSettings(python), [{}], lambda chain, o: print(o[0].state, flush=True))
 """
 
 
@@ -236,7 +236,7 @@ def test_a_result_that_is_none_is_not_complete(tmp_path, settings, accuracy):
     assert outcome.state == "done" and starts(one.folder) == 2
 
 
-def start_runner(settings: Settings, *folders: Path, what: str = "slow") -> subprocess.Popen:
+def start_runner(settings: RunnerSettings, *folders: Path, what: str = "slow") -> subprocess.Popen:
     command = [sys.executable, "-c", RUNNER, settings.python, what, *map(str, folders)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     return subprocess.Popen(command, cwd=ROOT, text=True, **pipes)

@@ -16,16 +16,9 @@ from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import UserError
 from mini_world.data_sets import DrawnDataset, MiniShapes, scene_of
-from mini_world.drawing import (
-    COLOURS,
-    GROUNDS,
-    SHAPES,
-    TEXTURES,
-    Look,
-    draw,
-    phrase,
-    random_scenes,
-)
+from mini_world.drawing import Look, draw, phrase, random_scenes
+from mini_world.outlines import SHAPES
+from mini_world.textures import COLOURS, GROUNDS, TEXTURES
 
 REPO = Path(datasets.__file__).parent.parent
 WEIGHTS = REPO / "mini_world" / "tiny_clip.pt"
@@ -253,6 +246,8 @@ def script():
 
 
 def test_pretraining_resumes_where_it_was(script, tmp_path, monkeypatch):
+    from mini_world.pretraining_command import parse
+
     monkeypatch.delitem(script.TESTS, "combination")  # 1,632 names to encode
     few = [
         "--steps",
@@ -270,7 +265,7 @@ def test_pretraining_resumes_where_it_was(script, tmp_path, monkeypatch):
     ]
     for name, stops in (("whole", [[]]), ("cut", [["--stop-at", "1"], []])):
         for stop in stops:
-            script.train(script.parse(["--out", str(tmp_path / f"{name}.pt"), *few, *stop]))
+            script.train(parse(["--out", str(tmp_path / f"{name}.pt"), *few, *stop]))
     whole, cut = (load_state_dict(str(tmp_path / f"{name}.pt")) for name in ("whole", "cut"))
     fresh = script.new_model(8).state_dict()
     assert whole.keys() == cut.keys() == fresh.keys()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import analysis as analyze
+from experiments import analysis_command as analyze
 from experiments.launch import make_plan, parse_args
 from experiments.protocols import PROTOCOLS
 from experiments.results import command as parse_results

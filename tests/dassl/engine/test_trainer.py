@@ -12,6 +12,7 @@ import torch
 import yaml
 from toy_engine import ToyTrainer, draw_images
 
+import dassl
 from dassl.engine import TrainerBase, build_trainer, start_log
 from dassl.utils import UserError, load_checkpoint, read_json, setup_logger
 
@@ -63,6 +64,7 @@ def test_what_a_run_leaves_behind(make_cfg):
     }
     assert {name: result[name] for name in expected} == expected
     assert result["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert result["versions"]["dept"] == dassl.__version__
     assert result["seconds"] >= sum(epoch["seconds"] for epoch in epochs) > 0
     assert 50 < result["peak_memory_mb"] < 2**20  # torch alone takes more; no machine has so much
     assert [entry["classname"] for entry in result["per_class"]] == ["red", "green", "blue"]

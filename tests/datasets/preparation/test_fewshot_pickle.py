@@ -14,8 +14,8 @@ import datasets  # noqa: F401 - registers the readers
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from dassl.utils import UserError
-from datasets.preparation import command as prepare_data
 from datasets.preparation.fewshot_pickle import convert, read_sample
+from experiments import preparation_command as prepare_data
 from tests.datasets.layouts import build, write_split
 
 ELSEWHERE = "/home/someone/data/oxford_pets/images"

@@ -15,13 +15,13 @@ import pytest
 
 import datasets  # noqa: F401 - registers the readers
 from dassl.data.datasets import DATASET_REGISTRY
-from datasets.preparation import command as prepare_data
 from datasets.preparation import fetch as fetching
 from datasets.preparation import prepare as preparing
 from datasets.preparation.check import check
 from datasets.preparation.fetch import FetchError, Options, fetch
 from datasets.preparation.sources import SOURCES, Mirror, Part, Source
 from datasets.preparation.unpack import UnpackError, place, unpack
+from experiments import preparation_command as prepare_data
 from tests.datasets.layouts import BUILDERS, JPEG, awkward, broken, build, image, write_split
 from tests.datasets.server import Server
 

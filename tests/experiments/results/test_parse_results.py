@@ -18,7 +18,7 @@ import yaml
 from dassl.config import MACHINE_KEYS
 from experiments.results import command as parse_results
 from experiments.results import published
-from experiments.results.layout import Place, changed_settings, config_label, read_place
+from experiments.results.folders import Place, changed_settings, config_label, read_place
 from experiments.results.scores import load_scores
 from experiments.results.summary import AVERAGE, summarise
 from experiments.results.sweeps import ABLATION, LAMBDA, add_sweeps
