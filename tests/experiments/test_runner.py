@@ -175,7 +175,7 @@ def test_a_run_that_another_process_has_is_left_to_the_end(tmp_path, settings):
     while not starts(jobs[1].folder):
         time.sleep(0.02)
     outcomes = run_waiting(Chain("chain", tuple(jobs)), settings, {})
-    other.wait(timeout=30)
+    other.wait(timeout=120)
     assert [o.state for o in outcomes] == ["done", "skipped", "done"]
     assert (jobs[0].folder / "starts").read_text() == "started with 2\n"
 
@@ -246,7 +246,7 @@ def test_two_runners_at_once_do_each_run_once(tmp_path, settings):
     folders = [tmp_path / "a", tmp_path / "b"]
     runners = [start_runner(settings, *folders) for _ in range(2)]
     for runner in runners:
-        assert runner.wait(timeout=30) == 0
+        assert runner.wait(timeout=120) == 0
     assert [starts(folder) for folder in folders] == [1, 1]
 
 
@@ -314,7 +314,7 @@ def test_a_killed_runners_run_is_waited_for_and_the_rest_taken_up(tmp_path, sett
     runner.send_signal(signal.SIGKILL)
     runner.wait()
     again = start_runner(settings, *folders)
-    out, _ = again.communicate(timeout=30)
+    out, _ = again.communicate(timeout=120)
     assert again.returncode == 0
     assert all((folder / "result.json").is_file() for folder in folders)
     assert [starts(folder) for folder in folders] == [1, 1], out
