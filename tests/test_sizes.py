@@ -20,7 +20,6 @@ EXCEPTIONS = {
     "tuning/trainer.py:build_model": "one pass through what a run is made of",
     "tests/clip/prompting/test_changes_text.py": "one oracle for all cases",
     "tests/datasets/preparation/test_prepare_data.py": "one server, and what it may do wrong",
-
     "tests/soak.py": "one program: kills, damage, full disks, and what must hold",
     "tests/datasets/test_readers.py": "a layout on disk for each of fifteen readers",
 }
