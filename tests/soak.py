@@ -334,7 +334,8 @@ def flip(world: World, case: Case, output: Path, rng: random.Random) -> str:
     for path in sorted(path for path in output.rglob("*") if path.is_file()):
         if path.stat().st_size and not path.name.startswith(("events", ".lock", "log.txt")):
             kinds.setdefault(kind_of(path), []).append(path)
-    kind = rng.choice(sorted(kinds))
+    checked = sorted(set(kinds).intersection(CHECKED))
+    kind = rng.choice(checked if rng.random() < 0.6 else sorted(kinds))
     path = rng.choice(kinds[kind])
     content = bytearray(path.read_bytes())
     content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
@@ -379,10 +380,13 @@ def kind_of(path: Path) -> str:
 TRIALS = {kill: 5, disk: 2, together: 1, flip: 3}  # how often each
 
 
-def trial(world: World, number: int, seed: int, names: list[str]) -> tuple[str, str]:
+def trial(
+    world: World, number: int, seed: int, names: list[str], only: str | None
+) -> tuple[str, str]:
     """Do one; return its name, and how it ended. Raises Failure."""
     rng = random.Random(f"{seed} {number}")
     do = rng.choices(list(TRIALS), TRIALS.values())[0]
+    do = next((each for each in TRIALS if each.__name__ == only), do)
     name = names[number % len(names)]
     may_differ = getattr(TRAINER_REGISTRY.get(name), "may_differ", ())
     case = Case(name, seeds=2 if may_differ and rng.random() < 0.3 else 1)
@@ -405,6 +409,7 @@ def main() -> int:
     parser.add_argument("--number", type=int, help="how many trials (100, without --minutes)")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (0)")
     parser.add_argument("--first", type=int, default=0, help="number of the first trial (0)")
+    parser.add_argument("--only", choices=[each.__name__ for each in TRIALS], help="of the kinds")
     args = parser.parse_args()
     if args.minutes is None and args.number is None:
         args.number = 100
@@ -420,7 +425,7 @@ def main() -> int:
             if args.minutes is not None and time.monotonic() - started > 60 * args.minutes:
                 break
             try:
-                ends[trial(world, number, args.seed, names)] += 1
+                ends[trial(world, number, args.seed, names, args.only)] += 1
             except Failure as failure:
                 failures.append(f"trial {number}: {failure}")
                 print(failures[-1], flush=True)
