@@ -1,4 +1,4 @@
-"""The runs of `soak.py`: train.py in forked processes, what they leave, and how that is compared."""
+"""The runs of `soak.py`: train.py in forked processes, what they leave, how that is compared."""
 
 from __future__ import annotations
 
