@@ -22,10 +22,11 @@ from dassl.config import CfgNode, get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
 from dassl.optim import build_optimizer
 from dassl.utils import UserError, set_random_seed
+from tuning.inputs import VIEWS_AT_ONCE
+from tuning.loading import resolve_precision
 from tuning.method import Classes, Features
 from tuning.naming import bare_name, is_wrapped
 from tuning.step import training_step
-from tuning.trainer import VIEWS_AT_ONCE, resolve_precision
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "trainers"
 
