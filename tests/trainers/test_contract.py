@@ -153,7 +153,8 @@ def test_every_precision_trains_a_step(make_trainer, capsys, name, precision):
     said = f"TRAINER.{node}.PREC: {precision} needs a GPU" in capsys.readouterr().out
     assert said == (trainer.device.type == "cpu" and precision != "bf16")
     if not trainer.method.trained():
-        assert trainer.model_inference(trainer.step_inputs(batch(trainer))["image"]).isfinite().all()
+        image = trainer.step_inputs(batch(trainer))["image"]
+        assert trainer.model_inference(image).isfinite().all()
         return
     trainer.before_train()
     trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 2
