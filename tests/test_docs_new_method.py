@@ -85,8 +85,9 @@ FURTHER = "AgreeingViews or TaughtText or BlockBranches"
 
 
 def test_examples_meet_the_contract(checkout):
+    chosen = f"ScaledText or (({FURTHER}) and not DePT and not precision)"
     out = python(
-        checkout, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", f"ScaledText or (({FURTHER}) and not DePT and not precision)",
+        checkout, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen,
         "tests/trainers/test_contract.py",
     )  # fmt: skip
     assert out.returncode == 0, out.stdout

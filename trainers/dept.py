@@ -199,6 +199,8 @@ class DePT(Method):
     def around(cls, cfg: CfgNode, method: Method) -> DePT:
         """Wrap `method` as the config says."""
         c = cfg.TRAINER.DEPT
+        if method.classes.further:
+            raise UserError("DePT's head is for one data set's classes: empty DATASET.FURTHER")
         head = CATHead(method.encoders.embed_dim, len(method.classes.keys), c.HEAD, c.CWT, c.ROWS)
         return cls(method, head, c.WEIGHT, c.FUSION, c.LR_MULT)
 

@@ -145,8 +145,9 @@ class Encoder:
                 own = {name: self._part(features[i]) for name, features in parts.items()}
                 yield {**batch, "img": self._part(images[i]), **own}
         for name, gathered in kept.items():
-            if gathered:
-                self._keep(keys[name], torch.cat(gathered), loader)
+            key = keys[name]
+            if gathered and key is not None:
+                self._keep(key, torch.cat(gathered), loader)
 
     def _images(self, views: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
         """A batch's images as (B,K,3,I,I), K the views of each."""

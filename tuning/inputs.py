@@ -11,10 +11,12 @@ from typing import Any
 import torch
 
 from dassl.config import CfgNode
+from dassl.data import DataManager
 from dassl.data.data_manager import ImageLoader
 from dassl.engine import TrainerX
 from dassl.utils import UserError
 
+from .data_sets import further_cfgs, in_turn
 from .feature_cache import Encoder, NextEpoch, Part
 from .method import Method
 from .step import Batch
@@ -22,7 +24,7 @@ from .step import Batch
 # Views encoded in one pass of the image tower, on a CPU and on a GPU.
 VIEWS_AT_ONCE = (32, 512)
 # What a method's `features` takes beside the images, where a batch has it.
-_KNOWN = ("frozen_image", "teacher")
+_KNOWN = ("frozen_image", "teacher", "dataset")
 
 
 def resolve_views(cfg: CfgNode, method: type[Method], name: str) -> None:
@@ -50,6 +52,28 @@ class Inputs(TrainerX):
     precision: str
     next_epoch: NextEpoch | None
     encoder: Encoder | None
+
+    def build_data_loader(self) -> None:
+        """As the engine's, with the further data sets."""
+        super().build_data_loader()
+        self.further = [DataManager(cfg) for cfg in further_cfgs(self.cfg)]
+
+    def _further_loaders(self) -> list[ImageLoader]:
+        loaders = [(manager.cfg.DATASET.NAME, manager.train_loader_x) for manager in self.further]
+        if missing := [name for name, loader in loaders if loader is None]:
+            raise UserError(f"{missing[0]} has no training images")
+        return [loader for _, loader in loaders if loader is not None]
+
+    def begin_epoch(self) -> None:
+        """As the engine's, of all data sets."""
+        super().begin_epoch()
+        for manager in self.further:
+            manager.set_epoch(self.epoch)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """As the engine's, of all data sets."""
+        return super().batches_per_epoch + sum(map(len, self._further_loaders()))
 
     def autocast(self) -> torch.autocast:
         """What the features are computed under."""
@@ -107,11 +131,18 @@ class Inputs(TrainerX):
     def training_batches(self) -> Iterable[dict]:
         """The epoch's batches, with what is kept of each view: as features, tokens or logits."""
         batches = super().training_batches()
+        if self.further:
+            loaders = [batches, *self._further_loaders()]
+            return in_turn([self._encoded(loader) for loader in loaders])
+        return self._encoded(batches)
+
+    def _encoded(self, batches: Iterable[dict]) -> Iterable[dict]:
+        """The batches of one loader."""
         if self.encoder is None or not isinstance(batches, ImageLoader):
             return batches
         views = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE * self.cfg.DATALOADER.K_TRANSFORMS
         at_once = max(1, VIEWS_AT_ONCE[self.device.type == "cuda"] // views)
-        if self.layer is not None or not self.encodes_beside_training:
+        if self.layer is not None or self.further or not self.encodes_beside_training:
             return self.encoder.batches(batches, at_once)
         if self.next_epoch is None or self.next_epoch.loader is not batches:
             self.next_epoch = NextEpoch(self.encoder, batches, at_once, self.max_epoch)
@@ -147,9 +178,10 @@ class Inputs(TrainerX):
         if self.layer is None and self.method.compares_with_frozen_image:
             known["frozen_image"] = batch["img"]
         if isinstance(batch["img"], list):
+            of_each = {name: v for name, v in known.items() if isinstance(v, list)}
             others = {"other_views": batch["img"]}
-            others |= {f"other_{name}": value for name, value in known.items()}
-            known = {name: views[0] for name, views in known.items()}
+            others |= {f"other_{name}": value for name, value in of_each.items()}
+            known |= {name: views[0] for name, views in of_each.items()}
             known |= {name: torch.stack(views[1:]) for name, views in others.items()}
         return {name: self._to_device(value) for name, value in known.items()}
 

@@ -84,6 +84,7 @@ class Classes:
     they. template_joins_ensembles: whether an ensemble of general templates takes it in.
     others: names by key of the label space's other classes, in a run whose method declares that it
     sees "new_class_names". images: how many there are to train on; 0 outside of a training run.
+    further: those of the data sets that are trained on beside the run's own (DATASET.FURTHER).
     """
 
     names: list[str]
@@ -93,6 +94,7 @@ class Classes:
     template_joins_ensembles: bool = True
     others: Mapping[str, str] = field(default_factory=dict)
     images: int = 0
+    further: tuple[Classes, ...] = ()
 
     def with_others(self) -> Classes:
         """These C classes, then the `others`: for features of further names."""
@@ -205,7 +207,9 @@ class Method(Saved):
         known: in training, what is declared: of the views beyond the first other_views
             (N,B,…), which become "other_views" (N,B,D) in `more`; of a teacher its logits teacher
             (B,C), which are computed where they are missing. A method that compares with the
-            unprompted tower's features also takes those, frozen_image (B,D), or computes them.
+            unprompted tower's features also takes those, frozen_image (B,D), or computes them. Of
+            several data sets dataset () is the batch's: 0 the run's own, i + 1 that of
+            `classes.further[i]`, whose classes its labels then count.
         """
         more: dict[str, torch.Tensor] = {}
         if self.image_reads():

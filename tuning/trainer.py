@@ -20,6 +20,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, count_num_param, file_sha256, resolve_seed
 
 from . import original_checkpoints
+from .data_sets import classes_of, digests_of
 from .inputs import Inputs, resolve_views
 from .loading import autocast, load_encoders, load_into, resolve_precision
 from .method import SEES, Classes, Method
@@ -39,6 +40,8 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.MODEL.FAST = True
     # On a GPU a step's kernels are recorded once and replayed. Off until measured on one.
     cfg.TRAIN.CUDA_GRAPH = False
+    # Config files of data sets that are trained on in turn with the run's own.
+    cfg.DATASET.FURTHER = ()
 
 
 class PromptTrainer(Inputs):
@@ -53,7 +56,7 @@ class PromptTrainer(Inputs):
     config_node: str
     model_name = "prompt_learner"
     may_differ: tuple[str, ...] = ("SEED",)
-    files_by_content = ("MODEL.BACKBONE.NAME", "MODEL.INIT_WEIGHTS")
+    files_by_content: tuple[str, ...] = ("MODEL.BACKBONE.NAME", "MODEL.INIT_WEIGHTS")
     side_by_side = 1  # the number of runs that are trained together
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -75,6 +78,8 @@ class PromptTrainer(Inputs):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         self.method_cfg(cfg)  # names the missing node before any work
+        if cfg.DATASET.FURTHER and "other_data_sets" not in self.method_class.what_it_sees(cfg):
+            raise UserError(f"{type(self).__name__} trains on one data set: empty DATASET.FURTHER")
 
     @classmethod
     def config_nodes(cls) -> tuple[str, ...]:
@@ -89,7 +94,9 @@ class PromptTrainer(Inputs):
             cfg = cfg.clone()
             cfg.defrost()
             cfg.merge_from_list([key, ""])
-        return super().identity_of(cfg, dataset, model)
+        identity = super().identity_of(cfg, dataset, model)
+        further = digests_of(cfg, cls.method_class.template_name)
+        return {**identity, "files": {**identity["files"], **further}}
 
     @classmethod
     def file_digest(cls, key: str, name: str) -> str:
@@ -147,6 +154,10 @@ class PromptTrainer(Inputs):
             if "new_class_names" in sees
             else {},
             len(dm.dataset.train_x or ()),
+            tuple(
+                classes_of(manager.cfg, manager, self.method_class.template_name)
+                for manager in self.further
+            ),
         )
         self.method = self.build_method(cfg, encoders, classes).to(self.device).freeze()
         if cfg.MODEL.INIT_WEIGHTS:
@@ -314,6 +325,8 @@ class PromptTrainer(Inputs):
     def seen(self) -> list[str]:
         """What it saw beyond the labelled training images and their classes' names, of `SEES`."""
         sees = set(self.method_class.what_it_sees(self.cfg))
+        if not self.further:
+            sees.discard("other_data_sets")
         if self.method.teacher_run is not None and self.method.teacher_run.is_read:
             sees |= {"teacher", *self.method.teacher_run.sees}
         return sorted(sees)
