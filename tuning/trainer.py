@@ -169,6 +169,7 @@ class PromptTrainer(Inputs):
         print(f"Number of all: {count_num_param(self.method):,}")
         self._register_optimizers()
         replayed = self.device.type == "cuda" and cfg.MODEL.FAST and cfg.TRAIN.CUDA_GRAPH
+        replayed = replayed and not self.further  # a step differs by whose batch it is
         self.training_step = TrainingStep(
             BatchLosses(self.method, self.autocast),
             lambda: self.model_zero_grad(),

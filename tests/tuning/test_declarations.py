@@ -316,8 +316,8 @@ class Killed(Exception):
     pass
 
 
-ALL = [f"Of{method.__name__}" for method in METHODS if method is not CachingAlone]
-ALL += ["DePT_OfCaching", "DePT_OfTwoViews", "DePT_OfInTheBlocks", "DePT_OfAlternating"]
+TOGETHER = ("OfRemembering", "OfTwoViews", "OfInTheLastBlock", "OfTwoOptimizers", "DePT_OfCaching")
+ALL = (*TOGETHER, "OfReading", "OfOnSeveral", "OfAlternating")
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -347,7 +347,7 @@ def test_resumed_equals_uninterrupted(make_trainer, tmp_path, name):
     same(resumed.method.prepared_state(), whole.method.prepared_state())
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if "Alternating" not in name])
+@pytest.mark.parametrize("name", TOGETHER)
 def test_several_seeds_at_once_equal_each_alone(command, tmp_path, name):
     train.main(with_seeds(command(name, output=tmp_path / "together"), 1, 2))
     for seed in (1, 2):
@@ -394,6 +394,30 @@ def test_a_method_that_only_prepares_is_saved_and_tested(command, tmp_path):
     train.main(command("OfCachingAlone", *extra, output=tmp_path / "tested"))
     tested = json.loads((tmp_path / "tested" / "result.json").read_text())
     assert tested["accuracy"] == result["accuracy"] and len(Caching.calls) == 1
+
+
+def test_seeds_that_prepare_other_sizes_are_refused_together(command, monkeypatch):
+    def prepare(self, data):
+        self.noise = torch.zeros(data.cfg.SEED, 1)
+
+    monkeypatch.setattr(Caching, "prepare", prepare)
+    with pytest.raises(UserError, match="OfCaching holds noise of several sizes"):
+        train.main(with_seeds(command("OfCaching"), 1, 2))
+
+
+def test_weights_to_start_from_go_before_what_is_prepared(run, make_trainer, tmp_path):
+    state, _, _ = run("OfRemembering", "first")
+    file = tmp_path / "first" / "prompt_learner" / "model.pth.tar-2"
+    trainer = make_trainer("OfRemembering", MODEL__INIT_WEIGHTS=file)
+    trainer.before_train()
+    same(trainer.method.trained_state(), state)
+    run("OfCaching", "second", DATASET__NUM_SHOTS=1)
+    file = tmp_path / "second" / "prompt_learner" / "model.pth.tar-2"
+    trainer = make_trainer("OfCaching", MODEL__INIT_WEIGHTS=file, output=tmp_path / "x")
+    trainer.before_train()
+    old = saved(tmp_path / "second")
+    same(trainer.method.trained_state(), old["state_dict"])
+    assert not torch.equal(trainer.method.means, old["prepared"]["means"])
 
 
 def test_preparing_draws_nothing_of_the_training(run, monkeypatch):
@@ -678,7 +702,7 @@ def test_several_seeds_learn_from_one_teacher(command, teacher, tmp_path):
 
 def test_a_teacher_that_does_not_fit_is_refused(make_trainer, teacher, tmp_path, command):
     with pytest.raises(UserError, match=r"TRAINER\.LEARNER\.TEACHER is empty"):
-        make_trainer("OfLearner").train()
+        make_trainer("OfLearner", TRAINER__LEARNER__TEACHER="").train()
     options = {"TRAINER__LEARNER__TEACHER": teacher, "INPUT__PIXEL_MEAN": "[0.4, 0.4, 0.4]"}
     with pytest.raises(UserError, match=r"images of INPUT\.PIXEL_MEAN"):
         make_trainer("OfLearner", output=tmp_path / "other", **options).train()
