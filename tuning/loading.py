@@ -102,6 +102,7 @@ def load_into(
     taken = method.load_trained(state, keys, partial)
     if not partial:  # a start prepares by this run's images
         method.load_prepared(checkpoint.get("prepared", {}), keys)
+    method.forget_text()
     names = method.names()
     left += [name for name in state if names.get(name) not in taken]
     print(f"Taken from {source}: {', '.join(taken) or 'nothing'}")
