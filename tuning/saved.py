@@ -88,17 +88,7 @@ class Saved(nn.Module):
         state = {names.get(name, name): value for name, value in state.items()}
         class_bound = {names[name] for name in self.class_bound if name in names}
         image_bound = {names[name] for name in self.image_bound}
-        unknown = [name for name in state if name not in own]
-        missing = [name for name in own if name not in state]
-        if unknown or (missing and not partial):
-            raise UserError(
-                "the checkpoint is of another method: "
-                + "; ".join(
-                    f"{what} {', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
-                    for what, names in (("it lacks", missing), ("it also has", unknown))
-                    if names
-                )
-            )
+        _check_names(own, state, partial)
         taken = []
         for name, value in state.items():
             if name in class_bound:
@@ -165,3 +155,20 @@ class Saved(nn.Module):
                 value = value[rows]
             place, _, leaf = name.rpartition(".")
             setattr(self.get_submodule(place), leaf, value.to(self.get_buffer(name)))
+
+
+def _check_names(
+    own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], partial: bool
+) -> None:
+    """Raise UserError where a checkpoint's parameters aren't the method's."""
+    unknown = [name for name in state if name not in own]
+    missing = [name for name in own if name not in state]
+    if unknown or (missing and not partial):
+        raise UserError(
+            "the checkpoint is of another method: "
+            + "; ".join(
+                f"{what} {', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
+                for what, names in (("it lacks", missing), ("it also has", unknown))
+                if names
+            )
+        )
