@@ -51,7 +51,7 @@ from dassl.utils import UserError, read_image, user_errors, write_json
 from dassl.utils.cli import Parser, markdown_table, output_file, seed_list
 from experiments.protocols import PROTOCOLS, ROOT, Chain, Plan
 from tuning import options
-from tuning.trainer import resolve_precision
+from tuning.loading import resolve_precision
 
 JPEG = (500, 375)  # width and height of the image that is decoded, in pixels
 COLUMNS = ("protocol", "trainers", "runs", "steps", "images encoded", "PFLOP", "hours")

@@ -22,10 +22,11 @@ from dassl.config import CfgNode, get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
 from dassl.optim import build_optimizer
 from dassl.utils import UserError, set_random_seed
+from tuning.inputs import VIEWS_AT_ONCE
+from tuning.loading import resolve_precision
 from tuning.method import Classes, Features
 from tuning.naming import bare_name, is_wrapped
 from tuning.step import training_step
-from tuning.trainer import VIEWS_AT_ONCE, resolve_precision
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "trainers"
 
@@ -153,7 +154,7 @@ class MethodSetup:
     @property
     def features_for_images(self) -> bool:
         """Whether it takes image features in place of images."""
-        return self.fast and self.method.image_tower_untouched
+        return self.fast and self.method.image_layer() is None
 
     @property
     def features_with_images(self) -> bool:
@@ -174,7 +175,7 @@ class MethodSetup:
     @property
     def text_per_image(self) -> bool:
         """Whether every image has text features of its own."""
-        if not self.method.image_tower_untouched:
+        if self.method.image_layer() is not None:
             return False
         one = torch.randn(1, self.method.encoders.embed_dim, device=self.device)
         with torch.no_grad(), self.autocast():
@@ -215,7 +216,7 @@ class MethodSetup:
         if fresh:
             method.forget_text()
         with self.autocast():
-            if method.image_tower_untouched:
+            if method.image_layer() is None:
                 features = method.features(image)
             else:
                 features = Features(image=image, text=method.text_features())

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from clip.model import CLIP
-from dassl.engine import build_trainer
+from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import heed_signals, set_random_seed
 from tuning.options import parse_args, setup_cfg
 
@@ -110,12 +110,32 @@ def picture_root(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def teacher_run(picture_root, backbone, tmp_path_factory) -> Path:
+    """The folder of a small run to learn from."""
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    cfg = setup_cfg(parse_args(arguments("CoOp", picture_root, backbone, folder)))
+    import datasets  # noqa: F401
+
+    set_random_seed(cfg.SEED)
+    build_trainer(cfg).train()
+    return folder
+
+
 @pytest.fixture
-def command(picture_root, backbone, tmp_path):
-    """command(trainer, …) → the arguments of a run in tmp_path/run."""
+def command(picture_root, backbone, tmp_path, request):
+    """command(trainer, …) → the arguments of a run in tmp_path/run.
+
+    One that learns from a teacher has `teacher_run`, unless it names another.
+    """
 
     def build(trainer: str, *extra: str, output=None, **options) -> list[str]:
         output = output or tmp_path / "run"
+        registered = TRAINER_REGISTRY.get(trainer) if trainer in TRAINER_REGISTRY else None
+        key = getattr(getattr(registered, "method_class", None), "teacher_key", "")
+        key = key.replace(".", "__")
+        if key and key not in options and not extra:
+            options[key] = request.getfixturevalue("teacher_run")
         return arguments(trainer, picture_root, backbone, output, *extra, **options)
 
     return build

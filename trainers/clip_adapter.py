@@ -78,7 +78,7 @@ class CLIPAdapterMethod(Method):
         """ẽ, (C,D): the frozen features of the template's sentences."""
         return self.frozen_text
 
-    def features(self, image: torch.Tensor) -> Features:
+    def features(self, image: torch.Tensor, **known: torch.Tensor) -> Features:
         """Image (B,3,I,I) or (B,D) → α A(f) + (1−α) f (B,D), at least fp32, and ẽ (C,D)."""
         f = self.encode_image(image)
         f = f.to(torch.promote_types(f.dtype, torch.float32))

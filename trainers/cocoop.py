@@ -76,7 +76,7 @@ class CoCoOpMethod(Method):
         context = ConditionalContext(start.vectors, encoders.embed_dim, start.words)
         return cls(encoders, classes, context)
 
-    def features(self, image: torch.Tensor) -> Features:
+    def features(self, image: torch.Tensor, **known: torch.Tensor) -> Features:
         """Image (B,3,I,I) or (B,D) → f (B,D), and e_jc (B,C,D) under V + π(f̂_j)."""
         image = self.encode_image(image)
         return Features(image=image, text=self.encoders.text(self.layout, self.context(image)))

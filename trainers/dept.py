@@ -13,20 +13,25 @@ Shape letters: tuning/method.py's.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from clip.prompting import Encoders
 from dassl.config import UNCHANGED, CfgNode, declare_checks, public, real
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError, check_choice
-from tuning.method import ASSUMED, Classes, Features, Method, cosine_logits, rows_of
+from tuning.method import Classes, Features, Method, cosine_logits
 from tuning.naming import is_wrapped, wrapped_name
+from tuning.saved import ASSUMED, rows_of
+from tuning.step import OwnStep
 from tuning.trainer import PromptTrainer
+from tuning.training_data import TrainingData
 
 from . import modules
 
@@ -185,6 +190,8 @@ class DePT(Method):
         self.lr_mult = lr_mult
         self.image_tower_untouched = method.image_tower_untouched
         self.compares_with_frozen_image = method.compares_with_frozen_image
+        self.views_wanted, self.sees = method.views_wanted, method.sees
+        self.teacher_run = method.teacher_run
         # Rows of W for the classes of this run; None where one was never trained.
         self.rows: list[int] | None = list(range(len(self.classes.keys)))
 
@@ -192,12 +199,35 @@ class DePT(Method):
     def around(cls, cfg: CfgNode, method: Method) -> DePT:
         """Wrap `method` as the config says."""
         c = cfg.TRAINER.DEPT
+        if method.classes.further:
+            raise UserError("DePT's head is for one data set's classes: empty DATASET.FURTHER")
         head = CATHead(method.encoders.embed_dim, len(method.classes.keys), c.HEAD, c.CWT, c.ROWS)
         return cls(method, head, c.WEIGHT, c.FUSION, c.LR_MULT)
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         """As the method's: (B,3,I,I) → (B,D)."""
         return self.method.encode_image(image)
+
+    def image_layer(self) -> int | None:
+        return self.method.image_layer()
+
+    def prepare(self, data: TrainingData) -> None:
+        self.method.prepare(data)
+
+    def prepared_state(self) -> dict[str, torch.Tensor]:
+        return self.method.prepared_state()
+
+    def load_prepared(self, state: Mapping[str, torch.Tensor], keys: Sequence[str] | None) -> None:
+        self.method.load_prepared(state, keys)
+
+    def has_own_step(self) -> bool:
+        return self.method.has_own_step()
+
+    def own_step(self, batch: dict[str, torch.Tensor], own: OwnStep) -> dict[str, torch.Tensor]:
+        return self.method.own_step(batch, own)
+
+    def own_optimizers(self, c: CfgNode) -> dict[str, tuple[Optimizer, LRScheduler | None]]:
+        return self.method.own_optimizers(c)
 
     def text_features(self) -> torch.Tensor:
         return self.method.text_features()

@@ -144,9 +144,11 @@ class PromptSRCMethod(Method):
         """(B,3,I,I) → (B,D), under the image tower's prompts."""
         return self.encoders.image(image, *self.prompts.vision())
 
-    def features(self, image: torch.Tensor, frozen_image: torch.Tensor | None = None) -> Features:
+    def features(
+        self, image: torch.Tensor, frozen_image: torch.Tensor | None = None, **known: torch.Tensor
+    ) -> Features:
         """Image (B,3,I,I) → (B,D) and (C,D); in training also f̃ (B,D), `frozen_image` if given."""
-        features = super().features(image)
+        features = super().features(image, **known)
         if self.training:
             if frozen_image is None:
                 frozen_image = self.encoders.image(image)

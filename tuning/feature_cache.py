@@ -3,7 +3,8 @@
 A view is a function of (seed, epoch, index), so its features are one of that, of the file, of the
 transform and of the tower. They are computed many views at a time, and kept: test features in
 memory for the next evaluation of this process, all of them on disk for the next run of any method
-with the same frozen tower.
+with the same frozen tower. Where a method changes the tower from a layer on, the tokens before that
+layer are its features; a teacher's logits of a view are kept the same way.
 
 Shape letters: method.py's.
 """
@@ -12,10 +13,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -35,82 +37,157 @@ _IN_MEMORY_BYTES = 1 << 30  # of test features, in this process
 _memory: OrderedDict[str, torch.Tensor] = OrderedDict()
 
 
+@dataclass(frozen=True)
+class Part:
+    """What is kept of an image.
+
+    encode: (V,3,I,I) → (V,…) on the device, without gradient.
+    source: plain values that say what `encode` is: which tower in which precision.
+    title: what it is, in a message.
+    """
+
+    encode: Callable[[torch.Tensor], torch.Tensor]
+    source: dict[str, Any]
+    title: str = "Image features"
+
+
 class Encoder:
-    """What turns images into features, and what those depend on.
+    """What turns images into what a run reads of them, and what that depends on.
 
     Args:
         cfg: of the run.
-        encode: (V,3,I,I) → (V,D) on the device, without gradient.
-        device: where the features are wanted.
-        tower: plain values that say which tower in which precision `encode` is.
+        parts: by the name they get in a batch; "img" stands in place of the images.
+        device: where they are wanted.
     """
 
-    def __init__(
-        self,
-        cfg: CfgNode,
-        encode: Callable[[torch.Tensor], torch.Tensor],
-        device: torch.device,
-        tower: dict[str, Any],
-    ) -> None:
-        self.encode = encode
+    def __init__(self, cfg: CfgNode, parts: Mapping[str, Part], device: torch.device) -> None:
+        self.parts = dict(parts)
         self.device = device
-        self.tower = tower
         self.disk = _disk_cache(cfg)
-        self._told: set[tuple[str, bool]] = set()
+        # Bytes of a part of a pass, beyond which it isn't kept.
+        self.room = max(_IN_MEMORY_BYTES, int(cfg.DATALOADER.FEATURE_CACHE_GB * 2**30) // 4)
+        self._told: set[tuple[str, str, bool]] = set()
         self._waited = self._in_vain = False
 
     def batches(
-        self, loader: ImageLoader, at_once: int = 1, name: str = "img"
+        self, loader: ImageLoader, at_once: int = 1, names: Iterable[str] | None = None
     ) -> Iterator[dict[str, Any]]:
-        """The batches of `loader`, `at_once` of them encoded together.
+        """The batches of `loader` with the parts of these names, by default all.
 
-        name: of the features in a batch; "img" puts them in place of the images.
+        Of K views of an image (DATALOADER.K_TRANSFORMS) each part is a list of K.
+
+        at_once: batches encoded together.
         """
-        key = self._key(loader, at_once)
-        features = self._recall(key, loader)
+        names = sorted(self.parts if names is None else names)  # all runs wait in one order
+        keys = {name: self._key(self.parts[name], loader, at_once) for name in names}
+        found = {}
         with ExitStack() as alone:
-            if features is None and key is not None and self.disk is not None:
-                alone.enter_context(self.disk.alone(key, lambda: self._waits(loader)))
-                features = self._recall(key, loader)  # by whoever was at it
-                self._in_vain = self._in_vain or (self._waited and features is None)
-                self._waited = False
-            kept = "encoded" if key else "not kept"
-            self._tell(loader, kept if features is None else "found")
-            if features is None:
-                yield from self._encoded(loader, at_once, name, key)
+            for name, key in keys.items():
+                features = self._recall(key, loader)
+                if features is None and key is not None and self.disk is not None:
+                    waits = partial(self._waits, name, loader)
+                    alone.enter_context(self.disk.alone(key, waits))
+                    features = self._recall(key, loader)  # by whoever was at it
+                    self._in_vain = self._in_vain or (self._waited and features is None)
+                    self._waited = False
+                if features is not None:
+                    self._tell(name, loader, "found")
+                    # To the device at once, and cut up there: nothing then waits for it at every
+                    # step. Tokens of many images have no room there.
+                    found[name] = features.to(self.device) if features.dim() == 3 else features
+            order = list(chain.from_iterable(_of(loader)[1]))
+            if not ("img" in found and len(found) == len(names)):
+                missing = {name: key for name, key in keys.items() if name not in found}
+                batches = self._encoded(loader, at_once, missing)
+                for name, features in found.items():
+                    batches = self._with_rows(batches, name, features, order)
+                yield from batches
                 return
-        # To the device at once, and cut up there: nothing then waits for it at every step.
-        features = features.to(self.device)
+        yield from self._without_images(loader, found, order)
+
+    def _without_images(
+        self, loader: ImageLoader, found: dict[str, torch.Tensor], order: list[int]
+    ) -> Iterator[dict[str, Any]]:
+        """Batches of what is kept, in this order of indices."""
         views, groups = _of(loader)
-        order = list(chain.from_iterable(groups))
-        if name != "img":
-            yield from _with_rows(loader, name, features, order)
-            return
-        source = views.data_source
-        labels = torch.tensor([source[index].label for index in order]).to(self.device)
+        labels = torch.tensor([views.data_source[i].label for i in order]).to(self.device)
         start = 0
         for indices in groups:
             rows = slice(start, start + len(indices))
-            metadata = views.metadata_of(indices)
-            yield {**metadata, "label": labels[rows], name: features[rows]}
+            parts = {name: self._part(features[rows]) for name, features in found.items()}
+            yield {**views.metadata_of(indices), "label": labels[rows], **parts}
             start = rows.stop
 
+    def _part(self, rows: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        """(B,1,…) of one view → (B,…); (B,K,…) → K of those."""
+        views = rows.to(self.device).unbind(1)
+        return views[0] if len(views) == 1 else list(views)
+
     def _encoded(
-        self, loader: ImageLoader, at_once: int, name: str, key: dict[str, Any] | None
+        self, loader: ImageLoader, at_once: int, keys: dict[str, dict[str, Any] | None]
     ) -> Iterator[dict[str, Any]]:
         batches = iter(loader)
-        all_features = []
+        kept: dict[str, list[torch.Tensor]] = {name: [] for name, key in keys.items() if key}
+        for name in keys.keys() - kept.keys():
+            self._tell(name, loader, "not known")
         while ahead := list(islice(batches, at_once)):
-            images = [batch["img"].to(self.device, non_blocking=True) for batch in ahead]
-            features = self.encode(torch.cat(images))
-            all_features.append(features)
-            parts = features.split([len(batch["img"]) for batch in ahead])
-            for batch, image, part in zip(ahead, images, parts, strict=True):
-                yield {**batch, "img": image, name: part}
-        if key is not None and all_features:
-            self._keep(key, torch.cat(all_features), loader)
+            images = [self._images(batch["img"]) for batch in ahead]
+            together = torch.cat(images)  # (V,K,3,I,I)
+            encoded = {}
+            for name in keys:
+                features = self.parts[name].encode(together.flatten(0, 1))
+                encoded[name] = features.unflatten(0, together.shape[:2])
+            for name in list(kept):
+                self._gather(kept, name, encoded[name], loader)
+            sizes = [len(image) for image in images]
+            parts = {name: features.split(sizes) for name, features in encoded.items()}
+            for i, batch in enumerate(ahead):
+                own = {name: self._part(features[i]) for name, features in parts.items()}
+                yield {**batch, "img": self._part(images[i]), **own}
+        for name, gathered in kept.items():
+            key = keys[name]
+            if gathered and key is not None:
+                self._keep(key, torch.cat(gathered), loader)
 
-    def _waits(self, loader: ImageLoader) -> bool:
+    def _images(self, views: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
+        """A batch's images as (B,K,3,I,I), K the views of each."""
+        stacked = torch.stack(views, dim=1) if isinstance(views, list) else views.unsqueeze(1)
+        return stacked.to(self.device, non_blocking=True)
+
+    def _gather(
+        self,
+        kept: dict[str, list[torch.Tensor]],
+        name: str,
+        features: torch.Tensor,
+        loader: ImageLoader,
+    ) -> None:
+        """Add some images' features (V,K,…) to what is kept, if all of them have room."""
+        if not kept[name]:
+            expected = features[0].nbytes * len(_of(loader)[0])
+            self._tell(name, loader, "too large" if expected > self.room else "encoded")
+            if expected > self.room:
+                del kept[name]
+                return
+        kept[name].append(features if features.dim() == 3 else features.cpu())
+
+    def _with_rows(
+        self,
+        batches: Iterable[dict[str, Any]],
+        name: str,
+        features: torch.Tensor,
+        order: list[int],
+    ) -> Iterator[dict[str, Any]]:
+        """The batches and their rows of `features`, which stand in this order of indices."""
+        row = {index: i for i, index in enumerate(order)}
+        for batch in batches:
+            rows = [row[index] for index in batch["index"].tolist()]
+            if rows == list(range(rows[0], rows[0] + len(rows))):
+                part = features[rows[0] : rows[0] + len(rows)]
+            else:
+                part = features[rows]
+            yield {**batch, name: self._part(part)}
+
+    def _waits(self, name: str, loader: ImageLoader) -> bool:
         """Whether to wait (longer) for another run that encodes the same.
 
         Not where that gave nothing before: it can't keep them, and runs would only take turns. Nor
@@ -119,34 +196,35 @@ class Encoder:
         if self._in_vain or stop_wanted():
             return False
         self._waited = True
-        self._tell(loader, "waiting")
+        self._tell(name, loader, "waiting")
         return True
 
-    def _tell(self, loader: ImageLoader, what: str) -> None:
-        """Say once of the views and once of the test images where their features come from."""
+    def _tell(self, name: str, loader: ImageLoader, what: str) -> None:
+        """Say once of the views and once of the test images where a part comes from."""
         views = _of(loader)[0].is_train
-        if (what, views) in self._told:
+        if (name, what, views) in self._told:
             return
-        self._told.add((what, views))
+        self._told.add((name, what, views))
         of = "training views" if views else "test images"
         where = self.disk.folder if self.disk is not None else "memory alone"
         told = {
             "found": f"taken from {where}",
             "encoded": f"encoded, and kept in {where}",
             "waiting": "waiting for another run, which encodes them",
-            "not kept": "encoded, and not kept: what they depend on isn't known",
+            "too large": "encoded, and not kept: too large for DATALOADER.FEATURE_CACHE_GB",
+            "not known": "encoded, and not kept: what they depend on isn't known",
         }
-        print(f"Image features of the {of}: {told[what]}")
+        print(f"{self.parts[name].title} of the {of}: {told[what]}")
 
     # Keeping.
 
-    def _key(self, loader: ImageLoader, at_once: int) -> dict[str, Any] | None:
-        """All that the features of a pass over `loader` depend on; None where it isn't known."""
+    def _key(self, part: Part, loader: ImageLoader, at_once: int) -> dict[str, Any] | None:
+        """All that a part of a pass over `loader` depends on; None where it isn't known."""
         views: Any = loader.dataset
         if type(views) is not DatasetWrapper or not isinstance(loader.sampler, EpochSampler):
             return None
         drawn_anew = views.is_train and views.cfg.SEED < 0
-        if drawn_anew or views.k_tfm > 1 or views.return_img0 or not callable(views.transform):
+        if drawn_anew or views.return_img0 or not callable(views.transform):
             return None
         transform = repr(views.transform)
         if " at 0x" in transform:  # it doesn't say what it does
@@ -158,8 +236,9 @@ class Encoder:
         if files is None:
             return None
         return {
-            **self.tower,
-            "format": 3,  # of the files
+            **part.source,
+            "format": 4,  # of the files: (n,K,…), K views of each image
+            "views": views.k_tfm,
             "sources": code_digest(),
             "device": [self.device.type, torch.get_num_threads()],
             "versions": library_versions(),
@@ -232,7 +311,9 @@ class NextEpoch:
             batches = list(self.encoder.batches(self.loader, self.at_once))
         beside.synchronize()
         for batch in batches:
-            for value in batch.values():
+            for value in chain.from_iterable(
+                value if isinstance(value, list) else [value] for value in batch.values()
+            ):
                 if torch.is_tensor(value) and value.is_cuda:
                     value.record_stream(training)  # its memory is in use there until freed here
         return batches
@@ -245,20 +326,6 @@ _beside = ThreadPoolExecutor(1, thread_name_prefix="views")
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
-
-
-def _with_rows(
-    batches: Iterable[dict[str, Any]], name: str, features: torch.Tensor, order: list[int]
-) -> Iterator[dict[str, Any]]:
-    """The batches and their rows of `features`, which stand in this order of indices."""
-    row = {index: i for i, index in enumerate(order)}
-    for batch in batches:
-        rows = [row[index] for index in batch["index"].tolist()]
-        if rows == list(range(rows[0], rows[0] + len(rows))):
-            part = features[rows[0] : rows[0] + len(rows)]
-        else:
-            part = features[rows]
-        yield {**batch, name: part}
 
 
 def _of(loader: ImageLoader) -> tuple[Any, Iterable[list[int]]]:
@@ -284,12 +351,18 @@ def _disk_cache(cfg: CfgNode) -> TensorCache | None:
     return TensorCache(folder / "features", int(cfg.DATALOADER.FEATURE_CACHE_GB * 2**30))
 
 
-@cache
 def code_digest() -> str:
     """Of the sources that turn images into features: those of clip/."""
+    return sources_digest(Path(clip.__file__).parent)
+
+
+@cache
+def sources_digest(*folders: Path) -> str:
+    """SHA-256 of all Python sources below some folders."""
     digest = hashlib.sha256()
-    for path in sorted(Path(clip.__file__).parent.rglob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 

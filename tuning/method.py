@@ -6,7 +6,9 @@ A method is parts passed in (prompts to learn, the two prompt-taking encoders), 
     losses   = method.losses(features, label)  {"itm": …, "kg": …}: named, already weighted
     logits   = method.logits(features)         (B,C)
 
-It names the modules it trains; freezing, optimiser groups and checkpoints follow from that.
+It names the modules it trains; freezing, optimiser groups and checkpoints follow from that. What
+else it needs it declares: changes inside the towers, several views of an image, the training images
+before the first step, a teacher, other class names, a step or optimizers of its own.
 
 Letters in shape comments, here and wherever PyTorch's tensors are described:
 
@@ -21,17 +23,43 @@ Letters in shape comments, here and wherever PyTorch's tensors are described:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from clip.prompting import Encoders
+from clip.prompting import (
+    END,
+    Change,
+    Encoders,
+    PromptLayout,
+    Reads,
+    TextState,
+)
 from dassl.config import CfgNode
-from dassl.utils import UserError
 
-ASSUMED = "assumed to be this run's classes in order: the checkpoint doesn't tell its classes"
+from .saved import Saved
+
+if TYPE_CHECKING:
+    from .step import OwnStep
+    from .teacher import Teacher
+    from .training_data import TrainingData
+
+# What a method may see beyond the labelled training images and their classes' names.
+SEES = {
+    "new_class_names": "names of classes that it isn't trained on",
+    "unlabelled_images": "images without labels",
+    "images_of_new_classes": "images of classes that it isn't trained on",
+    "teacher": "a second trained model",
+    "language_model_text": "sentences by a language model",
+    "other_data_sets": "labelled images of other data sets",
+    "validation_images": "validation images, for a choice",
+    "test_images": "test images, for a choice",
+    "settings_per_data_set": "settings chosen for each data set",
+}
 
 
 @dataclass
@@ -54,6 +82,9 @@ class Classes:
 
     label_space: names by key of all classes they were chosen from, in label order; {} if none but
     they. template_joins_ensembles: whether an ensemble of general templates takes it in.
+    others: names by key of the label space's other classes, in a run whose method declares that it
+    sees "new_class_names". images: how many there are to train on; 0 outside of a training run.
+    further: those of the data sets that are trained on beside the run's own (DATASET.FURTHER).
     """
 
     names: list[str]
@@ -61,6 +92,14 @@ class Classes:
     template: str = "a photo of a {}."
     label_space: Mapping[str, str] = field(default_factory=dict)
     template_joins_ensembles: bool = True
+    others: Mapping[str, str] = field(default_factory=dict)
+    images: int = 0
+    further: tuple[Classes, ...] = ()
+
+    def with_others(self) -> Classes:
+        """These C classes, then the `others`: for features of further names."""
+        names, keys = [*self.names, *self.others.values()], [*self.keys, *self.others]
+        return replace(self, names=names, keys=keys, others={})
 
     def sentences(self, template: str | None = None) -> list[str]:
         """The template filled with every class name, underscores as spaces."""
@@ -81,21 +120,9 @@ def cosine_logits(image: torch.Tensor, text: torch.Tensor, temperature: torch.Te
     return temperature * image @ text.t()
 
 
-def rows_of(keys: Sequence[str], among: Sequence[str]) -> list[int] | None:
-    """Where each key stands in `among`; None if one isn't there."""
-    place = {key: i for i, key in enumerate(among)}
-    if any(key not in place for key in keys):
-        return None
-    return [place[key] for key in keys]
-
-
-class Method(nn.Module):
+class Method(Saved):
     """Base of all methods: the ITM head on the features of `encode_image` and `encode_text`."""
 
-    # The submodules it trains, by attribute name; everything else is frozen.
-    trained_modules: tuple[str, ...] = ()
-    # Trained parameters with one row per class, by a name of theirs in `names()`.
-    class_bound: tuple[str, ...] = ()
     # Which of a data set's templates it reads, where there is one of that name.
     template_name = ""
     # Its losses that are the fit to the labels: what DePT scales by 1−λ. None: DePT can't wrap it.
@@ -105,6 +132,14 @@ class Method(nn.Module):
     # Whether its losses also read the unprompted tower's features of each view; its `features` then
     # takes them as `frozen_image` where they are at hand.
     compares_with_frozen_image = False
+    # What it sees, of `SEES`, beside the labelled training images and their classes' names.
+    sees: tuple[str, ...] = ()
+    # Views of each training image that it wants; 0: as many as DATALOADER.K_TRANSFORMS says.
+    views_wanted = 1
+    # The config key that names the run it learns from; "": none.
+    teacher_key = ""
+    # What is at that key, while training.
+    teacher_run: Teacher | None = None
     # What of a loaded checkpoint can't be applied to this run's classes, in a line; "": nothing.
     left_out = ""
     # Token ids of the frozen words between context and class name, the same in all prompts.
@@ -115,6 +150,7 @@ class Method(nn.Module):
         self.encoders = encoders
         self.classes = classes
         self._text_cache: tuple[tuple, torch.Tensor] | None = None
+        self._text_states: dict[tuple, tuple[PromptLayout, TextState]] = {}
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> Method:
@@ -136,25 +172,84 @@ class Method(nn.Module):
     def resolve_cfg(cls, cfg: CfgNode) -> None:
         """Write into the config what `from_cfg` will make of it, where that is something else."""
 
+    @classmethod
+    def what_it_sees(cls, cfg: CfgNode) -> tuple[str, ...]:
+        """`sees`, under this config."""
+        return cls.sees
+
     def encode_text(self) -> torch.Tensor:
         """(C,D) text features e_c, not normalised, where they don't depend on the image."""
         raise NotImplementedError
 
-    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Image features f, not normalised: (B,3,I,I) → (B,D).
+    def image_changes(self) -> Sequence[Change]:
+        """What is changed inside the image tower, made of what is trained in this step.
 
-        Where the tower is untouched, (B,D) features pass as they are.
+        What lies below the first change's layer is computed once for each view.
         """
-        return image if image.dim() == 2 else self.encoders.image(image)
+        return ()
 
-    def features(self, image: torch.Tensor) -> Features:
+    def image_reads(self) -> Reads:
+        """What else is read of the image tower; it comes in `Features.more`, by these names."""
+        return {}
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """Image features f, not normalised: (B,3,I,I) → (B,D), with `image_changes`.
+
+        Where the tower is untouched, (B,D) features pass as they are; where it is changed from a
+        layer on, (B,L,W) tokens before that layer are gone on from.
+        """
+        return self._seen(image)["features"]
+
+    def features(self, image: torch.Tensor, **known: torch.Tensor) -> Features:
         """What `losses` and `logits` read of a batch; in training a graph to what is trained.
 
-        image: (B,3,I,I), or (B,D) features of an untouched image tower. A method that compares
-            with the unprompted tower's features also takes them, frozen_image (B,D), or computes
-            them where they are None.
+        image: (B,3,I,I); or what is kept of it, see `encode_image`.
+        known: in training, what is declared: of the views beyond the first other_views
+            (N,B,…), which become "other_views" (N,B,D) in `more`; of a teacher its logits teacher
+            (B,C), which are computed where they are missing. A method that compares with the
+            unprompted tower's features also takes those, frozen_image (B,D), or computes them. Of
+            several data sets dataset () is the batch's: 0 the run's own, i + 1 that of
+            `classes.further[i]`, whose classes its labels then count.
         """
-        return Features(image=self.encode_image(image), text=self.text_features())
+        more: dict[str, torch.Tensor] = {}
+        if self.image_reads():
+            more = dict(self._seen(image))
+            of_image = more.pop("features")
+        else:
+            of_image = self.encode_image(image)
+        if "other_views" in known:
+            views = known["other_views"]
+            of_all = self.encode_image(views.flatten(0, 1))
+            more["other_views"] = of_all.unflatten(0, views.shape[:2])
+        if self.training and self.teacher_run is not None:
+            taught = known.get("teacher")
+            more["teacher"] = self.teacher_run.logits(image) if taught is None else taught
+        return Features(image=of_image, text=self.text_features(), more=more)
+
+    def prepare(self, data: TrainingData) -> None:
+        """Look at the training images once, before the first step of a run.
+
+        What comes of it stands in the trained parameters, changed in place, or in the buffers that
+        `prepared` names. Called without gradients, with random numbers of the run's seed alone;
+        not called where a run goes on or is tested: then the checkpoint has it.
+        """
+
+    def own_step(self, batch: dict[str, torch.Tensor], own: OwnStep) -> dict[str, torch.Tensor]:
+        """A training step of its own, in place of the usual one; → its losses by name.
+
+        batch: image, label, and what else `features` takes. own: losses, gradients, updates. Runs
+        trained at once have no such step, and refuse it.
+        """
+        raise NotImplementedError
+
+    def own_optimizers(self, c: CfgNode) -> dict[str, tuple[Optimizer, LRScheduler | None]]:
+        """Optimizers of its own by name, and their schedules, stepped once an epoch.
+
+        What they train the usual one leaves alone. Each is saved in a folder of its name.
+
+        c: cfg.OPTIM.
+        """
+        return {}
 
     def losses(self, features: Features, label: torch.Tensor) -> dict[str, torch.Tensor]:
         """Losses by name, each () and already weighted; training minimises their sum.
@@ -171,6 +266,58 @@ class Method(nn.Module):
         return self.itm_logits(features)
 
     # What all have.
+
+    def has_own_step(self) -> bool:
+        """Whether it defines `own_step`."""
+        return type(self).own_step is not Method.own_step
+
+    def image_layer(self) -> int | None:
+        """The image tower's layer below which nothing changes or is read; None: nor is above it.
+
+        What stands there, (B,L,W) tokens or (B,D) features, is all that is needed of a view.
+        """
+        changes, reads = self.image_changes(), self.image_reads()
+        if not changes and not reads:
+            return None if self.image_tower_untouched else 0
+        encoder = self.encoders.image
+        layers = [encoder.first_layer(changes)]
+        for read in reads.values():
+            layer = read.reaches(encoder.layers)
+            # Behind the last block only the class token is kept.
+            layers.append(layer - (read.at != END and layer == encoder.layers))
+        return min(layers)
+
+    def _seen(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The features (B,D), and what is read, of images or of what is kept of them."""
+        changes, reads = self.image_changes(), self.image_reads()
+        encoder = self.encoders.image
+        if image.dim() == 2:
+            return {"features": image}
+        layer = self.image_layer()
+        if image.dim() == 3 and layer is not None:
+            return encoder.above(image, layer, changes, reads)
+        if changes or reads:
+            return encoder(image, changes=changes, reads=reads)
+        return {"features": encoder(image)}
+
+    def text_of(
+        self, layout: PromptLayout, changes: Sequence[Change] = (), reads: Reads | None = None
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Text features of prompts without a context, (C,D): `encoders.text(layout, …)`.
+
+        What lies below the first change's layer is computed once, and kept in memory.
+        """
+        encoder = self.encoders.text
+        reached = [read.reaches(encoder.layers) for read in (reads or {}).values()]
+        # Behind the last block only EOT is kept.
+        tokens = any(read.at != END for read in (reads or {}).values())
+        layer = min([encoder.first_layer(changes), *reached, encoder.layers - tokens])
+        weight = encoder.positional_embedding
+        mixed = torch.is_autocast_enabled(weight.device.type)
+        key = (id(layout), layer, encoder.dtype, weight.device, mixed)
+        if key not in self._text_states:  # the layout is held, so that its id stays its own
+            self._text_states[key] = layout, encoder.below(layout, layer)
+        return encoder.above(self._text_states[key][1], changes, reads)
 
     def itm_logits(self, features: Features) -> torch.Tensor:
         """The image-text-matching head: τ f̂ êᵀ, (B,C)."""
@@ -189,28 +336,6 @@ class Method(nn.Module):
         """Have the text features computed anew at their next use."""
         self._text_cache = None
 
-    def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters this method trains, by the names they have in checkpoints.
-
-        A name is qualified by its module's: two modules may have parameters of one name.
-        """
-        return {
-            f"{module}.{name}": parameter
-            for module in self.trained_modules
-            for name, parameter in getattr(self, module).named_parameters()
-        }
-
-    def names(self) -> dict[str, str]:
-        """The name in `trained()` by each name that a checkpoint may have for a parameter.
-
-        Beside that name itself it is the one without its module, as older checkpoints have it,
-        unless two modules have it.
-        """
-        own = list(self.trained())
-        short = [name.partition(".")[2] for name in own]
-        old = {s: name for s, name in zip(short, own, strict=True) if short.count(s) == 1}
-        return {**old, **{name: name for name in own}}
-
     def param_groups(self, lr: float) -> list[dict]:
         """Optimiser groups at the base learning rate `lr`."""
         return [{"params": list(self.trained().values()), "lr": lr}]
@@ -227,71 +352,3 @@ class Method(nn.Module):
         super().train(mode)
         self.encoders.eval()
         return self
-
-    def trained_state(self) -> dict[str, torch.Tensor]:
-        """The values of `trained()`, detached."""
-        return {name: p.detach().clone() for name, p in self.trained().items()}
-
-    @torch.no_grad()
-    def load_trained(
-        self, state: dict[str, torch.Tensor], keys: Sequence[str] | None, partial: bool = False
-    ) -> list[str]:
-        """Copy values in by name; class-bound ones by class key. Returns the names taken.
-
-        Args:
-            state: values by names of `names()`.
-            keys: the class keys they were trained on; None if unknown, empty if unknown but others
-                than this run's.
-            partial: accept missing names and leave what is bound to other classes (a start for
-                training) instead of refusing.
-
-        Raises:
-            UserError: names or shapes differ, or class-bound values of other classes.
-        """
-        own, names = self.trained(), self.names()
-        state = {names.get(name, name): value for name, value in state.items()}
-        class_bound = {names[name] for name in self.class_bound}
-        unknown = [name for name in state if name not in own]
-        missing = [name for name in own if name not in state]
-        if unknown or (missing and not partial):
-            raise UserError(
-                "the checkpoint is of another method: "
-                + "; ".join(
-                    f"{what} {', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
-                    for what, names in (("it lacks", missing), ("it also has", unknown))
-                    if names
-                )
-            )
-        taken = []
-        for name, value in state.items():
-            if name in class_bound:
-                rows = self._own_rows(name, value, keys)
-                if rows is None and partial:
-                    continue
-                if rows is None:
-                    raise UserError(
-                        f"{name} is learned per class, and the checkpoint was trained on other "
-                        "classes than this run's: it can't be applied to them"
-                    )
-                value = rows
-            if value.shape != own[name].shape:
-                raise UserError(
-                    f"{name} has shape {tuple(value.shape)} in the checkpoint and "
-                    f"{tuple(own[name].shape)} here: set the method's options as in training"
-                )
-            own[name].copy_(value)
-            taken.append(name)
-        return taken
-
-    def _own_rows(
-        self, name: str, value: torch.Tensor, keys: Sequence[str] | None
-    ) -> torch.Tensor | None:
-        if value.dim() != self.trained()[name].dim():  # not per class in the checkpoint
-            return value
-        if keys is None:
-            if len(value) != len(self.classes.keys):
-                return None
-            print(f"The rows of {name} are {ASSUMED}")
-            return value
-        rows = rows_of(self.classes.keys, keys)
-        return None if rows is None else value[rows]

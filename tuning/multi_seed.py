@@ -122,6 +122,9 @@ class SideBySide(BatchLoop, TrainerBase):
         for run in self.runs:
             leader = self.leader(run)
             run.train_loader_x = run.dm.train_loader_x = leader.train_loader_x
+            if run.further:
+                name = type(run).__name__
+                raise UserError(f"{name} takes several data sets (DATASET.FURTHER): {APART}")
             if models := run.undeclared():
                 raise UserError(
                     f"{type(run).__name__} registers {', '.join(models)} with parameters that its "

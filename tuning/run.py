@@ -307,7 +307,8 @@ class Run:
     def _build(self, classes: Classes) -> Method:
         import torch
 
-        from tuning.trainer import PromptTrainer, load_encoders, load_into
+        from tuning.loading import load_encoders, load_into
+        from tuning.trainer import PromptTrainer
 
         if not issubclass(self.trainer_class, PromptTrainer):
             raise UserError(f"{self.cfg.TRAINER.NAME} is no method of this code: it gives no model")
@@ -347,7 +348,7 @@ class Run:
         """What the method makes of preprocessed images and of the classes."""
         import torch
 
-        from tuning.trainer import autocast
+        from tuning.loading import autocast
 
         method = self.method(classes)
         device = method.encoders.logit_scale.device

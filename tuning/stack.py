@@ -73,6 +73,10 @@ class Stack:
                     )
         # What isn't trained but differs between the runs, such as λ.
         buffers = [dict(BatchLosses(run.method).named_buffers()) for run in self.runs]
+        for name, buffer in buffers[0].items():
+            if any(own[name].shape != buffer.shape for own in buffers):
+                held_by = name.removeprefix("method.")
+                raise UserError(f"{self.name} holds {held_by} of several sizes: {APART}")
         self.fixed = {
             name: torch.stack([own[name] for own in buffers])
             for name, buffer in buffers[0].items()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import reduce
 
 import torch
@@ -82,6 +83,47 @@ class TrainingStep:
         self.zero_grad()
         self.scale(total).backward()
         return {"loss": total.detach(), **{f"loss_{k}": v.detach() for k, v in losses.items()}}
+
+
+@dataclass
+class OwnStep:
+    """What a method's own step works with: `Method.own_step`.
+
+    losses_of: takes a batch by name and gives the method's losses by name, under autocast. DePT's
+        are among them where it is around the method.
+    optimizers: by the names they are registered under; the method's usual one comes first.
+    scaler: scales what is differentiated.
+    """
+
+    losses_of: BatchLosses
+    optimizers: dict[str, torch.optim.Optimizer]
+    scaler: torch.amp.GradScaler
+    update_of: Callable[[list[str] | None], None]
+    epoch: int = 0  # from 0
+    epochs: int = 0
+
+    def losses(self, batch: Batch) -> Losses:
+        """The losses of a batch, each (), with their graph."""
+        return self.losses_of(**batch)
+
+    def zero_grad(self) -> None:
+        """Clear the gradients of what any of the optimizers trains."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
+
+    def backward(self, total: torch.Tensor) -> None:
+        """Add the scaled gradient of a loss () to the parameters' gradients."""
+        self.scaler.scale(total).backward()
+
+    def update(self, *names: str) -> None:
+        """Have the optimizers of these names make their step; by default all."""
+        self.update_of(list(names) or None)
+
+
+def logged(losses: Losses) -> Losses:
+    """Losses by name as a step reports them: with their sum, detached."""
+    total = reduce(torch.add, losses.values())
+    return {"loss": total.detach(), **{f"loss_{k}": v.detach() for k, v in losses.items()}}
 
 
 def training_step(

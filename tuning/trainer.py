@@ -6,32 +6,30 @@ Shape letters: method.py's.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
+from torch import nn
 
-from clip.clip import find_model, load_state_dict
-from clip.model import build_model, convert_weights
+from clip.clip import find_model
 from clip.prompting import Encoders
 from dassl.config import CfgNode
-from dassl.data.data_manager import ImageLoader, template_of
-from dassl.engine import TrainerX
+from dassl.data.data_manager import template_of
+from dassl.data.wrapper import generators_at
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import UserError, count_num_param, file_sha256
+from dassl.utils import UserError, count_num_param, file_sha256, resolve_seed
 
 from . import original_checkpoints
-from .feature_cache import Encoder, NextEpoch
-from .method import Classes, Method
-from .step import Batch, BatchLosses, TrainingStep, scaled_update
+from .data_sets import classes_of, digests_of
+from .inputs import Inputs, resolve_views
+from .loading import autocast, load_encoders, load_into, resolve_precision
+from .method import SEES, Classes, Method
+from .run import open_run
+from .step import BatchLosses, OwnStep, TrainingStep, logged, scaled_update
+from .teacher import Teacher, digest_of
+from .training_data import TrainingData
 
-PRECISIONS = ("fp32", "fp16", "bf16", "amp")
-# Views encoded in one pass of the image tower, on a CPU and on a GPU.
-VIEWS_AT_ONCE = (32, 512)
-
-_ENCODERS: WeakValueDictionary[tuple, Encoders] = WeakValueDictionary()
-
+_PREPARING = 10**9  # of the random numbers: no epoch's
 
 # What runs that are trained at once have one step and one loop in place of.
 _STEP = ("train", "run_epoch", "_run_batches", "forward_backward", "model_zero_grad")
@@ -42,23 +40,11 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.MODEL.FAST = True
     # On a GPU a step's kernels are recorded once and replayed. Off until measured on one.
     cfg.TRAIN.CUDA_GRAPH = False
+    # Config files of data sets that are trained on in turn with the run's own.
+    cfg.DATASET.FURTHER = ()
 
 
-def resolve_precision(wanted: str, device: torch.device, key: str) -> str:
-    """The precision to run in: half precision of the towers needs a GPU, except bf16.
-
-    Raises:
-        UserError: an unknown one.
-    """
-    if wanted not in PRECISIONS:
-        raise UserError(f"{key} is {wanted!r}; one of: {', '.join(PRECISIONS)}")
-    if wanted in ("fp16", "amp") and device.type == "cpu":
-        print(f"{key}: {wanted} needs a GPU; running in fp32 on this CPU")
-        return "fp32"
-    return wanted
-
-
-class PromptTrainer(TrainerX):
+class PromptTrainer(Inputs):
     """Trains one `Method`: one step for all precisions, one save, one load.
 
     A subclass names its method, its config node under TRAINER and its model's folder name, and
@@ -70,21 +56,30 @@ class PromptTrainer(TrainerX):
     config_node: str
     model_name = "prompt_learner"
     may_differ: tuple[str, ...] = ("SEED",)
-    files_by_content = ("MODEL.BACKBONE.NAME", "MODEL.INIT_WEIGHTS")
+    files_by_content: tuple[str, ...] = ("MODEL.BACKBONE.NAME", "MODEL.INIT_WEIGHTS")
     side_by_side = 1  # the number of runs that are trained together
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if cls.own_step():
             cls.may_differ = ()
+        key = getattr(cls, "method_class", Method).teacher_key
+        if key and key not in cls.files_by_content:
+            cls.files_by_content = (*cls.files_by_content, key)
 
     @classmethod
     def own_step(cls) -> list[str]:
         """Which of the functions it defines itself that runs trained at once don't call."""
-        return [name for name in _STEP if getattr(cls, name) is not getattr(PromptTrainer, name)]
+        own = [name for name in _STEP if getattr(cls, name) is not getattr(PromptTrainer, name)]
+        method = getattr(cls, "method_class", Method)
+        return own + (
+            [f"{method.__name__}.own_step"] if method.own_step is not Method.own_step else []
+        )
 
     def check_cfg(self, cfg: CfgNode) -> None:
         self.method_cfg(cfg)  # names the missing node before any work
+        if cfg.DATASET.FURTHER and "other_data_sets" not in self.method_class.what_it_sees(cfg):
+            raise UserError(f"{type(self).__name__} trains on one data set: empty DATASET.FURTHER")
 
     @classmethod
     def config_nodes(cls) -> tuple[str, ...]:
@@ -92,8 +87,22 @@ class PromptTrainer(TrainerX):
         return (cls.config_node,)
 
     @classmethod
+    def identity_of(cls, cfg: CfgNode, dataset: Any, model: str | os.PathLike | None = None):
+        """As the engine's; a test needs no teacher."""
+        key = cls.method_class.teacher_key
+        if key and model is not None:
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.merge_from_list([key, ""])
+        identity = super().identity_of(cfg, dataset, model)
+        further = digests_of(cfg, cls.method_class.template_name)
+        return {**identity, "files": {**identity["files"], **further}}
+
+    @classmethod
     def file_digest(cls, key: str, name: str) -> str:
-        """As the engine's; a backbone may also be named."""
+        """As the engine's; a backbone may also be named, and a teacher is a run."""
+        if key == cls.method_class.teacher_key:
+            return digest_of(open_run(name))
         return file_sha256(find_model(name) if key == "MODEL.BACKBONE.NAME" else name)
 
     @classmethod
@@ -115,10 +124,14 @@ class PromptTrainer(TrainerX):
     def resolve_cfg(cls, cfg: CfgNode) -> None:
         """Let config.yaml record what is used; called once, when all options are merged."""
         cls.method_class.resolve_cfg(cfg)
+        resolve_views(cfg, cls.method_class, cls.__name__)
 
     @classmethod
     def build_method(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> Method:
-        return cls.method_class.from_cfg(cfg, encoders, classes)
+        method = cls.method_class.from_cfg(cfg, encoders, classes)
+        if method.teacher_key:
+            method.teacher_run = Teacher(cfg, method.teacher_key, classes)
+        return method
 
     def build_model(self) -> None:
         cfg = self.cfg
@@ -126,6 +139,10 @@ class PromptTrainer(TrainerX):
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
         encoders, self.backbone_sha256 = load_encoders(cfg, self.precision, self.device)
         dm = self.dm
+        sees = self.method_class.what_it_sees(cfg)
+        if unknown := sorted(set(sees) - set(SEES)):
+            raise UserError(f"{type(self).__name__} sees {unknown[0]!r}; one of: {', '.join(SEES)}")
+        own = set(dm.class_keys)
         classes = Classes(
             list(dm.classnames),
             list(dm.class_keys),
@@ -133,6 +150,14 @@ class PromptTrainer(TrainerX):
             dict(dm.label_space),
             # One that was asked for takes part.
             bool(cfg.DATASET.TEMPLATE) or dm.dataset.template_joins_ensembles,
+            {key: name for key, name in dm.label_space.items() if key not in own}
+            if "new_class_names" in sees
+            else {},
+            len(dm.dataset.train_x or ()),
+            tuple(
+                classes_of(manager.cfg, manager, self.method_class.template_name)
+                for manager in self.further
+            ),
         )
         self.method = self.build_method(cfg, encoders, classes).to(self.device).freeze()
         if cfg.MODEL.INIT_WEIGHTS:
@@ -142,13 +167,9 @@ class PromptTrainer(TrainerX):
         print(f"Parameters to train: {', '.join(trained) or 'none'}")
         print(f"Number of them: {sum(p.numel() for p in trained.values()):,}")
         print(f"Number of all: {count_num_param(self.method):,}")
-        optim = sched = None
-        if trained:
-            groups = self.method.param_groups(cfg.OPTIM.LR)
-            optim = build_optimizer(self.method, cfg.OPTIM, groups)
-            sched = build_lr_scheduler(optim, cfg.OPTIM)
-        self.register_model(self.model_name, self.method, optim, sched)
+        self._register_optimizers()
         replayed = self.device.type == "cuda" and cfg.MODEL.FAST and cfg.TRAIN.CUDA_GRAPH
+        replayed = replayed and not self.further  # a step differs by whose batch it is
         self.training_step = TrainingStep(
             BatchLosses(self.method, self.autocast),
             lambda: self.model_zero_grad(),
@@ -156,21 +177,31 @@ class PromptTrainer(TrainerX):
             self.finish_step,
             trained.values() if replayed else None,
         )
-        self.encoder: Encoder | None = None
-        self.next_epoch: NextEpoch | None = None
-        untouched = self.method.image_tower_untouched
-        if cfg.MODEL.FAST and (untouched or self.method.compares_with_frozen_image):
-            tower = {
-                "backbone": self.backbone_sha256,
-                "precision": self.precision,
-                "code": type(self).encode_views.__qualname__,
-            }
-            self.encoder = Encoder(cfg, self.encode_views, self.device, tower)
+        self.build_encoder()
         # fp16 gradients underflow without a scale; the scaled loss of CLIP's τ = 100 overflows at
         # the default one.
         self.scaler = torch.amp.GradScaler(
             self.device.type, init_scale=2.0**10, enabled=self.precision in ("fp16", "amp")
         )
+
+    def _register_optimizers(self) -> None:
+        """Register the method with its usual optimizer, and those of its own beside it."""
+        cfg, trained = self.cfg, self.method.trained()
+        further = self.method.own_optimizers(cfg.OPTIM)
+        theirs = {
+            name: [p for group in optim.param_groups for p in group["params"]]
+            for name, (optim, _) in further.items()
+        }
+        taken = {id(p) for parameters in theirs.values() for p in parameters}
+        groups = []
+        for group in self.method.param_groups(cfg.OPTIM.LR) if trained else ():
+            left = [p for p in group["params"] if id(p) not in taken]
+            groups += [{**group, "params": left}] if left else []
+        optim = build_optimizer(self.method, cfg.OPTIM, groups) if groups else None
+        sched = build_lr_scheduler(optim, cfg.OPTIM) if optim is not None else None
+        self.register_model(self.model_name, self.method, optim, sched)
+        for name, (own, schedule) in further.items():
+            self.register_model(name, nn.ParameterList(theirs[name]), own, schedule)
 
     def autocast(self) -> torch.autocast:
         """What the features are computed under."""
@@ -179,62 +210,65 @@ class PromptTrainer(TrainerX):
     # Training.
 
     def train(self) -> None:  # type: ignore[override]  # as Dassl has it
-        if not self.method.trained():
+        if not self._has_outcome():
             print(f"{type(self).__name__} has nothing to train")
             self.final_test()
+        elif not self.method.trained():
+            print(f"{type(self).__name__} has nothing to train but what it prepares")
+            self.before_train()
+            self.epoch = self.max_epoch - 1
+            self.save_model(self.epoch, self.output_dir)
+            self.after_train()
+        else:
+            super().train()
+
+    def _has_outcome(self) -> bool:
+        """Whether training leaves anything to save."""
+        return bool(self.method.trained() or self.method.prepared_state())
+
+    def before_train(self) -> None:
+        """As the engine's; a run that begins is prepared."""
+        super().before_train()
+        self.take_teacher()
+        if self.start_epoch or self.batches_done:
             return
-        super().train()
+        encoder = self.encoder if self.layer is None else None
+        data = TrainingData(self.cfg, self.dm.dataset, encoder, self.encode_views, self.device)
+        # By numbers of its own: it changes none that training draws, nor depends on other runs.
+        with generators_at(resolve_seed(self.cfg.SEED), _PREPARING), torch.no_grad():
+            self.method.prepare(data)
+        self.method.forget_text()
+        if self.cfg.MODEL.INIT_WEIGHTS and self.prepares():
+            self.initialise_from(self.cfg.MODEL.INIT_WEIGHTS)  # it goes before what was prepared
 
-    def training_batches(self) -> Iterable[dict]:
-        """The epoch's batches; where no trained input enters the image tower, already encoded.
-
-        Where methods compare with the unprompted tower's features, those come with the images.
-        """
-        batches = super().training_batches()
-        if self.encoder is None or not isinstance(batches, ImageLoader):
-            return batches
-        per_batch = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
-        at_once = max(1, VIEWS_AT_ONCE[self.device.type == "cuda"] // per_batch)
-        if not self.method.image_tower_untouched:
-            return self.encoder.batches(batches, at_once, "frozen_image")
-        if not self.encodes_beside_training:
-            return self.encoder.batches(batches, at_once)
-        if self.next_epoch is None or self.next_epoch.loader is not batches:
-            self.next_epoch = NextEpoch(self.encoder, batches, at_once, self.max_epoch)
-        return self.next_epoch.batches(self.epoch)
-
-    @property
-    def encodes_beside_training(self) -> bool:
-        """Whether the next epoch's views are encoded while this one trains.
-
-        On a GPU a step is many small kernels, with room beside them; a CPU has none.
-        """
-        return self.device.type == "cuda" and self.cfg.DATALOADER.NUM_WORKERS > 0
-
-    def testing_batches(self, loader: Iterable[dict]) -> Iterable[dict]:
-        """As `training_batches`, for evaluation."""
-        untouched = self.method.image_tower_untouched
-        if self.encoder is None or not untouched or not isinstance(loader, ImageLoader):
-            return loader
-        return self.encoder.batches(loader)
-
-    @torch.no_grad()
-    def encode_views(self, image: torch.Tensor) -> torch.Tensor:
-        """(B,3,I,I) → (B,D) features of views whose features no training step changes."""
-        with self.autocast():
-            return self.method.encoders.image(image)
+    @classmethod
+    def prepares(cls) -> bool:
+        """Whether its method looks at the training images before the first step."""
+        return cls.method_class.prepare is not Method.prepare
 
     def forward_backward(self, batch: dict) -> dict:
-        return self.training_step(self.step_inputs(batch))
-
-    def step_inputs(self, batch: dict) -> Batch:
-        """What a step takes of a batch: image, label, and `known_features`."""
-        image, label = self.parse_batch_train(batch)
-        return {"image": image, "label": label, **self.known_features(batch)}
+        inputs = self.step_inputs(batch)
+        if not self.method.has_own_step():
+            return self.training_step(inputs)
+        own = OwnStep(
+            BatchLosses(self.method, self.autocast),
+            {name: optim for name, optim in self._optims.items() if optim is not None},
+            self.scaler,
+            self.model_update,
+            self.epoch,
+            self.max_epoch,
+        )
+        losses = logged(self.method.own_step(inputs, own))
+        self.end_step()
+        return losses
 
     def finish_step(self) -> None:
         """Once the gradients are there: the optimizers' step, and at an epoch's end the rates'."""
         self.model_update()
+        self.end_step()
+
+    def end_step(self) -> None:
+        """After an epoch's last step, the rates'."""
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
 
@@ -252,13 +286,6 @@ class PromptTrainer(TrainerX):
         """As Dassl's, but for a step whose scaled gradients overflowed: that one is left out."""
         optims = [self._optims[name] for name in self.get_model_names(names)]
         scaled_update([optim for optim in optims if optim is not None], self.scaler)
-
-    def known_features(self, batch: dict) -> dict[str, torch.Tensor]:
-        """What `features` takes beside the images, as far as the batch has it."""
-        return {name: batch[name] for name in ("frozen_image",) if name in batch}
-
-    def parse_batch_train(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._to_device(batch["img"]), self._to_device(batch["label"])
 
     # Evaluation.
 
@@ -283,17 +310,31 @@ class PromptTrainer(TrainerX):
             **super().checkpoint_extra(),
             "backbone_sha256": self.backbone_sha256,
             "scaler": self.scaler.state_dict(),
+            **({"prepared": prepared} if (prepared := self.method.prepared_state()) else {}),
         }
 
     def load_checkpoint_extra(self, extra: dict) -> None:
         self.scaler.load_state_dict(extra["scaler"])
 
     def result_extra(self) -> dict:
-        return {"backbone_sha256": self.backbone_sha256, "side_by_side": self.side_by_side}
+        return {
+            "backbone_sha256": self.backbone_sha256,
+            "side_by_side": self.side_by_side,
+            "sees": self.seen(),
+        }
+
+    def seen(self) -> list[str]:
+        """What it saw beyond the labelled training images and their classes' names, of `SEES`."""
+        sees = set(self.method_class.what_it_sees(self.cfg))
+        if not self.further:
+            sees.discard("other_data_sets")
+        if self.method.teacher_run is not None and self.method.teacher_run.is_read:
+            sees |= {"teacher", *self.method.teacher_run.sees}
+        return sorted(sees)
 
     def load_model(self, directory: str | os.PathLike | None, epoch: int | None = None) -> None:
         """As Dassl's; a method that trains nothing has nothing to load."""
-        if self.method.trained():
+        if self._has_outcome():
             super().load_model(directory, epoch)
 
     def load_model_state(self, name: str, state_dict: dict, checkpoint: dict) -> None:
@@ -316,85 +357,4 @@ class PromptTrainer(TrainerX):
             self.backbone_sha256,
             partial,
             others_classes=self.cfg.DATASET.SUBSAMPLE_CLASSES == "new" and not partial,
-        )
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Mixed precision where `precision` is "amp", else none."""
-    return torch.autocast(device.type, dtype=torch.float16, enabled=precision == "amp")
-
-
-def load_encoders(cfg: CfgNode, precision: str, device: torch.device) -> tuple[Encoders, str]:
-    """The frozen towers, shared by all that are alive at a time, and SHA-256 of their file.
-
-    Raises:
-        UserError: no such backbone, or INPUT.SIZE isn't its images'.
-    """
-    path = find_model(cfg.MODEL.BACKBONE.NAME)
-    sha256 = file_sha256(path)
-    key = (sha256, precision, str(device), cfg.MODEL.FAST)
-    encoders = _ENCODERS.get(key)
-    if encoders is None:
-        clip_model = build_model(load_state_dict(path))
-        if precision != "fp16":
-            clip_model.float()
-        if precision == "bf16":
-            convert_weights(clip_model, torch.bfloat16)
-        encoders = _ENCODERS[key] = Encoders(clip_model.to(device), cfg.MODEL.FAST)
-    _check_resolution(cfg, encoders.image.visual.input_resolution)
-    return encoders, sha256
-
-
-def load_into(
-    method: Method,
-    checkpoint: dict,
-    source: str,
-    backbone_sha256: str,
-    partial: bool = False,
-    others_classes: bool = False,
-) -> None:
-    """Put a checkpoint's values into a method, strictly; say what was taken and what left.
-
-    Args:
-        method: what they are put into.
-        checkpoint: with a state_dict; ours, or one of the original code.
-        source: its name, for messages.
-        backbone_sha256: of the method's encoders.
-        partial: a start for training: what is missing stays at its initial values.
-        others_classes: a checkpoint that doesn't tell its classes has others than the method.
-
-    Raises:
-        UserError: it is of another method, backbone or shape.
-    """
-    state, keys = checkpoint["state_dict"], checkpoint.get("class_keys")
-    backbone = checkpoint.get("backbone_sha256")
-    if backbone not in (None, backbone_sha256):
-        raise UserError(
-            f"{source} was trained on another backbone (SHA-256 {backbone[:12]}…, this run has "
-            f"{backbone_sha256[:12]}…): set MODEL.BACKBONE.NAME as in training"
-        )
-    left: list[str] = []
-    if original_checkpoints.is_original(state):
-        kind = original_checkpoints.kind(state)
-        print(f"{source}: a checkpoint of the original code ({kind})")
-        keys = original_checkpoints.class_keys(state, method)
-        state, left = original_checkpoints.translate(state, method.names())
-    if keys is None and others_classes:
-        keys = []
-    taken = method.load_trained(state, keys, partial)
-    names = method.names()
-    left += [name for name in state if names.get(name) not in taken]
-    print(f"Taken from {source}: {', '.join(taken) or 'nothing'}")
-    if left:
-        print(f"Left there: {', '.join(left)}")
-    if partial and (fresh := [name for name in method.trained() if name not in taken]):
-        print(f"Not in it, so at their initial values: {', '.join(fresh)}")
-
-
-def _check_resolution(cfg: CfgNode, resolution: int) -> None:
-    size = cfg.INPUT.SIZE
-    if tuple(size) != (resolution, resolution):
-        raise UserError(
-            f"INPUT.SIZE is {tuple(size)}, but backbone {cfg.MODEL.BACKBONE.NAME} takes "
-            f"{resolution} x {resolution} images: set INPUT.SIZE to ({resolution}, {resolution})"
         )

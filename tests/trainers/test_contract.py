@@ -25,8 +25,9 @@ def batch(trainer):
 def test_gradients_reach_exactly_what_is_declared(make_trainer, name):
     trainer = make_trainer(name)
     method = trainer.method.train()
-    image, label = trainer.parse_batch_train(batch(trainer))
-    sum(method.losses(method.features(image), label).values()).backward()
+    inputs = trainer.step_inputs(batch(trainer))
+    label = inputs.pop("label")
+    sum(method.losses(method.features(**inputs), label).values()).backward()
     declared = {id(p) for p in method.trained().values()}
     for parameter_name, parameter in method.named_parameters():
         if id(parameter) in declared:
@@ -103,7 +104,7 @@ def test_permuting_classes_permutes_logits(make_trainer, name):
     )
     permuted = trainer.build_method(trainer.cfg, method.encoders, permuted_classes).eval()
     permuted.load_trained(method.trained_state(), classes.keys)
-    image = batch(trainer)["img"]
+    image = trainer.step_inputs(batch(trainer))["image"]
     with torch.no_grad():
         logits = method.logits(method.features(image))
         torch.testing.assert_close(
@@ -115,7 +116,7 @@ def test_permuting_classes_permutes_logits(make_trainer, name):
 def test_batch_splits_change_no_logit(make_trainer, name):
     trainer = make_trainer(name)
     method = trainer.method.eval()
-    image = batch(trainer)["img"]
+    image = trainer.step_inputs(batch(trainer))["image"]
     with torch.no_grad():
         whole = method.logits(method.features(image))
         parts = [method.logits(method.features(part)) for part in image.split([1, 3])]
@@ -126,14 +127,16 @@ def test_batch_splits_change_no_logit(make_trainer, name):
 def test_fast_and_plain_encoders_give_the_same_losses_and_gradients(make_trainer, name):
     trainer = make_trainer(name)
     exact = load_model(trainer.cfg.MODEL.BACKBONE.NAME)[0].double()
-    image, label = batch(trainer)["img"].double(), batch(trainer)["label"]
+    inputs = trainer.step_inputs(batch(trainer))
+    label = inputs.pop("label")
+    inputs = {name: value.double() for name, value in inputs.items()}
     results = []
     for fast in (True, False):
         encoders = Encoders(exact, fast)
         method = trainer.build_method(trainer.cfg, encoders, trainer.method.classes)
         method = method.double().freeze().train()
         method.load_trained(trainer.method.trained_state(), method.classes.keys)
-        features = method.features(image)
+        features = method.features(**inputs)
         losses = method.losses(features, label)
         leaves = list(method.trained().values())
         grads = torch.autograd.grad(sum(losses.values()), leaves) if leaves else []
@@ -150,7 +153,8 @@ def test_every_precision_trains_a_step(make_trainer, capsys, name, precision):
     said = f"TRAINER.{node}.PREC: {precision} needs a GPU" in capsys.readouterr().out
     assert said == (trainer.device.type == "cpu" and precision != "bf16")
     if not trainer.method.trained():
-        assert trainer.model_inference(batch(trainer)["img"]).isfinite().all()
+        image = trainer.step_inputs(batch(trainer))["image"]
+        assert trainer.model_inference(image).isfinite().all()
         return
     trainer.before_train()
     trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 2

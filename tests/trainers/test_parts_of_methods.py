@@ -20,10 +20,11 @@ from dassl.utils import UserError, set_random_seed
 from tests.conftest import arguments, tiny_clip
 from trainers.promptsrc import gaussian_weights
 from trainers.zsclip import ZeroshotCLIP, ZeroshotCLIP2
-from tuning.method import Classes, Features, cosine_logits, rows_of, unit
+from tuning.loading import resolve_precision
+from tuning.method import Classes, Features, cosine_logits, unit
 from tuning.options import parse_args, setup_cfg
 from tuning.prompts import check_depth, stacked, starting_context
-from tuning.trainer import resolve_precision
+from tuning.saved import rows_of
 
 trainers.modules()
 ALL = sorted(n for n in TRAINER_REGISTRY.registered_names() if not n.startswith("Elsewhere"))

@@ -12,6 +12,7 @@ from clip.model import CLIP
 from dassl.engine import TRAINER_REGISTRY, Records
 from dassl.utils import UserError
 from tuning import feature_cache as encoded
+from tuning import loading
 from tuning import trainer as base
 from tuning.multi_seed import Stack
 from tuning.options import parse_args, parse_runs
@@ -82,7 +83,7 @@ def test_together_equals_apart(command, tmp_path, name):
 def test_together_equals_apart_in_double_precision(command, tmp_path, monkeypatch, name):
     """Ten epochs: what is left between them is rounding, which training makes larger."""
     monkeypatch.setattr(CLIP, "float", CLIP.double)
-    monkeypatch.setattr(base, "_ENCODERS", {})  # nothing of fp32's is used again
+    monkeypatch.setattr(loading, "_ENCODERS", {})  # nothing of fp32's is used again
     monkeypatch.setattr(encoded, "_memory", OrderedDict())
     freeze = base.Method.freeze
     monkeypatch.setattr(base.Method, "freeze", lambda method: freeze(method.double()))

@@ -14,8 +14,8 @@ from PIL import Image
 
 from dassl.utils import UserError, load_checkpoint, save_plain
 from experiments.features import batches, load_run
+from tuning import loading
 from tuning import prediction as predict
-from tuning import trainer as trainer_module
 from tuning.prediction import Predictor
 
 
@@ -112,8 +112,8 @@ def test_a_backbone_file_is_followed_only_if_it_is_the_recorded_one(
     runs, backbone, picture_root, tmp_path, monkeypatch
 ):
     read = []
-    monkeypatch.setattr(trainer_module, "load_state_dict", lambda path: read.append(path) or 1 / 0)
-    monkeypatch.setattr(trainer_module, "_ENCODERS", {})
+    monkeypatch.setattr(loading, "load_state_dict", lambda path: read.append(path) or 1 / 0)
+    monkeypatch.setattr(loading, "_ENCODERS", {})
     other = tmp_path / "other.pt"
     other.write_bytes(b"anything")
     run = copy_of(runs["CoOp"], tmp_path / "other", backbone=other)

@@ -1,0 +1,191 @@
+"""What a training or test step is given: images, or what is kept of them, and what was declared.
+
+Shape letters: method.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from dassl.config import CfgNode
+from dassl.data import DataManager
+from dassl.data.data_manager import ImageLoader
+from dassl.engine import TrainerX
+from dassl.utils import UserError
+
+from .data_sets import further_cfgs, in_turn
+from .feature_cache import Encoder, NextEpoch, Part
+from .method import Method
+from .step import Batch
+
+# Views encoded in one pass of the image tower, on a CPU and on a GPU.
+VIEWS_AT_ONCE = (32, 512)
+# What a method's `features` takes beside the images, where a batch has it.
+_KNOWN = ("frozen_image", "teacher", "dataset")
+
+
+def resolve_views(cfg: CfgNode, method: type[Method], name: str) -> None:
+    """Set DATALOADER.K_TRANSFORMS to the number of views that a method wants.
+
+    Raises:
+        UserError: it is set to another.
+    """
+    wanted, given = method.views_wanted, cfg.DATALOADER.K_TRANSFORMS
+    if given not in (1, wanted) and wanted:
+        raise UserError(
+            f"DATALOADER.K_TRANSFORMS is {given}, but {name} wants {wanted} "
+            f"view{'s' if wanted > 1 else ''} of each training image"
+        )
+    if wanted:
+        cfg.DATALOADER.K_TRANSFORMS = wanted
+
+
+class Inputs(TrainerX):
+    """The part of `PromptTrainer` that makes a step's inputs."""
+
+    cfg: CfgNode
+    method: Method
+    backbone_sha256: str
+    precision: str
+    next_epoch: NextEpoch | None
+    encoder: Encoder | None
+
+    def build_data_loader(self) -> None:
+        """As the engine's, with the further data sets."""
+        super().build_data_loader()
+        self.further = [DataManager(cfg) for cfg in further_cfgs(self.cfg)]
+
+    def _further_loaders(self) -> list[ImageLoader]:
+        loaders = [(manager.cfg.DATASET.NAME, manager.train_loader_x) for manager in self.further]
+        if missing := [name for name, loader in loaders if loader is None]:
+            raise UserError(f"{missing[0]} has no training images")
+        return [loader for _, loader in loaders if loader is not None]
+
+    def begin_epoch(self) -> None:
+        """As the engine's, of all data sets."""
+        super().begin_epoch()
+        for manager in self.further:
+            manager.set_epoch(self.epoch)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """As the engine's, of all data sets."""
+        return super().batches_per_epoch + sum(map(len, self._further_loaders()))
+
+    def autocast(self) -> torch.autocast:
+        """What the features are computed under."""
+        raise NotImplementedError
+
+    def build_encoder(self) -> None:
+        """Say what is kept of a view, by what the method declares."""
+        self.next_epoch = self.encoder = None
+        self.layer = self.method.image_layer()
+        if not self.cfg.MODEL.FAST:
+            return
+        features = Part(self.encode_views, self._tower("encode_views"))
+        parts = {}
+        if self.layer is None:
+            parts["img"] = features
+        elif self.layer > 0:
+            tower = {**self._tower("encode_below"), "layer": self.layer}
+            parts["img"] = Part(self.encode_below, tower, f"Image tokens before layer {self.layer}")
+        if self.method.compares_with_frozen_image and self.layer is not None:
+            parts["frozen_image"] = features
+        if parts:
+            self.encoder = Encoder(self.cfg, parts, self.device)
+
+    def _tower(self, code: str) -> dict[str, Any]:
+        return {
+            "backbone": self.backbone_sha256,
+            "precision": self.precision,
+            "code": getattr(type(self), code).__qualname__,
+        }
+
+    def take_teacher(self) -> None:
+        """Have the teacher's logits of each training view kept; named here, as it is read now."""
+        teacher = self.method.teacher_run
+        if teacher is None:
+            return
+        logits = Part(teacher.logits, teacher.source(), "The teacher's logits")
+        if self.cfg.MODEL.FAST:
+            self.encoder = self.encoder or Encoder(self.cfg, {}, self.device)
+            self.encoder.parts["teacher"] = logits
+        print(f"Teacher: {teacher.run.folder}")
+
+    @torch.no_grad()
+    def encode_views(self, image: torch.Tensor) -> torch.Tensor:
+        """(B,3,I,I) → (B,D) features of views whose features no training step changes."""
+        with self.autocast():
+            return self.method.encoders.image(image)
+
+    @torch.no_grad()
+    def encode_below(self, image: torch.Tensor) -> torch.Tensor:
+        """(B,3,I,I) → (B,L,W) tokens before the first layer that the method changes or reads."""
+        assert self.layer is not None
+        with self.autocast():
+            return self.method.encoders.image.below(image, self.layer)
+
+    def training_batches(self) -> Iterable[dict]:
+        """The epoch's batches, with what is kept of each view: as features, tokens or logits."""
+        batches = super().training_batches()
+        if self.further:
+            loaders = [batches, *self._further_loaders()]
+            return in_turn([self._encoded(loader) for loader in loaders])
+        return self._encoded(batches)
+
+    def _encoded(self, batches: Iterable[dict]) -> Iterable[dict]:
+        """The batches of one loader."""
+        if self.encoder is None or not isinstance(batches, ImageLoader):
+            return batches
+        views = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE * self.cfg.DATALOADER.K_TRANSFORMS
+        at_once = max(1, VIEWS_AT_ONCE[self.device.type == "cuda"] // views)
+        if self.layer is not None or self.further or not self.encodes_beside_training:
+            return self.encoder.batches(batches, at_once)
+        if self.next_epoch is None or self.next_epoch.loader is not batches:
+            self.next_epoch = NextEpoch(self.encoder, batches, at_once, self.max_epoch)
+        return self.next_epoch.batches(self.epoch)
+
+    @property
+    def encodes_beside_training(self) -> bool:
+        """Whether the next epoch's views are encoded while this one trains.
+
+        On a GPU a step is many small kernels, with room beside them; a CPU has none.
+        """
+        return self.device.type == "cuda" and self.cfg.DATALOADER.NUM_WORKERS > 0
+
+    def testing_batches(self, loader: Iterable[dict]) -> Iterable[dict]:
+        """As `training_batches`, for evaluation."""
+        if self.encoder is None or not isinstance(loader, ImageLoader):
+            return loader
+        if "img" not in self.encoder.parts:
+            return loader
+        return self.encoder.batches(loader, names=["img"])
+
+    def step_inputs(self, batch: dict) -> Batch:
+        """What a step takes of a batch: image, label, and `known_features`."""
+        image, label = self.parse_batch_train(batch)
+        return {"image": image, "label": label, **self.known_features(batch)}
+
+    def known_features(self, batch: dict) -> dict[str, torch.Tensor]:
+        """What `features` takes beside the images, as far as the batch has it.
+
+        Of the N views beyond the first each is other_views, other_frozen_image … (N,B,…).
+        """
+        known = {name: batch[name] for name in _KNOWN if name in batch}
+        if self.layer is None and self.method.compares_with_frozen_image:
+            known["frozen_image"] = batch["img"]
+        if isinstance(batch["img"], list):
+            of_each = {name: v for name, v in known.items() if isinstance(v, list)}
+            others = {"other_views": batch["img"]}
+            others |= {f"other_{name}": value for name, value in of_each.items()}
+            known |= {name: views[0] for name, views in of_each.items()}
+            known |= {name: torch.stack(views[1:]) for name, views in others.items()}
+        return {name: self._to_device(value) for name, value in known.items()}
+
+    def parse_batch_train(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """The image, of several views the first, and its label, on the device."""
+        image = batch["img"][0] if isinstance(batch["img"], list) else batch["img"]
+        return self._to_device(image), self._to_device(batch["label"])

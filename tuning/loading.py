@@ -1,0 +1,121 @@
+"""The frozen towers, the precision they run in, and checkpoints put into a method.
+
+Shape letters: method.py's.
+"""
+
+from __future__ import annotations
+
+from weakref import WeakValueDictionary
+
+import torch
+
+from clip.clip import find_model, load_state_dict
+from clip.model import build_model, convert_weights
+from clip.prompting import Encoders
+from dassl.config import CfgNode
+from dassl.utils import UserError, file_sha256
+
+from . import original_checkpoints
+from .method import Method
+
+PRECISIONS = ("fp32", "fp16", "bf16", "amp")
+
+_ENCODERS: WeakValueDictionary[tuple, Encoders] = WeakValueDictionary()
+
+
+def resolve_precision(wanted: str, device: torch.device, key: str) -> str:
+    """The precision to run in: half precision of the towers needs a GPU, except bf16.
+
+    Raises:
+        UserError: an unknown one.
+    """
+    if wanted not in PRECISIONS:
+        raise UserError(f"{key} is {wanted!r}; one of: {', '.join(PRECISIONS)}")
+    if wanted in ("fp16", "amp") and device.type == "cpu":
+        print(f"{key}: {wanted} needs a GPU; running in fp32 on this CPU")
+        return "fp32"
+    return wanted
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Mixed precision where `precision` is "amp", else none."""
+    return torch.autocast(device.type, dtype=torch.float16, enabled=precision == "amp")
+
+
+def load_encoders(cfg: CfgNode, precision: str, device: torch.device) -> tuple[Encoders, str]:
+    """The frozen towers, shared by all that are alive at a time, and SHA-256 of their file.
+
+    Raises:
+        UserError: no such backbone, or INPUT.SIZE isn't its images'.
+    """
+    path = find_model(cfg.MODEL.BACKBONE.NAME)
+    sha256 = file_sha256(path)
+    key = (sha256, precision, str(device), cfg.MODEL.FAST)
+    encoders = _ENCODERS.get(key)
+    if encoders is None:
+        clip_model = build_model(load_state_dict(path))
+        if precision != "fp16":
+            clip_model.float()
+        if precision == "bf16":
+            convert_weights(clip_model, torch.bfloat16)
+        encoders = _ENCODERS[key] = Encoders(clip_model.to(device), cfg.MODEL.FAST)
+    _check_resolution(cfg, encoders.image.visual.input_resolution)
+    return encoders, sha256
+
+
+def load_into(
+    method: Method,
+    checkpoint: dict,
+    source: str,
+    backbone_sha256: str,
+    partial: bool = False,
+    others_classes: bool = False,
+) -> None:
+    """Put a checkpoint's values into a method, strictly; say what was taken and what left.
+
+    Args:
+        method: what they are put into.
+        checkpoint: with a state_dict; ours, or one of the original code.
+        source: its name, for messages.
+        backbone_sha256: of the method's encoders.
+        partial: a start for training: what is missing stays at its initial values.
+        others_classes: a checkpoint that doesn't tell its classes has others than the method.
+
+    Raises:
+        UserError: it is of another method, backbone or shape.
+    """
+    state, keys = checkpoint["state_dict"], checkpoint.get("class_keys")
+    backbone = checkpoint.get("backbone_sha256")
+    if backbone not in (None, backbone_sha256):
+        raise UserError(
+            f"{source} was trained on another backbone (SHA-256 {backbone[:12]}…, this run has "
+            f"{backbone_sha256[:12]}…): set MODEL.BACKBONE.NAME as in training"
+        )
+    left: list[str] = []
+    if original_checkpoints.is_original(state):
+        kind = original_checkpoints.kind(state)
+        print(f"{source}: a checkpoint of the original code ({kind})")
+        keys = original_checkpoints.class_keys(state, method)
+        state, left = original_checkpoints.translate(state, method.names())
+    if keys is None and others_classes:
+        keys = []
+    taken = method.load_trained(state, keys, partial)
+    if not partial:  # a start prepares by this run's images
+        method.load_prepared(checkpoint.get("prepared", {}), keys)
+    method.forget_text()
+    names = method.names()
+    left += [name for name in state if names.get(name) not in taken]
+    print(f"Taken from {source}: {', '.join(taken) or 'nothing'}")
+    if left:
+        print(f"Left there: {', '.join(left)}")
+    if partial and (fresh := [name for name in method.trained() if name not in taken]):
+        print(f"Not in it, so at their initial values: {', '.join(fresh)}")
+
+
+def _check_resolution(cfg: CfgNode, resolution: int) -> None:
+    size = cfg.INPUT.SIZE
+    if tuple(size) != (resolution, resolution):
+        raise UserError(
+            f"INPUT.SIZE is {tuple(size)}, but backbone {cfg.MODEL.BACKBONE.NAME} takes "
+            f"{resolution} x {resolution} images: set INPUT.SIZE to ({resolution}, {resolution})"
+        )

@@ -1,0 +1,174 @@
+"""What of a method its checkpoints hold, and how it is put back.
+
+Shape letters: method.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from dassl.utils import UserError
+
+if TYPE_CHECKING:
+    from .method import Classes
+
+ASSUMED = "assumed to be this run's classes in order: the checkpoint doesn't tell its classes"
+
+
+def rows_of(keys: Sequence[str], among: Sequence[str]) -> list[int] | None:
+    """Where each key stands in `among`; None if one isn't there."""
+    place = {key: i for i, key in enumerate(among)}
+    if any(key not in place for key in keys):
+        return None
+    return [place[key] for key in keys]
+
+
+class Saved(nn.Module):
+    """A method's part that names, saves and loads what it trains and what it prepared."""
+
+    classes: Classes
+    # The submodules it trains, by attribute name; everything else is frozen.
+    trained_modules: tuple[str, ...] = ()
+    # Trained parameters with one row per class, by a name of theirs in `names()`.
+    class_bound: tuple[str, ...] = ()
+    # Buffers that `prepare` fills, which checkpoints keep. In `class_bound`, by their own name, if
+    # they have one row per class.
+    prepared: tuple[str, ...] = ()
+    # Trained parameters with one row per training image (`Classes.images`): a checkpoint has as
+    # many as its run had.
+    image_bound: tuple[str, ...] = ()
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters this method trains, by the names they have in checkpoints.
+
+        A name is qualified by its module's: two modules may have parameters of one name.
+        """
+        return {
+            f"{module}.{name}": parameter
+            for module in self.trained_modules
+            for name, parameter in getattr(self, module).named_parameters()
+        }
+
+    def names(self) -> dict[str, str]:
+        """The name in `trained()` by each name that a checkpoint may have for a parameter.
+
+        Beside that name itself it is the one without its module, as older checkpoints have it,
+        unless two modules have it.
+        """
+        own = list(self.trained())
+        short = [name.partition(".")[2] for name in own]
+        old = {s: name for s, name in zip(short, own, strict=True) if short.count(s) == 1}
+        return {**old, **{name: name for name in own}}
+
+    def trained_state(self) -> dict[str, torch.Tensor]:
+        """The values of `trained()`, detached."""
+        return {name: p.detach().clone() for name, p in self.trained().items()}
+
+    @torch.no_grad()
+    def load_trained(
+        self, state: dict[str, torch.Tensor], keys: Sequence[str] | None, partial: bool = False
+    ) -> list[str]:
+        """Copy values in by name; class-bound ones by class key. Returns the names taken.
+
+        Args:
+            state: values by names of `names()`.
+            keys: the class keys they were trained on; None if unknown, empty if unknown but others
+                than this run's.
+            partial: accept missing names and leave what is bound to other classes (a start for
+                training) instead of refusing.
+
+        Raises:
+            UserError: names or shapes differ, or class-bound values of other classes.
+        """
+        own, names = self.trained(), self.names()
+        state = {names.get(name, name): value for name, value in state.items()}
+        class_bound = {names[name] for name in self.class_bound if name in names}
+        image_bound = {names[name] for name in self.image_bound}
+        _check_names(own, state, partial)
+        taken = []
+        for name, value in state.items():
+            if name in class_bound:
+                rows = self._own_rows(name, value, keys)
+                if rows is None and partial:
+                    continue
+                if rows is None:
+                    raise UserError(
+                        f"{name} is learned per class, and the checkpoint was trained on other "
+                        "classes than this run's: it can't be applied to them"
+                    )
+                value = rows
+            if name in image_bound and len(value) != len(own[name]):
+                if partial:  # the rows of other images start nothing
+                    continue
+                if value.shape[1:] == own[name].shape[1:]:
+                    own[name].data = own[name].new_empty(value.shape)
+            if value.shape != own[name].shape:
+                raise UserError(
+                    f"{name} has shape {tuple(value.shape)} in the checkpoint and "
+                    f"{tuple(own[name].shape)} here: set the method's options as in training"
+                )
+            own[name].copy_(value)
+            taken.append(name)
+        return taken
+
+    def _own_rows(
+        self, name: str, value: torch.Tensor, keys: Sequence[str] | None
+    ) -> torch.Tensor | None:
+        if value.dim() != self.trained()[name].dim():  # not per class in the checkpoint
+            return value
+        if keys is None:
+            if len(value) != len(self.classes.keys):
+                return None
+            print(f"The rows of {name} are {ASSUMED}")
+            return value
+        rows = rows_of(self.classes.keys, keys)
+        return None if rows is None else value[rows]
+
+    def prepared_state(self) -> dict[str, torch.Tensor]:
+        """The values of the buffers in `prepared`."""
+        return {name: self.get_buffer(name).detach().clone() for name in self.prepared}
+
+    @torch.no_grad()
+    def load_prepared(self, state: Mapping[str, torch.Tensor], keys: Sequence[str] | None) -> None:
+        """Put `prepared_state` back; class-bound buffers by class key, see `load_trained`.
+
+        Raises:
+            UserError: other names, or class-bound values of other classes.
+        """
+        if set(state) != set(self.prepared):
+            raise UserError(
+                f"the checkpoint has {', '.join(state) or 'nothing'} from before training, this "
+                f"method {', '.join(self.prepared) or 'nothing'}: it is of another method"
+            )
+        for name, value in state.items():
+            if name in self.class_bound:
+                rows = rows_of(self.classes.keys, keys) if keys is not None else None
+                if keys is None and len(value) == len(self.classes.keys):
+                    print(f"{name}: the checkpoint's classes are {ASSUMED}")
+                    rows = list(range(len(value)))
+                if rows is None:
+                    raise UserError(f"{name} has a row per class, and these are other classes")
+                value = value[rows]
+            place, _, leaf = name.rpartition(".")
+            setattr(self.get_submodule(place), leaf, value.to(self.get_buffer(name)))
+
+
+def _check_names(
+    own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], partial: bool
+) -> None:
+    """Raise UserError where a checkpoint's parameters aren't the method's."""
+    unknown = [name for name in state if name not in own]
+    missing = [name for name in own if name not in state]
+    if unknown or (missing and not partial):
+        raise UserError(
+            "the checkpoint is of another method: "
+            + "; ".join(
+                f"{what} {', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
+                for what, names in (("it lacks", missing), ("it also has", unknown))
+                if names
+            )
+        )

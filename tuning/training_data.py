@@ -1,0 +1,87 @@
+"""The training images as a method sees them before its first step: `Method.prepare`.
+
+Shape letters: method.py's; n training images in the order of the data set's list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from dassl.data import DatasetWrapper
+from dassl.data.data_manager import ImageLoader, build_data_loader
+from dassl.data.transforms import build_transform
+
+from .feature_cache import Encoder
+
+
+class TrainingData:
+    """A run's training images, each once.
+
+    Args:
+        cfg: of the run.
+        dataset: its data set, with `train_x` and all other lists.
+        encoder: has the unprompted tower's features as its part "img"; None: nothing is kept.
+        encode: (V,3,I,I) → (V,D), the same.
+        device: where tensors are wanted.
+    """
+
+    def __init__(
+        self,
+        cfg: Any,
+        dataset: Any,
+        encoder: Encoder | None,
+        encode: Callable[[torch.Tensor], torch.Tensor],
+        device: torch.device,
+    ) -> None:
+        self.cfg = cfg
+        self.dataset = dataset
+        self.encoder = encoder
+        self.encode = encode
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.dataset.train_x)
+
+    @cached_property
+    def labels(self) -> torch.Tensor:
+        """(n,) indices of classes."""
+        return torch.tensor([item.label for item in self.dataset.train_x], device=self.device)
+
+    def images(self, epoch: int | None = None) -> Iterator[torch.Tensor]:
+        """(B,3,I,I) at a time: as in a test, or the (first) views that an epoch draws, from 0."""
+        for batch in self._loader(epoch):
+            image = batch["img"]
+            yield (image[0] if isinstance(image, list) else image).to(self.device)
+
+    def features(self, epoch: int | None = None) -> torch.Tensor:
+        """(n,D), not normalised, of `images(epoch)` by the unprompted tower.
+
+        They come from the feature cache where there is one.
+        """
+        if self.encoder is None:
+            return torch.cat([self.encode(image) for image in self.images(epoch)])
+        batches = self.encoder.batches(self._loader(epoch), names=["img"])
+        parts = [batch["img"] for batch in batches]
+        return torch.cat([part[0] if isinstance(part, list) else part for part in parts])
+
+    def _loader(self, epoch: int | None) -> ImageLoader:
+        drawn = epoch is not None
+        loader = build_data_loader(
+            self.cfg,
+            data_source=self.dataset.train_x,
+            batch_size=self.cfg.DATALOADER.TEST.BATCH_SIZE,
+            tfm=build_transform(self.cfg, is_train=drawn),
+            is_train=False,  # no image is left out
+            dataset_wrapper=_Drawn if drawn else None,
+        )
+        loader.set_epoch(epoch or 0)
+        return loader
+
+
+def _Drawn(cfg: Any, items: Any, transform: Any, is_train: bool) -> DatasetWrapper:
+    """Training views, whatever the loader is."""
+    return DatasetWrapper(cfg, items, transform, is_train=True)
