@@ -55,6 +55,8 @@ OPTIONS = {
     "TRAINER.ZEROSHOT.PREC": "fp32",
     "TRAINER.PRE.PREC": "fp32",
     "TRAINER.LASP.PREC": "fp32",
+    "TRAINER.EPT.PREC": "fp32",
+    "TRAINER.LAMP.PREC": "fp32",
 }
 
 

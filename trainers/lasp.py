@@ -223,14 +223,19 @@ class LASPMethod(Method):
 
     def train(self, mode: bool = True) -> LASPMethod:
         super().train(mode)
-        if mode and self.rows is not None and self.seen_layout is None:
+        if mode:
+            self._prepare()
+        return self
+
+    def _prepare(self) -> None:
+        """Make what training alone needs, unless it is there."""
+        if self.rows is not None and self.seen_layout is None:
             self.seen_layout = self._layout(list(self.seen.values()))
-        if mode and self.weight and self.references is None:
+        if self.weight and self.references is None:
             keys = self.seen if self.text_names == "all" else self.classes.keys
             names = Classes([self.seen[key] for key in keys], list(keys))
             encoded = {t: self.encoders.text.encode(names.sentences(t)) for t in self.templates}
             self.references = torch.stack([encoded[t] for t in self.templates])
-        return self
 
     def param_groups(self, lr: float) -> list[dict]:
         groups = [{"params": list(self.context.parameters()), "lr": lr}]
@@ -263,6 +268,7 @@ class LASPMethod(Method):
         image = self.encode_image(image)
         if not self.training:
             return LASPFeatures(image, self.text_features())
+        self._prepare()
         learned = self._learned(self.layout if self.rows is None else self.seen_layout)
         own = learned if self.rows is None else learned[:, self.rows]
         return LASPFeatures(image, self._joined(own), learned=learned, noise=noise)
