@@ -54,6 +54,7 @@ def extend_cfg(cfg: CfgNode) -> None:
             continue
         for node, key, value in added:
             node[key] = value
+        cfg.public_options.update(extended.public_options)
 
 
 def _added(
