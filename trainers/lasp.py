@@ -24,7 +24,6 @@ What the public code does otherwise than the paper's base-to-new protocol, and w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from zlib import crc32
 
 import torch
@@ -116,30 +115,27 @@ class BlockNorms(nn.Module):
             self.add_module(name, own)
 
 
-@dataclass
-class LASPFeatures(Features):
-    """learned: (G,A,D), the features of the A names that the losses see; text are the run's own.
-
-    noise: (P,A,D), to be added to the references.
-    """
-
-    learned: torch.Tensor | None = None
-    noise: torch.Tensor | None = None
-
-
 def all_names(classes: Classes) -> dict[str, str]:
     """The names of all classes that a run's were chosen from, by key."""
     return dict(classes.label_space) or dict(zip(classes.keys, classes.names, strict=True))
 
 
 class LASPMethod(Method):
-    """Args:
-    context: `LASPContext`.
-    norms: a `BlockNorms` per image block; None: the tower stays as it is.
-    templates: P of them, each with one {}.
-    weight: α; 0: no L_tt.
-    names, negatives: "base" or "all", whose names L_tt and the cross entropy see.
+    """CoOp with w, trained LayerNorms in the image tower, and L_tt.
+
+    Its features have two more in training: "learned" (G,A,D), e of the A names that the losses see,
+    and "noise" (P,A,D), to be added to the references.
+
+    Args:
+        context: `LASPContext`.
+        norms: a `BlockNorms` per image block; None: the tower stays as it is.
+        templates: P of them, each with one {}.
+        weight: α; 0: no L_tt.
+        names, negatives: "base" or "all", whose names L_tt and the cross entropy see.
     """
+
+    rows: torch.Tensor | None
+    references: torch.Tensor | None
 
     def __init__(
         self,
@@ -180,7 +176,7 @@ class LASPMethod(Method):
             rows = torch.tensor(rows_of(classes.keys, list(self.seen)))
         self.register_buffer("rows", rows, persistent=False)
         # Made when training begins, as testing needs none. references: (P,A,D), h not normalized.
-        self.seen_layout = None
+        self.seen_layout: PromptLayout | None = None
         self.register_buffer("references", None, persistent=False)
 
     @classmethod
@@ -264,44 +260,47 @@ class LASPMethod(Method):
         changes = [Weights(i, dict(own.named_parameters())) for i, own in enumerate(self.norms)]
         return self.encoders.image(image, changes=changes)
 
-    def features(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> LASPFeatures:
+    def features(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> Features:
         image = self.encode_image(image)
         if not self.training:
-            return LASPFeatures(image, self.text_features())
+            return Features(image, self.text_features())
         self._prepare()
-        learned = self._learned(self.layout if self.rows is None else self.seen_layout)
-        own = learned if self.rows is None else learned[:, self.rows]
-        return LASPFeatures(image, self._joined(own), learned=learned, noise=noise)
+        learned = self._learned(self.seen_layout or self.layout)
+        more = {"learned": learned} if noise is None else {"learned": learned, "noise": noise}
+        return Features(image, self._joined(self._own(learned)), more)
+
+    def _own(self, learned: torch.Tensor) -> torch.Tensor:
+        """The rows of this run's classes."""
+        return learned if self.rows is None else learned[:, self.rows]
 
     def itm_logits(self, features: Features) -> torch.Tensor:
         if self.groups == 1:
             return super().itm_logits(features)
         return self.encoders.temperature * unit(features.image) @ features.text.t()
 
-    def losses(self, features: LASPFeatures, label: torch.Tensor) -> dict[str, torch.Tensor]:
+    def losses(self, features: Features, label: torch.Tensor) -> dict[str, torch.Tensor]:
         losses = super().losses(features, label)
-        if self.negatives == "all":
-            among = LASPFeatures(features.image, self._joined(features.learned))
+        learned = features.more["learned"]
+        if self.negatives == "all" and self.rows is not None:
+            among = Features(features.image, self._joined(learned))
             losses["itm"] = F.cross_entropy(self.itm_logits(among), self.rows[label])
-        if self.weight:
-            learned = features.learned
-            if self.rows is not None and self.text_names == "base":
-                learned = learned[:, self.rows]
-            losses["text"] = self.weight * self._text_to_text(learned, features.noise)
+        if self.references is not None:
+            learned = learned if self.text_names == "all" else self._own(learned)
+            references = unit(self.references)
+            if "noise" in features.more:
+                references = references + features.more["noise"]
+            losses["text"] = self.weight * self._text_to_text(learned, references)
         return losses
 
-    def _text_to_text(self, learned: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-        """L_tt of learned (G,A,D)."""
-        references = unit(self.references)
-        if noise is not None:
-            references = references + noise
+    def _text_to_text(self, learned: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+        """L_tt of learned (G,A,D) and references (P,A,D)."""
         own = torch.arange(learned.shape[1], device=learned.device)
-        total = 0
+        each = []
         for group, text in enumerate(unit(learned)):
             queries = references[group :: self.groups].flatten(0, 1)
             logits = self.encoders.temperature * queries @ text.t()
-            total = total + F.cross_entropy(logits, own.repeat(len(queries) // len(own)))
-        return total / self.groups
+            each.append(F.cross_entropy(logits, own.repeat(len(queries) // len(own))))
+        return torch.stack(each).mean()
 
 
 @TRAINER_REGISTRY.register()
@@ -329,6 +328,7 @@ class LASP(PromptTrainer):
     def model_update(self, names: str | list[str] | None = None) -> None:
         if norm := self.method_cfg(self.cfg).CLIP_NORM:
             for name in self.get_model_names(names):
-                self.scaler.unscale_(self._optims[name])
+                if (optim := self._optims[name]) is not None:
+                    self.scaler.unscale_(optim)
             nn.utils.clip_grad_norm_(self.method.trained().values(), norm)
         super().model_update(names)
