@@ -185,6 +185,7 @@ def test_lasps_schedules(dataset, batch, rate, epochs, warm_up, weight):
     words = ["--trainers", "LASP", "--config", "vit_b16_lasp", "--seeds", "1"]
     (chain,) = chains("base_to_new", *words, "--datasets", dataset)
     cfg = setup_cfg(parse_run(list(chain.jobs[0].arguments)))
-    assert (cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.OPTIM.LR) == (batch, rate)
-    assert (cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.WARMUP_EPOCH) == (epochs, warm_up)
-    assert (cfg.TRAINER.LASP.LASP_LOSS_WEIGHT, cfg.TRAINER.LASP.PREC) == (weight, "amp")
+    found = (cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH)
+    assert found == (batch, rate, epochs)
+    found = (cfg.OPTIM.WARMUP_EPOCH, cfg.TRAINER.LASP.LASP_LOSS_WEIGHT, cfg.TRAINER.LASP.PREC)
+    assert found == (warm_up, weight, "amp")
