@@ -124,8 +124,9 @@ def translate(
     tower = any(map(_LASP.fullmatch, state))
     for name, value in state.items():
         new = next((to(m) for p, to in _RENAMED if (m := re.fullmatch(p, name))), None)
-        if tower and (norm := _TOWER.fullmatch(name)):
-            new = f"norms.{norm[1]}"
+        if norm := _TOWER.fullmatch(name):
+            own = f"norms.{norm[1]}"
+            new = own if tower or own in wanted else None
         if new in wanted:
             ours[new] = value
         elif new is not None or _UNUSED.fullmatch(name):
