@@ -240,7 +240,7 @@ class LASPMethod(Method):
         return groups
 
     def _learned(self, layout: PromptLayout) -> torch.Tensor:
-        """e of a layout's A classes, (G,A,D)."""
+        """The features e of a layout's A classes, (G,A,D)."""
         ctx = self.context.ctx
         text = self.encoders.text(layout, ctx.unsqueeze(1) if ctx.dim() == 3 else ctx)
         text = text if text.dim() == 3 else text.unsqueeze(0)
