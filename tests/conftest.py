@@ -91,6 +91,13 @@ def tiny_clip(seed: int = 0, **sizes) -> CLIP:
     return CLIP(**{**defaults, **sizes}).eval()
 
 
+@torch.no_grad()
+def leave_zeros(method):
+    """Behind what starts at zero there is no gradient in the first step."""
+    for parameter in method.trained().values():
+        parameter += 0.02 * torch.randn_like(parameter)
+
+
 @pytest.fixture(scope="session")
 def backbone(tmp_path_factory) -> Path:
     """A checkpoint file of `tiny_clip`, in fp16 as the released ones."""

@@ -11,6 +11,7 @@ from clip.clip import load_model
 from clip.prompting import Encoders
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError
+from tests.conftest import leave_zeros
 
 trainers.modules()
 ALL = sorted(TRAINER_REGISTRY.registered_names())
@@ -19,13 +20,6 @@ TRAINED = [name for name in ALL if not name.startswith("Zeroshot")]
 
 def batch(trainer):
     return next(iter(trainer.train_loader_x))
-
-
-@torch.no_grad()
-def leave_zeros(method):
-    """Behind what starts at zero there is no gradient in the first step."""
-    for parameter in method.trained().values():
-        parameter += 0.02 * torch.randn_like(parameter)
 
 
 @pytest.mark.parametrize("name", TRAINED)
