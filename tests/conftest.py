@@ -53,6 +53,10 @@ OPTIONS = {
     "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 2,
     "TRAINER.PROMPTSRC.GPA_MEAN": 1.5,
     "TRAINER.ZEROSHOT.PREC": "fp32",
+    "TRAINER.PRE.PREC": "fp32",
+    "TRAINER.LASP.PREC": "fp32",
+    "TRAINER.EPT.PREC": "fp32",
+    "TRAINER.LAMP.PREC": "fp32",
 }
 
 
@@ -85,6 +89,13 @@ def tiny_clip(seed: int = 0, **sizes) -> CLIP:
         "transformer_layers": 3,
     }
     return CLIP(**{**defaults, **sizes}).eval()
+
+
+@torch.no_grad()
+def leave_zeros(method):
+    """Behind what starts at zero there is no gradient in the first step."""
+    for parameter in method.trained().values():
+        parameter += 0.02 * torch.randn_like(parameter)
 
 
 @pytest.fixture(scope="session")

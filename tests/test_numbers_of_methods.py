@@ -20,8 +20,9 @@ from tuning.options import parse_args, setup_cfg
 
 trainers.modules()
 METHODS = ("CoOp", "CoCoOp", "KgCoOp", "MaPLe", "VPT", "CLIPAdapter", "PromptSRC")
+NEIGHBORS = ("PRE", "LASP", "EPT", "LAMP")  # named beside DePT
 ZERO_SHOT = ("ZeroshotCLIP", "ZeroshotCLIP2")
-WRAPPED = tuple(f"DePT_{name}" for name in METHODS)
+WRAPPED = tuple(f"DePT_{name}" for name in METHODS + NEIGHBORS)
 
 
 def config(trainer: str, protocol: str = "base_to_new", dataset: str = "caltech101", name=""):
@@ -128,6 +129,53 @@ OF_METHOD = {
         "TRAINER.PROMPTSRC.GPA_STD": 1.0,
         "TRAINER.PROMPTSRC.PREC": "fp16",
     },
+    "PRE": {
+        **EP10,
+        "TRAINER.PRE.N_CTX": 4,
+        "TRAINER.PRE.CTX_INIT": "a photo of a",
+        "TRAINER.PRE.ENCODER": "LSTM1",
+        "TRAINER.PRE.RESIDUAL": True,
+        "TRAINER.PRE.SEPARATE": False,
+        "TRAINER.PRE.CLASS_TOKEN_POSITION": "end",
+        "TRAINER.PRE.PREC": "fp16",
+    },
+    "LASP": {
+        **EP10,
+        "TRAINER.LASP.N_CTX": 4,
+        "TRAINER.LASP.CTX_INIT": "a photo of a",
+        "TRAINER.LASP.ENABLE": True,
+        "TRAINER.LASP.LASP_LOSS_WEIGHT": 5.0,
+        "TRAINER.LASP.NAMES": "base",
+        "TRAINER.LASP.NEGATIVES": "base",
+        "TRAINER.LASP.NOISE": 0.05,
+        "TRAINER.LASP.ENABLE_CORRECTION": True,
+        "TRAINER.LASP.TRAIN_W": True,
+        "TRAINER.LASP.FINETUNE_VIT_LN": True,
+        "TRAINER.LASP.GROUPS": 1,
+        "TRAINER.LASP.CLIP_NORM": 1.0,
+        "TRAINER.LASP.PREC": "fp16",
+    },
+    "EPT": {
+        **EP10,
+        "TRAINER.EPT.N_CTX": 4,
+        "TRAINER.EPT.CTX_INIT": "a photo of a",
+        "TRAINER.EPT.TOKENS": 8,
+        "TRAINER.EPT.RANK": 4,
+        "TRAINER.EPT.FUSION_WIDTH": 32,
+        "TRAINER.EPT.SPACES": 4,
+        "TRAINER.EPT.SPACE_WIDTH": 16,
+        "TRAINER.EPT.SHIFT_LR_MULT": 2.0,
+        "TRAINER.EPT.PREC": "fp16",
+    },
+    "LAMP": {
+        **EP10,
+        "TRAINER.LAMP.N_CTX": 4,
+        "TRAINER.LAMP.CTX_INIT": "a photo of a",
+        "TRAINER.LAMP.POOL": 4,
+        "TRAINER.LAMP.RANK": 4,
+        "TRAINER.LAMP.Q_LR_MULT": 5.0,
+        "TRAINER.LAMP.PREC": "fp16",
+    },
     "ZeroshotCLIP": {"TRAINER.ZEROSHOT.PREC": "fp16"},
     "ZeroshotCLIP2": {"TRAINER.ZEROSHOT.PREC": "fp16"},
 }
@@ -141,7 +189,7 @@ DEPT = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS + WRAPPED + ZERO_SHOT)
+@pytest.mark.parametrize("name", METHODS + NEIGHBORS + WRAPPED + ZERO_SHOT)
 def test_base_to_new(name):
     cfg = config(name)
     expected = {**SHARED, **OF_METHOD[name.removeprefix("DePT_")]}
@@ -151,7 +199,7 @@ def test_base_to_new(name):
 
 def test_every_trainer_is_in_the_tables():
     ours = {n for n in TRAINER_REGISTRY.registered_names() if not n.startswith("Elsewhere")}
-    assert {*METHODS, *WRAPPED, *ZERO_SHOT} <= ours
+    assert {*METHODS, *NEIGHBORS, *WRAPPED, *ZERO_SHOT} <= ours
 
 
 SRC_TRANSFER = {
@@ -244,7 +292,7 @@ def test_protocols_defaults():
 
 # Learning rates of the epochs, the published schedule: lr (1 + cos(π (e − 1) / T)) / 2 from the
 # second epoch on, 1e-5 in the first for every group; the CAT head's group at 6.5 times the rate.
-@pytest.mark.parametrize("name", METHODS + WRAPPED)
+@pytest.mark.parametrize("name", METHODS + NEIGHBORS + WRAPPED)
 def test_rates_of_every_epoch(name):
     cfg = config(name)
     groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": cfg.OPTIM.LR}]
@@ -292,6 +340,21 @@ FRESH = {
         r"vision\.prompts": ("normal", 0.02),
         r"vision\.deep\.\d": ("normal", 0.02),
     },
+    "PRE": {"ctx": WORDS, r"encoder_network\.lstm_head\..*": ("linear", 32)},
+    "LASP": {
+        "ctx": WORDS,
+        "w": ("all", 0.0),
+        r"\d\.ln_\d\.weight": ("all", 1.0),  # CLIP's own
+        r"\d\.ln_\d\.bias": ("all", 0.0),
+    },
+    "EPT": {
+        "ctx": WORDS,
+        "a|fusion.o|projection.up": ("all", 0.0),
+        "b": ("normal", 0.02),
+        r"fusion\.[qkv]|projection\.(down|gate)": ("linear", 64),
+    },
+    # Its start is held by tests/trainers/test_ept.py: what it is made into is "a photo of a".
+    "LAMP": {"kappa": ("all", 0.0)},
 }
 FRESH_HEAD = {
     r"cat\.cwt_\w+\.scale": ("all", 1.0),
@@ -323,6 +386,40 @@ SHAPES = {
         **{f"vision.deep.{i}": (4, 64) for i in range(2)},
     },
 }
+SHAPES |= {
+    "PRE": {
+        "ctx": (4, 64),
+        **{
+            f"encoder_network.lstm_head.{name}_l0{end}": shape
+            for end in ("", "_reverse")
+            for name, shape in (
+                *(("weight_ih", (128, 64)), ("weight_hh", (128, 32))),
+                *(("bias_ih", (128,)), ("bias_hh", (128,))),
+            )
+        },
+    },
+    "LASP": {
+        "ctx": (4, 64),
+        "w": (1, 32),
+        **{
+            f"{i}.{norm}.{kind}": (64,)
+            for i in range(3)
+            for norm in ("ln_1", "ln_2")
+            for kind in ("weight", "bias")
+        },
+    },
+    "EPT": {
+        "ctx": (4, 64),
+        **{f"fusion.{name}": (64, 32) for name in "qkv"},
+        "fusion.o": (32, 64),
+        "projection.down": (4, 64, 16),
+        "projection.up": (4, 16, 64),
+        "projection.gate": (4, 64),
+        "a": (8, 4),
+        "b": (4, 64),
+    },
+    "LAMP": {"u": (16, 4), "q": (4,), "v": (4, 64), "kappa": ()},
+}
 HEAD_SHAPES = {
     "cat.cwt_image.scale": (32,),
     "cat.cwt_image.bias": (32,),
@@ -352,7 +449,7 @@ def check_fresh(values: torch.Tensor, kind: str, what, encoders, name: str) -> N
             assert largest > 2 * std, name  # not uniform
 
 
-@pytest.mark.parametrize("name", METHODS + WRAPPED)
+@pytest.mark.parametrize("name", METHODS + NEIGHBORS + WRAPPED)
 def test_fresh_parameters(make_trainer, name):
     bare = name.removeprefix("DePT_")
     trainer = make_trainer(name, TRAINER__COOP__N_CTX=16)
@@ -367,6 +464,8 @@ def test_fresh_parameters(make_trainer, name):
     rules = FRESH[bare] | (FRESH_HEAD if name in WRAPPED else {})
     drawn = []
     for key, parameter in trained.items():
+        if bare == "LAMP" and key in ("u", "q", "v"):
+            continue
         (rule,) = (rule for pattern, rule in rules.items() if re.fullmatch(pattern, key))
         check_fresh(parameter.detach(), *rule, trainer.method.encoders, f"{name}: {key}")
         if rule[0] in ("normal", "linear"):

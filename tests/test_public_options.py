@@ -130,6 +130,25 @@ FILES = {
         schedule(4, 0.0035, 10) | node("COOP", **COOP, ALPHA=1.0, W=2.0),
         node("COOP", ALPHA=None),
     ),
+    "PRE": ("PRE", schedule(32, 0.002, 50, 5) | node("PRE", CTX_INIT=WORDS), SAME),
+    "LASP": (
+        "LASP",
+        schedule(32, 0.032, 25, **{"OPTIM.WARMUP_EPOCH": 3, "DATALOADER.TEST.BATCH_SIZE": 32})
+        | node("LASP", N_CTX=4, CTX_INIT=WORDS, PREC="amp", LASP_LOSS_WEIGHT=5.0, ENABLE=True)
+        | node("LASP", ENABLE_CORRECTION=True, FINETUNE_VIT_LN=True)
+        | node("LASP", LASP_PROMPTS=["{} texture.", "itap of a {}."]),
+        SAME,
+    ),
+    "LASP all": (
+        "LASP",
+        schedule(32, 0.032, 25)
+        | {"DATASET.INCLUDE_ALL_CLASSES": True}
+        | node("LASP", ENABLE_IMPLICIT_OP="sum", TRAIN_W=True),
+        {
+            "DATASET.INCLUDE_ALL_CLASSES": None,
+            **node("LASP", NEGATIVES="all", ENABLE_IMPLICIT_OP=None),
+        },
+    ),
     "DePT MaPLe": ("DePT_MaPLe", schedule(4, 0.0035, 10) | maple(9), SAME),
 }
 

@@ -19,6 +19,7 @@ from dassl.utils import UserError, import_folder, leave_out
 # The methods that come with this code: their names can't be taken by a file that is added.
 METHODS = (
     *("zsclip", "clip_adapter", "coop", "cocoop", "kgcoop", "vpt", "maple", "promptsrc", "dept"),
+    *("pre", "lasp", "ept", "lamp"),
 )
 
 
@@ -53,6 +54,7 @@ def extend_cfg(cfg: CfgNode) -> None:
             continue
         for node, key, value in added:
             node[key] = value
+        cfg.public_options.update(extended.public_options)
 
 
 def _added(

@@ -1,4 +1,4 @@
-"""Checkpoints of the original CoOp, CoCoOp, KgCoOp, MaPLe, VPT, PromptSRC and DePT code.
+"""Checkpoints of the original CoOp, CoCoOp, KgCoOp, MaPLe, VPT, PromptSRC, LASP, PRE and DePT code.
 
 They are recognised by their content: the names in their `state_dict`.
 """
@@ -38,10 +38,18 @@ _RENAMED = [
         r"text_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow",
         lambda m: f"deep.{int(m[1]) - 1}",
     ),
+    (r"encoder_network\.(.+)", lambda m: f"encoder_network.{m[1]}"),
+    (r"prompt_learner\.w", lambda m: "w"),
     (r"film_lp_img\.(scale|bias)", lambda m: f"cat.cwt_image.{m[1]}"),
     (r"film_lp_text\.(scale|bias)", lambda m: f"cat.cwt_text.{m[1]}"),
     (r"linear_probe_proj\.(weight|bias)", lambda m: f"cat.classifier.{m[1]}"),
 ]
+
+# Parts of the frozen CLIP that a method may train copies of.
+_TOWER = re.compile(r"image_encoder\.transformer\.resblocks\.(\d+\.ln_[12]\.(?:weight|bias))")
+
+# What only LASP's learner holds: its own correction, or its references.
+_LASP = re.compile(r"prompt_learner\.(?:w|class_text_features|token_(?:prefix|suffix)_all)")
 
 # What the original KgCoOp saves beside that, and never uses.
 _UNUSED = re.compile(r"(?:prompt_learner\.)?bias_vectors")
@@ -49,7 +57,7 @@ _UNUSED = re.compile(r"(?:prompt_learner\.)?bias_vectors")
 # Names only the original code's state dicts have.
 _ORIGINAL = re.compile(
     r"prompt_learner\.|token_prefix|token_suffix|film_lp_|linear_probe_proj|image_encoder\."
-    r"|text_encoder\.|bias_vectors"
+    r"|text_encoder\.|bias_vectors|encoder_network\."
 )
 
 
@@ -86,6 +94,10 @@ def kind(state: Iterable[str]) -> str:
 
     if has("compound_prompts_text"):
         method = "MaPLe"
+    elif has(_LASP.pattern):
+        method = "LASP"
+    elif has(r"^encoder_network\."):
+        method = "PRE"
     elif has(r"^text_encoder.*VPT_shallow"):
         method = "PromptSRC"
     elif has(r"^image_encoder\.VPT"):
@@ -108,8 +120,13 @@ def translate(
     """
     wanted = set(wanted)
     ours, left = {}, []
+    # The others' copies of these are the frozen CLIP's own.
+    tower = any(map(_LASP.fullmatch, state))
     for name, value in state.items():
         new = next((to(m) for p, to in _RENAMED if (m := re.fullmatch(p, name))), None)
+        if norm := _TOWER.fullmatch(name):
+            own = f"norms.{norm[1]}"
+            new = own if tower or own in wanted else None
         if new in wanted:
             ours[new] = value
         elif new is not None or _UNUSED.fullmatch(name):

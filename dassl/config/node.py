@@ -134,13 +134,15 @@ def _merge_public(root: _YacsNode, name: str, option: PublicOption, value: Any, 
     if option.key is None or ours is UNCHANGED:
         said[name] = (name, f"{name} {decoded!r} has no effect: {option.why}")
         return
+    if ours is None and not option.may_be_none():
+        raise UserError(f"{where}: {name} takes a value, not {value!r}")
     same = option.key == name and ours is decoded
     *branch, key = option.key.split(".")
     node = root
     for part in branch:
         node = node[part]
     what = f"{where}: {name}" if option.key == name else f"{where}: {name}: {option.key}"
-    node[key] = _coerce(value if same else ours, node[key], what)
+    node[key] = None if ours is None else _coerce(value if same else ours, node[key], what)
     _forget_remarks(root, option.key)
     if not same:
         said[name] = (option.key, f"{name} {decoded!r}: here {option.key} {ours!r}")

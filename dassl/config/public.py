@@ -42,6 +42,10 @@ class PublicOption:
         ours = (o for theirs, o in self.values.items() if _same(theirs, value))
         return next(ours, value)
 
+    def may_be_none(self) -> bool:
+        """Whether None is among our values."""
+        return isinstance(self.values, Mapping) and None in self.values.values()
+
 
 def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and one == other

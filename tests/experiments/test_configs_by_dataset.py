@@ -133,6 +133,10 @@ OWN_SCHEDULES = {
     ("VPT", "vit_b16_maple"): (4, 0.0025, 5, {"TRAINER.VPT.PROMPT_DEPTH_VISION": 12}),
     ("PromptSRC", "vit_b16_promptsrc"): (4, 0.0025, 20, {"TRAINER.PROMPTSRC.GPA_MEAN": 15.0}),
     ("PromptSRC", "vit_b16_cross_dataset"): (4, 0.0025, 20, {"TRAINER.PROMPTSRC.GPA_MEAN": 6.0}),
+    ("PRE", "vit_b16_pre"): (32, 0.002, 50, {"TRAINER.PRE.ENCODER": "LSTM1"}),
+    ("LASP", "vit_b16_lasp"): (32, 0.032, 25, {"TRAINER.LASP.LASP_LOSS_WEIGHT": 5.0}),
+    ("EPT", "vit_b16_ept"): (4, 0.002, 10, {"TRAINER.EPT.SHIFT_LR_MULT": 2.0}),
+    ("LAMP", "vit_b16_lamp"): (32, 0.002, 200, {"TRAINER.LAMP.POOL": 4}),
     ("CLIPAdapter", "vit_b16_clip_adapter"): (32, 0.002, 50, {"TRAINER.CLIP_ADAPTER.PREC": "fp32"}),
 }
 
@@ -166,3 +170,22 @@ def test_heads_of_own_schedules_give_commands_that_plan():
             assert all(chain.jobs for chain in plan)
             if "--config" in words:
                 assert words[words.index("--config") + 1] == config
+
+
+@pytest.mark.parametrize(
+    ("dataset", "batch", "rate", "epochs", "warm_up", "weight"),
+    [
+        *((name, 32, 0.032, 50, 5, 10.0) for name in ("caltech101", "dtd", "ucf101")),
+        ("eurosat", 32, 0.032, 300, 7, 5.0),
+        ("food101", 1, 0.002, 10, 1, 5.0),
+        ("oxford_pets", 32, 0.032, 25, 3, 5.0),
+    ],
+)
+def test_lasps_schedules(dataset, batch, rate, epochs, warm_up, weight):
+    words = ["--trainers", "LASP", "--config", "vit_b16_lasp", "--seeds", "1"]
+    (chain,) = chains("base_to_new", *words, "--datasets", dataset)
+    cfg = setup_cfg(parse_run(list(chain.jobs[0].arguments)))
+    found = (cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH)
+    assert found == (batch, rate, epochs)
+    found = (cfg.OPTIM.WARMUP_EPOCH, cfg.TRAINER.LASP.LASP_LOSS_WEIGHT, cfg.TRAINER.LASP.PREC)
+    assert found == (warm_up, weight, "amp")

@@ -66,6 +66,22 @@ def head(classes):
     }
 
 
+def pre():
+    lstm = torch.nn.LSTM(64, 32, bidirectional=True).state_dict()
+    return {**coop(), **under("encoder_network.lstm_head", lstm)}
+
+
+def lasp():
+    norms = {
+        f"image_encoder.transformer.resblocks.{i}.{norm}.{kind}": torch.randn(64)
+        for i in range(3)
+        for norm in ("ln_1", "ln_2")
+        for kind in ("weight", "bias")
+    }
+    learner = {**coop(), "w": torch.randn(1, 32), "class_text_features": torch.zeros(35, 3, 32)}
+    return {**under("prompt_learner", learner), **norms, **FROZEN}
+
+
 FROZEN = {"image_encoder.conv1.weight": torch.zeros(64, 3, 8, 8), "logit_scale": torch.zeros(())}
 
 # Trainer: (model name, its state dict for three base classes).
@@ -91,6 +107,8 @@ LAYOUTS = {
             **FROZEN,
         },
     ),
+    "PRE": ("prompt_learner", pre),
+    "LASP": ("prompt_learner", lasp),
     "DePT_CoOp": ("PromptLearner", lambda: {**under("prompt_learner", coop()), **head(3)}),
     "DePT_KgCoOp": ("PromptLearner", lambda: {**under("prompt_learner", coop()), **head(3)}),
     "DePT_CoCoOp": (
@@ -159,7 +177,7 @@ def test_evaluates_on_base_and_new_and_starts_training(
     base.load_model(str(tmp_path / "original"), epoch=10)
     said = capsys.readouterr().out
     method = name.removeprefix("DePT_")
-    if name in ("CoOp", "KgCoOp", "CoCoOp", "MaPLe", "PromptSRC"):
+    if name in ("CoOp", "KgCoOp", "CoCoOp", "MaPLe", "PromptSRC", "PRE", "LASP"):
         assert "a checkpoint of the original code" in said and method in said
     taken = base.method.trained_state()
     new = make_trainer(name, output=tmp_path / "b", DATASET__SUBSAMPLE_CLASSES="new")
@@ -183,6 +201,22 @@ def test_evaluates_on_base_and_new_and_starts_training(
     )
     for key, value in started.method.trained_state().items():
         assert torch.equal(value, taken[key])
+
+
+def test_norms_that_a_run_does_not_train_are_left_with_a_word(make_trainer, tmp_path, capsys):
+    """LASP's are trained ones; those in others' checkpoints are the frozen CLIP's own."""
+    options = {"DATASET__SUBSAMPLE_CLASSES": "base", "TRAINER__LASP__FINETUNE_VIT_LN": False}
+    trainer = make_trainer("LASP", **options)
+    write(tmp_path / "original", "prompt_learner", state := lasp())
+    trainer.load_model(str(tmp_path / "original"), epoch=10)
+    left = capsys.readouterr().out.partition("Left there: ")[2]
+    assert "image_encoder.transformer.resblocks.2.ln_1.weight" in left
+    only_lasps = ("prompt_learner.w", "prompt_learner.class_text_features")
+    others = {key: value for key, value in state.items() if key not in only_lasps}
+    coop_trainer = make_trainer("CoOp", **options)
+    write(tmp_path / "other", "prompt_learner", others)
+    coop_trainer.load_model(str(tmp_path / "other"), epoch=10)
+    assert "ln_1" not in capsys.readouterr().out.partition("Left there: ")[2]
 
 
 def test_classes_are_told_by_their_token_embeddings(make_trainer, tmp_path):
