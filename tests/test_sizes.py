@@ -17,7 +17,6 @@ EXCEPTIONS = {
     "datasets/preparation/sources.py": "data: addresses, sizes and hashes of fifteen data sets",
     "clip/prompting/text.py:_run_whole": "one pass through the tower, layer by layer",
     "trainers/dept.py": "DePT whole: its head, its losses, and whose rows are whose",
-    "tuning/trainer.py:build_model": "one pass through what a run is made of",
     "tests/clip/prompting/test_changes_text.py": "one oracle for all cases",
     "tests/datasets/preparation/test_prepare_data.py": "one server, and what it may do wrong",
     "tests/soak.py": "one program: kills, damage, full disks, and what must hold",
