@@ -34,8 +34,9 @@ from clip.prompting import Encoders, PromptLayout, Weights
 from dassl.config import CfgNode, declare_checks, public, real, whole
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError, check_choice
-from tuning.method import Classes, Features, Method, rows_of, unit
+from tuning.method import Classes, Features, Method, unit
 from tuning.prompts import WORDS, public_words, resolve_words, starting_context
+from tuning.saved import rows_of
 from tuning.trainer import PromptTrainer
 
 NAMES = ("base", "all")
@@ -260,13 +261,18 @@ class LASPMethod(Method):
         changes = [Weights(i, dict(own.named_parameters())) for i, own in enumerate(self.norms)]
         return self.encoders.image(image, changes=changes)
 
-    def features(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> Features:
+    def features(
+        self, image: torch.Tensor, noise: torch.Tensor | None = None, **known: torch.Tensor
+    ) -> Features:
+        """Image (B,3,I,I) → (B,D) and (C,D); in training also e of all names, and the noise."""
         image = self.encode_image(image)
         if not self.training:
             return Features(image, self.text_features())
         self._prepare()
         learned = self._learned(self.seen_layout or self.layout)
-        more = {"learned": learned} if noise is None else {"learned": learned, "noise": noise}
+        more = {**known, "learned": learned}
+        if noise is not None:
+            more["noise"] = noise
         return Features(image, self._joined(self._own(learned)), more)
 
     def _own(self, learned: torch.Tensor) -> torch.Tensor:

@@ -151,21 +151,26 @@ def test_layer_norms_are_own_copies_at_a_tenth_of_the_rate(lasp):
     assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
+def views(*index):
+    """A batch as far as its noise depends on it."""
+    return {"img": torch.zeros(len(index), 3, 32, 32), "index": torch.tensor(index)}
+
+
 def test_noise(lasp):
     """On about half of the steps; the same for the same seed, epoch and images."""
     trainer = lasp(LASP_PROMPTS=TWO, NAMES="all")
     trainer.epoch = 0
-    steps = [trainer.known_features({"index": torch.tensor([i, 5])})["noise"] for i in range(60)]
+    steps = [trainer.known_features(views(i, 5))["noise"] for i in range(60)]
     assert steps[0].shape == (2, 5, 32)
     noisy = [noise for noise in steps if noise.any()]
     assert 15 < len(noisy) < 45
     assert torch.stack(noisy).std().item() == pytest.approx(0.05, rel=0.05)
-    again = trainer.known_features({"index": torch.tensor([7, 5])})["noise"]
+    again = trainer.known_features(views(7, 5))["noise"]
     assert torch.equal(again, steps[7])
     trainer.epoch = 1
-    others = [trainer.known_features({"index": torch.tensor([i, 5])})["noise"] for i in range(60)]
+    others = [trainer.known_features(views(i, 5))["noise"] for i in range(60)]
     assert not torch.equal(torch.stack(others), torch.stack(steps))
-    assert "noise" not in lasp(NOISE=0.0).known_features({"index": torch.tensor([7, 5])})
+    assert "noise" not in lasp(NOISE=0.0).known_features(views(7, 5))
 
 
 def test_gradients_are_clipped_over_all_that_is_trained(lasp):
