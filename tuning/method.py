@@ -295,10 +295,12 @@ class Method(Saved):
             return {"features": image}
         layer = self.image_layer()
         if image.dim() == 3 and layer is not None:
-            return encoder.above(image, layer, changes, reads)
-        if changes or reads:
-            return encoder(image, changes=changes, reads=reads)
-        return {"features": encoder(image)}
+            seen = encoder.above(image, layer, changes, reads)
+        elif changes or reads:
+            seen = encoder(image, changes=changes, reads=reads)
+        else:
+            seen = encoder(image)
+        return seen if isinstance(seen, dict) else {"features": seen}
 
     def text_of(
         self, layout: PromptLayout, changes: Sequence[Change] = (), reads: Reads | None = None
