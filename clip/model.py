@@ -202,11 +202,11 @@ class CLIP(nn.Module):
         return self.visual.conv1.weight.dtype
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """image: (B,3,I,I) → (B,D), not normalised."""
+        """image: (B,3,I,I) → (B,D), not normalized."""
         return self.visual(image.type(self.dtype))
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
-        """text: (B,L) token ids, EOT the largest id → (B,D), not normalised."""
+        """text: (B,L) token ids, EOT the largest id → (B,D), not normalized."""
         x = self.token_embedding(text).type(self.dtype)
         x = x + self.positional_embedding[: text.shape[1]].type(self.dtype)
         x = self.transformer(x.transpose(0, 1)).transpose(0, 1)
@@ -295,7 +295,7 @@ def build_model(state_dict: dict[str, torch.Tensor]) -> CLIP:
         ) from None
     except (IndexError, OverflowError):
         raise UserError("not a CLIP state dict: a tensor has too few dimensions") from None
-    # Created without memory, then given the tensors: no random initialisation to throw away.
+    # Created without memory, then given the tensors: no random initialization to throw away.
     with torch.device("meta"):
         try:
             model = CLIP(**sizes)

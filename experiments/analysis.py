@@ -10,7 +10,7 @@ import numpy as np
 
 from dassl.utils import UserError, atomic_write
 from dassl.utils.cli import write_csv_rows
-from experiments.results.plots import COLOURS, plt, save
+from experiments.results.plots import COLORS, plt, save
 
 
 def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence]) -> None:
@@ -68,8 +68,8 @@ def _sorted_channels(names: Sequence[str], base: list, new: list) -> plt.Figure:
     )
     for axis, name, b, n in zip(axes.flat, names, base, new, strict=True):
         order = np.argsort(b)
-        axis.plot(b[order], ".", ms=3, color=COLOURS[0], label="base")
-        axis.plot(n[order], ".", ms=3, color=COLOURS[1], label="new")
+        axis.plot(b[order], ".", ms=3, color=COLORS[0], label="base")
+        axis.plot(n[order], ".", ms=3, color=COLORS[1], label="new")
         axis.set(title=name, xlabel="channel, sorted by base CI")
     axes.flat[0].set_ylabel("channel importance")
     axes.flat[0].legend()
@@ -86,7 +86,7 @@ def _ratio_density(names: Sequence[str], ratios: list) -> plt.Figure:
         if np.ptp(ratio) == 0:
             raise UserError(f"{name}: base and new importance are in the same ratio everywhere")
         density = gaussian_kde(ratio[ratio <= end])(x)
-        axis.fill_between(x, density, alpha=0.4, color=COLOURS[i % len(COLOURS)], label=name)
+        axis.fill_between(x, density, alpha=0.4, color=COLORS[i % len(COLORS)], label=name)
     axis.set(xlabel="CI base : CI new", ylabel="density")
     axis.legend()
     return figure
@@ -161,7 +161,7 @@ def confusion(args: argparse.Namespace) -> None:
 def embedding(args: argparse.Namespace) -> None:
     """Save a t-SNE map of image features and class text features.
 
-    Each kind is centred first: CLIP's images and texts lie in two cones apart.
+    Each kind is centered first: CLIP's images and texts lie in two cones apart.
     """
     import torch
     from sklearn.manifold import TSNE
@@ -185,9 +185,9 @@ def embedding(args: argparse.Namespace) -> None:
     rows = ((k, c, *p) for k, c, p in zip(kinds, classes, xy.tolist(), strict=True))
     write_csv(out / "embedding.csv", ["kind", "class", "x", "y"], rows)
     figure, axis = plt.subplots(figsize=(6, 6))
-    colours = plt.get_cmap("turbo")(np.linspace(0, 1, len(names)))
-    axis.scatter(*xy[: len(images)].T, s=6, c=colours[labels.numpy()], alpha=0.6, lw=0)
-    axis.scatter(*xy[len(images) :].T, s=70, c=colours, marker="*", edgecolors="black", lw=0.5)
+    colors = plt.get_cmap("turbo")(np.linspace(0, 1, len(names)))
+    axis.scatter(*xy[: len(images)].T, s=6, c=colors[labels.numpy()], alpha=0.6, lw=0)
+    axis.scatter(*xy[len(images) :].T, s=70, c=colors, marker="*", edgecolors="black", lw=0.5)
     if len(names) <= 50:
         for name, place in zip(names, xy[len(images) :], strict=True):
             axis.annotate(name, place, fontsize=6)

@@ -21,7 +21,7 @@ from tuning.run import Run, open_run
 class Batch:
     """Images of a data set as a model sees them.
 
-    image (B,D) and text (C,D) or (B,C,D) are L2-normalised, float32, on the CPU; logits (B,C);
+    image (B,D) and text (C,D) or (B,C,D) are L2-normalized, float32, on the CPU; logits (B,C);
     labels (B,).
     """
 

@@ -48,7 +48,7 @@ from datasets.preparation.fewshot_pickle import read_sample
 from datasets.preparation.unpack import UnpackError, unpack
 from datasets.splits import read_split
 from experiments.results.scores import load_scores
-from experiments.results.summary import summarise
+from experiments.results.summary import summarize
 from experiments.results.tables import method_order
 from tuning.original_checkpoints import read as read_original
 
@@ -165,7 +165,7 @@ def read_run(name: str) -> Callable[[Path], Any]:
             (run / "config.yaml").write_text(yaml.safe_dump(CONFIG))
         os.replace(path, run / name)
         scores, _ = load_scores(path.parent)
-        sorted(summarise(scores).scores, key=method_order)
+        sorted(summarize(scores).scores, key=method_order)
 
     return read
 

@@ -1,6 +1,6 @@
 """CoCoOp: Conditional Prompt Learning (Zhou et al., CVPR 2022, arXiv 2203.05557).
 
-Image j's context is V + π(f̂_j): a small network π turns its normalised feature into one shift that
+Image j's context is V + π(f̂_j): a small network π turns its normalized feature into one shift that
 is added to all M context vectors, so every image has text features of its own.
 """
 

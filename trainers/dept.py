@@ -90,7 +90,7 @@ class CATHead(nn.Module):
     Args:
         dim: D.
         classes: C, the classes it is trained on.
-        kind: "linear": z = W·cwT(x) + b, no normalisation, no temperature; "similarity": the
+        kind: "linear": z = W·cwT(x) + b, no normalization, no temperature; "similarity": the
             cosine of cwT(f) and cwT(e), times τ.
         cwt: "separate" for image and text, one "shared" by both, or "none".
         rows: trained on "both" modalities or on "image" features alone (linear only).

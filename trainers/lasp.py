@@ -1,13 +1,13 @@
 """LASP: Language-Aware Soft Prompting (Bulat and Tzimiropoulos, CVPR 2023, arXiv 2210.01115).
 
-CoOp whose learned class features must be recognised, among the classes, by hand-written ones:
+CoOp whose learned class features must be recognized, among the classes, by hand-written ones:
 
     L = CE(τ f̂ êᵀ, y) + α L_tt,   L_tt = mean over p and c of −log softmax_i(τ ê_i · h_pc)[i = c]
 
-with h_pc (D) the normalised frozen feature of class c's name in template p, P of them. A learned
+with h_pc (D) the normalized frozen feature of class c's name in template p, P of them. A learned
 correction w ∈ R^D is added to every class feature, e ← e + w, and the LayerNorms of the image
 blocks are trained at a tenth of the rate. With probability ½ a step's h are noisy: N(0, .05²) is
-added, and they aren't normalised again. Gradients are clipped to norm 1 over all that is trained.
+added, and they aren't normalized again. Gradients are clipped to norm 1 over all that is trained.
 It starts as "a photo of a {}.", w = 0 and the LayerNorms CLIP's.
 
 Grouped: G contexts, each with its own templates in L_tt (the p-th is group p mod G's); a class's

@@ -89,7 +89,7 @@ class PromptSRCMethod(Method):
     ẽ, f̃ and p̃ are the frozen CLIP's text features, image features of the same view, predictions.
 
     Args:
-        frozen_text: (C,D), ẽ before normalisation.
+        frozen_text: (C,D), ẽ before normalization.
         text_weight, image_weight: w_t, w_i.
     """
 
@@ -177,7 +177,7 @@ class PromptSRCMethod(Method):
 
 
 def mean_text_features(encoders: Encoders, classes: Classes, templates: list[str]) -> torch.Tensor:
-    """(C,D): the mean over templates of the un-normalised frozen text features, at least fp32."""
+    """(C,D): the mean over templates of the un-normalized frozen text features, at least fp32."""
     each = (encoders.text.encode(classes.sentences(template)) for template in templates)
     total = reduce(torch.add, (e.to(torch.promote_types(e.dtype, torch.float32)) for e in each))
     return total / len(templates)

@@ -21,7 +21,7 @@ class ZeroshotMethod(Method):
     """The ITM head on frozen text features of hand-written templates.
 
     Args:
-        templates: each with one {}; of several, the normalised features are averaged.
+        templates: each with one {}; of several, the normalized features are averaged.
     """
 
     template_name = "zeroshot"
@@ -54,7 +54,7 @@ class EnsembleMethod(ZeroshotMethod):
 
 
 def ensemble_features(encoders: Encoders, classes: Classes, templates: list[str]) -> torch.Tensor:
-    """(C,D): the mean over templates of normalised text features (one template: its features)."""
+    """(C,D): the mean over templates of normalized text features (one template: its features)."""
     features = [encoders.text.encode(classes.sentences(template)) for template in templates]
     if len(features) == 1:
         return features[0]

@@ -2,11 +2,11 @@
 
 A method is parts passed in (prompts to learn, the two prompt-taking encoders), and three functions:
 
-    features = method.features(image)          image (B,D), text (C,D) or (B,C,D); not normalised
+    features = method.features(image)          image (B,D), text (C,D) or (B,C,D); not normalized
     losses   = method.losses(features, label)  {"itm": …, "kg": …}: named, already weighted
     logits   = method.logits(features)         (B,C)
 
-It names the modules it trains; freezing, optimiser groups and checkpoints follow from that. What
+It names the modules it trains; freezing, optimizer groups and checkpoints follow from that. What
 else it needs it declares: changes inside the towers, several views of an image, the training images
 before the first step, a teacher, other class names, a step or optimizers of its own.
 
@@ -48,14 +48,14 @@ if TYPE_CHECKING:
     from .teacher import Teacher
     from .training_data import TrainingData
 
-# What a method may see beyond the labelled training images and their classes' names.
+# What a method may see beyond the labeled training images and their classes' names.
 SEES = {
     "new_class_names": "names of classes that it isn't trained on",
-    "unlabelled_images": "images without labels",
+    "unlabeled_images": "images without labels",
     "images_of_new_classes": "images of classes that it isn't trained on",
     "teacher": "a second trained model",
     "language_model_text": "sentences by a language model",
-    "other_data_sets": "labelled images of other data sets",
+    "other_data_sets": "labeled images of other data sets",
     "validation_images": "validation images, for a choice",
     "test_images": "test images, for a choice",
     "settings_per_data_set": "settings chosen for each data set",
@@ -64,7 +64,7 @@ SEES = {
 
 @dataclass
 class Features:
-    """What the encoders give for a batch, not normalised.
+    """What the encoders give for a batch, not normalized.
 
     image: (B,D). text: (C,D), or (B,C,D) where each image has its own. more: further ones that a
     method's losses read, by names of its own, such as "frozen_image" (B,D), the unprompted tower's
@@ -108,7 +108,7 @@ class Classes:
 
 
 def unit(x: torch.Tensor) -> torch.Tensor:
-    """L2-normalised rows, in fp32 at least whatever the towers' precision."""
+    """L2-normalized rows, in fp32 at least whatever the towers' precision."""
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 
 
@@ -132,7 +132,7 @@ class Method(Saved):
     # Whether its losses also read the unprompted tower's features of each view; its `features` then
     # takes them as `frozen_image` where they are at hand.
     compares_with_frozen_image = False
-    # What it sees, of `SEES`, beside the labelled training images and their classes' names.
+    # What it sees, of `SEES`, beside the labeled training images and their classes' names.
     sees: tuple[str, ...] = ()
     # Views of each training image that it wants; 0: as many as DATALOADER.K_TRANSFORMS says.
     views_wanted = 1
@@ -178,7 +178,7 @@ class Method(Saved):
         return cls.sees
 
     def encode_text(self) -> torch.Tensor:
-        """(C,D) text features e_c, not normalised, where they don't depend on the image."""
+        """(C,D) text features e_c, not normalized, where they don't depend on the image."""
         raise NotImplementedError
 
     def image_changes(self) -> Sequence[Change]:
@@ -193,7 +193,7 @@ class Method(Saved):
         return {}
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Image features f, not normalised: (B,3,I,I) → (B,D), with `image_changes`.
+        """Image features f, not normalized: (B,3,I,I) → (B,D), with `image_changes`.
 
         Where the tower is untouched, (B,D) features pass as they are; where it is changed from a
         layer on, (B,L,W) tokens before that layer are gone on from.

@@ -1,7 +1,7 @@
 """Runs that differ in seed, or λ, trained as one: `train.py --seed 1 2 3`, `train.py … --and …`.
 
 Their frozen towers are the same, so one batched pass serves all runs (stack.py). Each run keeps its
-optimiser, loss scale, folder, records and checkpoints, as if it had been trained alone; one that
+optimizer, loss scale, folder, records and checkpoints, as if it had been trained alone; one that
 diverges ends, and the others go on.
 """
 

@@ -1,6 +1,6 @@
 """Checkpoints of the original CoOp, CoCoOp, KgCoOp, MaPLe, VPT, PromptSRC, LASP, PRE and DePT code.
 
-They are recognised by their content: the names in their `state_dict`.
+They are recognized by their content: the names in their `state_dict`.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ class PromptTrainer(Inputs):
         )
         self.method = self.build_method(cfg, encoders, classes).to(self.device).freeze()
         if cfg.MODEL.INIT_WEIGHTS:
-            self.initialise_from(cfg.MODEL.INIT_WEIGHTS)
+            self.initialize_from(cfg.MODEL.INIT_WEIGHTS)
 
         trained = self.method.trained()
         print(f"Parameters to train: {', '.join(trained) or 'none'}")
@@ -239,7 +239,7 @@ class PromptTrainer(Inputs):
             self.method.prepare(data)
         self.method.forget_text()
         if self.cfg.MODEL.INIT_WEIGHTS and self.prepares():
-            self.initialise_from(self.cfg.MODEL.INIT_WEIGHTS)  # it goes before what was prepared
+            self.initialize_from(self.cfg.MODEL.INIT_WEIGHTS)  # it goes before what was prepared
 
     @classmethod
     def prepares(cls) -> bool:
@@ -324,7 +324,7 @@ class PromptTrainer(Inputs):
         }
 
     def seen(self) -> list[str]:
-        """What it saw beyond the labelled training images and their classes' names, of `SEES`."""
+        """What it saw beyond the labeled training images and their classes' names, of `SEES`."""
         sees = set(self.method_class.what_it_sees(self.cfg))
         if not self.further:
             sees.discard("other_data_sets")
@@ -342,7 +342,7 @@ class PromptTrainer(Inputs):
             return super().load_model_state(name, state_dict, checkpoint)
         self._load(state_dict, checkpoint, partial=False)
 
-    def initialise_from(self, path: str) -> None:
+    def initialize_from(self, path: str) -> None:
         """Start from the parameters of a checkpoint file, ours or one of the original code."""
         checkpoint = original_checkpoints.read(path)
         self._load(checkpoint["state_dict"], checkpoint, partial=True, source=path)

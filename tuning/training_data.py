@@ -58,7 +58,7 @@ class TrainingData:
             yield (image[0] if isinstance(image, list) else image).to(self.device)
 
     def features(self, epoch: int | None = None) -> torch.Tensor:
-        """(n,D), not normalised, of `images(epoch)` by the unprompted tower.
+        """(n,D), not normalized, of `images(epoch)` by the unprompted tower.
 
         They come from the feature cache where there is one.
         """

@@ -91,7 +91,7 @@ class ImageEncoder(nn.Module):
         changes: Sequence[Change] = (),
         reads: Reads | None = None,
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Image features, not normalised; without prompts or changes also without gradient.
+        """Image features, not normalized; without prompts or changes also without gradient.
 
         Args:
             image: (B,3,I,I).

@@ -125,7 +125,7 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
-        """Finished sentences → (len(texts),D) features, not normalised, without gradient."""
+        """Finished sentences → (len(texts),D) features, not normalized, without gradient."""
         layout = PromptLayout.of_texts(texts, self.context_length)
         return self(layout.to(self.positional_embedding.device))
 
@@ -146,7 +146,7 @@ class TextEncoder(nn.Module):
         changes: Sequence[Change] = (),
         reads: Reads | None = None,
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Text features of every class, not normalised.
+        """Text features of every class, not normalized.
 
         Args:
             layout: of C classes.

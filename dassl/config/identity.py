@@ -69,7 +69,7 @@ _DATA = {
     "classes": "other classes",
     "template": "another template",
     "train_x": "other training images or labels",
-    "train_u": "other unlabelled images",
+    "train_u": "other unlabeled images",
     "val": "other validation images or labels",
     "test": "other test images or labels",
 }

@@ -143,7 +143,7 @@ class DataManager:
         train = custom_tfm_train or build_transform(cfg, is_train=True)
         test = custom_tfm_test or build_transform(cfg, is_train=False)
         node = cfg.DATALOADER
-        unlabelled = node.TRAIN_X if node.TRAIN_U.SAME_AS_X else node.TRAIN_U
+        unlabeled = node.TRAIN_X if node.TRAIN_U.SAME_AS_X else node.TRAIN_U
 
         def loader(items: list[Datum] | None, node: CfgNode, is_train: bool) -> ImageLoader | None:
             if not items:
@@ -161,7 +161,7 @@ class DataManager:
             )
 
         self.train_loader_x = loader(self.dataset.train_x, node.TRAIN_X, is_train=True)
-        self.train_loader_u = loader(self.dataset.train_u, unlabelled, is_train=True)
+        self.train_loader_u = loader(self.dataset.train_u, unlabeled, is_train=True)
         self.val_loader = loader(self.dataset.val, node.TEST, is_train=False)
         self.test_loader = loader(self.dataset.test, node.TEST, is_train=False)
         if cfg.VERBOSE:

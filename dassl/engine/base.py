@@ -68,7 +68,7 @@ def SummaryWriter(*args: Any, **kwargs: Any) -> Any:
 
 
 class TrainerBase:
-    """Registered models with their optimisers and schedules, and the loop over epochs."""
+    """Registered models with their optimizers and schedules, and the loop over epochs."""
 
     # Config keys in which runs that are trained side by side may differ; none: it trains one.
     may_differ: tuple[str, ...] = ()
@@ -138,7 +138,7 @@ class TrainerBase:
         loss.backward()
 
     def model_update(self, names: Names = None) -> None:
-        """Let the optimisers make their step."""
+        """Let the optimizers make their step."""
         for name in self.get_model_names(names):
             if (optim := self._optims[name]) is not None:
                 optim.step()

@@ -2,7 +2,7 @@
 
 A subclass says how to build its model and what one step does:
 
-    build_model()            make the model, its optimiser and schedule; `register_model` them
+    build_model()            make the model, its optimizer and schedule; `register_model` them
     forward_backward(batch)  one step; returns {"loss": total, "loss_<name>": part, …}
     model_inference(input)   (B, C) scores
 
@@ -107,7 +107,7 @@ class SimpleTrainer(Testing, BatchLoop, TrainerBase):
         self.lab2cname = self.dm.lab2cname
 
     def build_model(self) -> None:
-        """Make the model, its optimiser and its schedule, and `register_model` them."""
+        """Make the model, its optimizer and its schedule, and `register_model` them."""
         raise NotImplementedError
 
     # Identity
@@ -285,10 +285,10 @@ class SimpleTrainer(Testing, BatchLoop, TrainerBase):
 
 
 class TrainerX(SimpleTrainer):
-    """Trains on labelled images."""
+    """Trains on labeled images."""
 
     def run_epoch(self) -> None:
-        """Go once through the labelled images."""
+        """Go once through the labeled images."""
         batches = self.training_batches()
         self._run_batches(((batch,) for batch in batches), self.batches_per_epoch)
 
@@ -313,7 +313,7 @@ class TrainerX(SimpleTrainer):
 
 
 class TrainerXU(SimpleTrainer):
-    """Trains on pairs of a labelled and an unlabelled batch: `forward_backward(batch_x, batch_u)`.
+    """Trains on pairs of a labeled and an unlabeled batch: `forward_backward(batch_x, batch_u)`.
 
     The shorter loader starts anew until the one that TRAIN.COUNT_ITER names is through.
     """
@@ -322,7 +322,7 @@ class TrainerXU(SimpleTrainer):
         """Go once through the images that are counted."""
         x, u = self.train_loader_x, self.train_loader_u
         if x is None or u is None:
-            raise UserError(f"{self.cfg.DATASET.NAME} lacks labelled or unlabelled training images")
+            raise UserError(f"{self.cfg.DATASET.NAME} lacks labeled or unlabeled training images")
         lengths = {"train_x": len(x), "train_u": len(u), "smaller_one": min(len(x), len(u))}
         counted = self.cfg.TRAIN.COUNT_ITER
         check_choice("TRAIN.COUNT_ITER", counted, lengths)
@@ -333,7 +333,7 @@ class TrainerXU(SimpleTrainer):
     def parse_batch_train(  # type: ignore[override]  # as Dassl has it
         self, batch_x: dict[str, Any], batch_u: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return labelled images, their labels and unlabelled images on the device."""
+        """Return labeled images, their labels and unlabeled images on the device."""
         return (
             self._to_device(batch_x["img"]),
             self._to_device(batch_x["label"]),

@@ -37,12 +37,12 @@ def build_optimizer(
     optim_cfg: CfgNode,
     param_groups: list[dict[str, Any]] | None = None,
 ) -> optim.Optimizer:
-    """Return the optimiser `optim_cfg.NAME`.
+    """Return the optimizer `optim_cfg.NAME`.
 
     Args:
-        model: what to optimise, a module or its parameters.
+        model: what to optimize, a module or its parameters.
         optim_cfg: the OPTIM node.
-        param_groups: optimise these instead; a group may carry its own "lr".
+        param_groups: optimize these instead; a group may carry its own "lr".
     """
     check_choice("OPTIM.NAME", optim_cfg.NAME, _OPTIMIZERS)
     if param_groups is not None:

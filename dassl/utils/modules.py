@@ -57,7 +57,7 @@ def open_specified_layers(model: nn.Module, open_layers: str | list[str]) -> Non
 def init_network_weights(model: nn.Module, init_type: str = "normal", gain: float = 0.02) -> None:
     """Initialise convolutions and linear layers: normal, xavier, kaiming or orthogonal.
 
-    Biases become 0, and normalisation layers the identity.
+    Biases become 0, and normalization layers the identity.
     """
     from torch import nn
 

@@ -287,7 +287,7 @@ _NAMES: dict[str, Any] = {
     **dict.fromkeys(("builtins.bytes", "__builtin__.bytes"), lambda: b""),
     **dict.fromkeys(("builtins.dict", "__builtin__.dict"), _Dict),
 }
-# Dassl's own checkpoints hold their schedulers, and through them an optimiser, as objects; and
+# Dassl's own checkpoints hold their schedulers, and through them an optimizer, as objects; and
 # their results as numbers of numpy's.
 _IGNORED_PACKAGES = {("torch", "optim"), ("dassl",), ("numpy",)}
 _IGNORED_NAMES = {

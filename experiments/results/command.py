@@ -19,7 +19,7 @@ from dassl.utils import UserError, atomic_write, suggest, user_errors
 from dassl.utils.cli import Parser, distinct_seeds, output_file, seed_list
 from experiments.results.configs import CONFIGS
 from experiments.results.scores import load_scores
-from experiments.results.summary import Summary, summarise
+from experiments.results.summary import Summary, summarize
 from experiments.results.sweeps import add_sweeps
 from experiments.results.tables import FORMATS
 
@@ -52,7 +52,7 @@ def parse_args() -> object:
 
 
 def read_summary(args: object) -> Summary:
-    """Load, filter and summarise the runs; UserError if there is none."""
+    """Load, filter and summarize the runs; UserError if there is none."""
     scores, unreadable = load_scores(args.folder)
     known = {"trainers": {s.trainer for s in scores}, "datasets": {s.dataset for s in scores}}
     known["datasets"] |= {path.stem for path in (CONFIGS / "datasets").glob("*.yaml")}
@@ -65,7 +65,7 @@ def read_summary(args: object) -> Summary:
     if not scores:
         hint = f" ({len(unreadable)} unfinished)" if unreadable else ""
         raise UserError(f"no finished run of that kind in {args.folder}{hint}")
-    summary = summarise(scores, distinct_seeds(args.seeds), args.datasets)
+    summary = summarize(scores, distinct_seeds(args.seeds), args.datasets)
     add_sweeps(summary)
     summary.missing += unreadable
     return summary

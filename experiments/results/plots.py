@@ -26,8 +26,8 @@ from experiments.results.sweeps import is_swept
 from experiments.results.tables import method_order
 from tuning.naming import bare_name, is_wrapped
 
-# Okabe and Ito's colours, distinguishable without colour vision.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+# Okabe and Ito's colors, distinguishable without color vision.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 plt.rcParams.update(
     {
         "font.size": 9,
@@ -85,11 +85,11 @@ def _method(record: Record | Row | Score) -> Method:
     return Method(record.trainer, record.config.partition("@")[2])
 
 
-def _colours(summary: Summary) -> dict[Method, str]:
-    """Return a colour per method, the same in every plot; a method and its DePT_ share one."""
+def _colors(summary: Summary) -> dict[Method, str]:
+    """Return a color per method, the same in every plot; a method and its DePT_ share one."""
     methods = dict.fromkeys(_method(row) for row in sorted(summary.rows, key=method_order))
     families = list(dict.fromkeys(method.bare for method in methods))
-    return {m: COLOURS[families.index(m.bare) % len(COLOURS)] for m in methods}
+    return {m: COLORS[families.index(m.bare) % len(COLORS)] for m in methods}
 
 
 COLUMNS = 4  # panels side by side; 1 for a phone
@@ -133,15 +133,15 @@ def base_new_arrows(summary: Summary, columns: int = COLUMNS) -> Figure | None:
     if not records:
         return None
     names = sorted(dict.fromkeys(r.dataset for r in records), key=lambda name: name != AVERAGE)
-    colours = _colours(summary)
+    colors = _colors(summary)
     figure, axes = _grid(names, columns)
     for name, axis in axes.items():
         points = {_method(r): r for r in records if r.dataset == name}
         for method, record in points.items():
-            _point(axis, record, method, colours[method])
+            _point(axis, record, method, colors[method])
         for method, record in points.items():
             if method.wrapped and method.bare in points:
-                _arrow(axis, points[method.bare], record, colours[method])
+                _arrow(axis, points[method.bare], record, colors[method])
         _equal_h_lines(axis)
         axis.set_xlabel("base accuracy (%)")
         axis.set_ylabel("new accuracy (%)")
@@ -149,7 +149,7 @@ def base_new_arrows(summary: Summary, columns: int = COLUMNS) -> Figure | None:
     return figure
 
 
-def _point(axis: Axes, record: Record, method: Method, colour: str) -> None:
+def _point(axis: Axes, record: Record, method: Method, color: str) -> None:
     base, new = record.metrics["base"], record.metrics["new"]
     axis.errorbar(
         base.mean,
@@ -157,16 +157,16 @@ def _point(axis: Axes, record: Record, method: Method, colour: str) -> None:
         xerr=base.std,
         yerr=new.std,
         fmt="o",
-        color=colour,
-        markerfacecolor=colour if method.wrapped else "white",
+        color=color,
+        markerfacecolor=color if method.wrapped else "white",
         elinewidth=0.7,
         label=method.label,
     )
 
 
-def _arrow(axis: Axes, start: Record, end: Record, colour: str) -> None:
+def _arrow(axis: Axes, start: Record, end: Record, color: str) -> None:
     tail, tip = (tuple(r.metrics[k].mean for k in ("base", "new")) for r in (start, end))
-    style = {"arrowstyle": "-|>", "color": colour, "lw": 1.3, "shrinkA": 4, "shrinkB": 4}
+    style = {"arrowstyle": "-|>", "color": color, "lw": 1.3, "shrinkA": 4, "shrinkB": 4}
     axis.annotate("", xy=tip, xytext=tail, arrowprops=style)
 
 
@@ -188,7 +188,7 @@ def dataset_bars(summary: Summary, columns: int = COLUMNS) -> Figure | None:
         return None
     methods = list(dict.fromkeys(_method(r) for r in records))
     names = list(dict.fromkeys(r.dataset for r in records))
-    colours = _colours(summary)
+    colors = _colors(summary)
     long = 0.22 * len(names) * (len(methods) + 1) + 1.5
     flat = columns == 1  # bars lie where the page is narrow
     figure, axis = plt.subplots(figsize=(3.6, long) if flat else (max(3.6, long), 3.2))
@@ -199,7 +199,7 @@ def dataset_bars(summary: Summary, columns: int = COLUMNS) -> Figure | None:
         heights = [stat.mean for stat in mine.values()]
         spreads = [stat.std or 0 for stat in mine.values()]
         look = {
-            "color": colours[method],
+            "color": colors[method],
             "alpha": 1.0 if method.wrapped else 0.45,
             "error_kw": {"elinewidth": 0.7},
             "label": method.label,
@@ -224,7 +224,7 @@ def _curves(
     lines: dict[tuple[str, Method], list[tuple[float, float, float]]],
     xlabel: str,
     ylabel: str,
-    colours: dict[Method, str],
+    colors: dict[Method, str],
     columns: int,
 ) -> Figure | None:
     """Draw {(panel, method): [(x, mean, spread), …]} as lines with bands."""
@@ -237,8 +237,8 @@ def _curves(
         style = "-" if method.wrapped else "--"
         marker = "o" if len(x) < 15 else None
         axis = axes[panel]
-        axis.plot(x, mean, style, marker=marker, ms=3, color=colours[method], label=method.label)
-        axis.fill_between(x, mean - spread, mean + spread, color=colours[method], alpha=0.15, lw=0)
+        axis.plot(x, mean, style, marker=marker, ms=3, color=colors[method], label=method.label)
+        axis.fill_between(x, mean - spread, mean + spread, color=colors[method], alpha=0.15, lw=0)
     for axis in axes.values():
         axis.set(xlabel=xlabel, ylabel=ylabel)
     _legend(figure, list(axes.values()))
@@ -262,7 +262,7 @@ def learning_curves(summary: Summary, columns: int = COLUMNS) -> Figure | None:
         key: [(epoch, float(np.mean(v)), float(np.std(v))) for epoch, v in by_epoch.items()]
         for key, by_epoch in epochs.items()
     }
-    return _curves(lines, "epoch", "training loss", _colours(summary), columns)
+    return _curves(lines, "epoch", "training loss", _colors(summary), columns)
 
 
 def _losses(path: Path) -> list[tuple[int, float]]:
@@ -288,7 +288,7 @@ def few_shot_curves(summary: Summary, columns: int = COLUMNS) -> Figure | None:
                 stat = r.metrics[metric]
                 figures[panel, _method(r)].append((r.shots, stat.mean, stat.std or 0.0))
     lines = {key: points for key, points in figures.items() if len(points) > 1}
-    return _curves(lines, "images per class", "%", _colours(summary), columns)
+    return _curves(lines, "images per class", "%", _colors(summary), columns)
 
 
 def lambda_curves(summary: Summary, columns: int = COLUMNS) -> Figure | None:
@@ -298,8 +298,8 @@ def lambda_curves(summary: Summary, columns: int = COLUMNS) -> Figure | None:
         for metric, stat in r.metrics.items():
             point = (float(r.dataset), stat.mean, stat.std or 0.0)
             lines[r.source, Method(r.trainer, metric)].append(point)
-    colours = dict(zip(dict.fromkeys(name for _, name in lines), COLOURS, strict=False))
-    return _curves(dict(lines), "λ", "%", colours, columns)
+    colors = dict(zip(dict.fromkeys(name for _, name in lines), COLORS, strict=False))
+    return _curves(dict(lines), "λ", "%", colors, columns)
 
 
 def class_gains(summary: Summary, columns: int = COLUMNS) -> Figure | None:
@@ -326,7 +326,7 @@ def class_gains(summary: Summary, columns: int = COLUMNS) -> Figure | None:
         names, values = list(gains), list(gains.values())
         if len(names) > 40:  # the ends tell the story
             names, values = names[:20] + names[-20:], values[:20] + values[-20:]
-        signs = [COLOURS[0] if value >= 0 else COLOURS[1] for value in values]
+        signs = [COLORS[0] if value >= 0 else COLORS[1] for value in values]
         axes[title].barh(range(len(names)), values, color=signs)
         axes[title].set_yticks(range(len(names)), names, fontsize=6)
         axes[title].axvline(0, color="black", lw=0.6)

@@ -33,7 +33,7 @@ class Stat:
 
     @classmethod
     def of(cls, by_seed: Mapping[int, float], mean: float | None = None) -> Stat:
-        """Summarise {seed: percent}; `mean` replaces the mean where it is defined otherwise."""
+        """Summarize {seed: percent}; `mean` replaces the mean where it is defined otherwise."""
         values = list(by_seed.values())
         spread = stdev(values) if len(values) > 1 else None
         return cls(fmean(values) if mean is None else mean, spread, tuple(sorted(by_seed)))
@@ -142,7 +142,7 @@ class Summary:
         return [record for record in self.records if record.protocol == protocol]
 
 
-def summarise(
+def summarize(
     scores: Iterable[Score], seeds: Iterable[int] = (), datasets: Iterable[str] = ()
 ) -> Summary:
     """Return the records of every protocol that the scores belong to.

@@ -17,18 +17,18 @@ from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import set_random_seed
 
-COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
+COLORS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
 
 def draw_images(root: Path, train: int = 6, test: int = 4) -> None:
-    """Write `train` and `test` noisy 20 × 24 images of each colour below `root`/toy."""
+    """Write `train` and `test` noisy 20 × 24 images of each color below `root`/toy."""
     rng = np.random.default_rng(0)
     for split, number in (("train", train), ("test", test)):
-        for name, colour in COLOURS.items():
+        for name, color in COLORS.items():
             folder = root / "toy" / split / name
             folder.mkdir(parents=True)
             for i in range(number):
-                pixels = rng.normal(colour, 50, (20, 24, 3)).clip(0, 255).astype(np.uint8)
+                pixels = rng.normal(color, 50, (20, 24, 3)).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
 
 
@@ -42,7 +42,7 @@ class ToyImages(DatasetBase):
         def read(split: str) -> list[Datum]:
             return [
                 Datum(str(path), label, domain=i % 2, classname=name, class_key=f"key-{name}")
-                for label, name in enumerate(COLOURS)
+                for label, name in enumerate(COLORS)
                 for i, path in enumerate(sorted((root / split / name).glob("*.png")))
             ]
 
@@ -95,8 +95,8 @@ class ToyTrainer(_Toy, TrainerX):
 
 class ToyPairTrainer(_Toy, TrainerXU):
     def forward_backward(self, batch_x: dict, batch_u: dict) -> dict:
-        image, label, unlabelled = self.parse_batch_train(batch_x, batch_u)
-        assert len(unlabelled) == len(image)
+        image, label, unlabeled = self.parse_batch_train(batch_x, batch_u)
+        assert len(unlabeled) == len(image)
         return self.step(image, label)
 
 

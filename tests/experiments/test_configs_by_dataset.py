@@ -12,7 +12,7 @@ from experiments.launch import make_plan, parse_args
 from experiments.protocols import PROTOCOLS, Plan
 from experiments.results.folders import read_place
 from experiments.results.scores import read_score
-from experiments.results.summary import summarise
+from experiments.results.summary import summarize
 from tuning.options import parse_args as parse_run
 from tuning.options import setup_cfg
 
@@ -115,9 +115,9 @@ def test_a_row_shares_what_its_data_sets_may_differ_in(tmp_path):
 
     cars, pets = score("stanford_cars"), score("oxford_pets")
     assert cars.settings == pets.settings
-    assert len(summarise([cars, pets]).rows) == 1
+    assert len(summarize([cars, pets]).rows) == 1
     stray = score("stanford_cars", "TRAINER.PROMPTSRC.GPA_MEAN", "30")
-    (refused,) = summarise([stray, pets]).refused
+    (refused,) = summarize([stray, pets]).refused
     assert "TRAINER.PROMPTSRC.GPA_MEAN is 30.0" in refused
 
 

@@ -1,6 +1,6 @@
 """Six full-batch SGD steps against each method's equations, written out without any of our code.
 
-The oracle uses OpenAI's model class alone: all 77 tokens of every prompt, torch's own optimiser.
+The oracle uses OpenAI's model class alone: all 77 tokens of every prompt, torch's own optimizer.
 """
 
 import json

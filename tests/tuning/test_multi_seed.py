@@ -125,8 +125,8 @@ def test_loss_weights_together_equal_apart(command, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of")  # the first steps are left out
-@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
-def test_each_run_has_its_own_loss_scale(command, tmp_path, monkeypatch, optimiser):
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_each_run_has_its_own_loss_scale(command, tmp_path, monkeypatch, optimizer):
     """A run whose scaled gradients overflow leaves out its steps, not the other's."""
     scaler = torch.amp.GradScaler
     scales = {1: 2.0**10, 2: 2.0**127}
@@ -137,7 +137,7 @@ def test_each_run_has_its_own_loss_scale(command, tmp_path, monkeypatch, optimis
         run.scaler = scaler("cpu", init_scale=scales[run.cfg.SEED], growth_interval=5)
 
     monkeypatch.setattr(base.PromptTrainer, "build_model", build)
-    options = {**OPTIONS, "OPTIM__MAX_EPOCH": 12, "OPTIM__NAME": optimiser}
+    options = {**OPTIONS, "OPTIM__MAX_EPOCH": 12, "OPTIM__NAME": optimizer}
     train.main(with_seeds(command("DePT_CoOp", output=tmp_path, **options), 1, 2))
     ends = {}
     for seed in scales:

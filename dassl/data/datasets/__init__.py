@@ -1,4 +1,4 @@
-"""What a data set is: lists of labelled image files."""
+"""What a data set is: lists of labeled image files."""
 
 from .base_dataset import DatasetBase, Datum
 from .build import DATASET_REGISTRY, build_dataset

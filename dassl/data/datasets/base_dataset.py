@@ -1,4 +1,4 @@
-"""One labelled image, and a data set made of lists of them."""
+"""One labeled image, and a data set made of lists of them."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class DatasetBase:
     """The lists a run needs; a data set fills them in its `__init__(cfg)`.
 
     Args:
-        train_x: labelled training images. They define the classes.
-        train_u: unlabelled training images.
+        train_x: labeled training images. They define the classes.
+        train_u: unlabeled training images.
         val: validation images.
         test: test images. They define the classes where there is no `train_x`.
 
@@ -104,7 +104,7 @@ class DatasetBase:
 
     @property
     def train_u(self) -> list[Datum] | None:
-        """Unlabelled training images."""
+        """Unlabeled training images."""
         return self._train_u
 
     @property

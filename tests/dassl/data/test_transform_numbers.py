@@ -101,7 +101,7 @@ def test_the_order_on_images_and_tensors():
 
 
 def test_the_test_view_is_clips_own():
-    """Shorter side to the size, bicubic, centre, normalised."""
+    """Shorter side to the size, bicubic, centre, normalized."""
     cfg = get_cfg_default()
     cfg.VERBOSE = False
     cfg.INPUT.SIZE, cfg.INPUT.INTERPOLATION = (16, 16), "bicubic"

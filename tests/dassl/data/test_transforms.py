@@ -41,7 +41,7 @@ def test_test_transform_crops_the_centre():
     assert torch.equal(out, whole[:, :, 4:20])
 
 
-def test_normalisation_is_the_configs():
+def test_normalization_is_the_configs():
     plain = build_transform(cfg(), is_train=False)(image())
     normed = build_transform(
         cfg("normalize", PIXEL_MEAN=[0.5, 0.4, 0.3], PIXEL_STD=[0.1, 0.2, 0.3]), is_train=False

@@ -214,7 +214,7 @@ def test_start_weights_in_the_own_folder_stay(make_cfg):
     assert start.is_file()
 
 
-def test_pairs_of_labelled_and_unlabelled_batches(make_cfg):
+def test_pairs_of_labeled_and_unlabeled_batches(make_cfg):
     for counted, number in (("train_x", 4), ("train_u", 3), ("smaller_one", 3)):
         cfg = make_cfg(
             *("TRAINER.NAME", "ToyPairTrainer", "TRAIN.COUNT_ITER", counted),

@@ -119,7 +119,7 @@ def test_same_rates_as_chained_schedulers(kind, warmup, warmup_type, recount, ma
         1e-5 if e == 0 or warmup_type == "constant" else BASE * e / warmup for e in range(warmup)
     ]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # there are no optimiser steps in between
+        warnings.simplefilter("ignore")  # there are no optimizer steps in between
         while len(expected) < max_epoch:
             expected.append(optimizer.param_groups[0]["lr"])
             scheduler.step()

@@ -13,7 +13,7 @@ import pytest
 
 import train
 from experiments.results.scores import load_scores
-from experiments.results.summary import summarise
+from experiments.results.summary import summarize
 from tests.experiments.fake_runs import add_run, identity
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -21,7 +21,7 @@ PLACE = "base2new/train_base/dtd"
 
 
 def summary_of(folder: Path):
-    return summarise(load_scores(folder)[0])
+    return summarize(load_scores(folder)[0])
 
 
 def seeds(root: Path, *identities: dict, **results: list) -> None:

@@ -11,7 +11,7 @@ import pytest
 from experiments.results.plots import base_new_arrows, save
 from experiments.results.report import write_report
 from experiments.results.scores import load_scores
-from experiments.results.summary import summarise
+from experiments.results.summary import summarize
 from experiments.results.tables import FORMATS
 from tests.experiments.fake_runs import add_pair
 
@@ -33,7 +33,7 @@ def summary(tmp_path_factory):
     root = tmp_path_factory.mktemp("output")
     for name in NAMES:
         add_pair(root, name, 80, 70)
-    return summarise(load_scores(root)[0])
+    return summarize(load_scores(root)[0])
 
 
 def test_a_spreadsheet_runs_nothing(summary):

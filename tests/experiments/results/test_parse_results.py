@@ -20,7 +20,7 @@ from experiments.results import command as parse_results
 from experiments.results import published
 from experiments.results.folders import Place, changed_settings, config_label, read_place
 from experiments.results.scores import load_scores
-from experiments.results.summary import AVERAGE, summarise
+from experiments.results.summary import AVERAGE, summarize
 from experiments.results.sweeps import ABLATION, LAMBDA, add_sweeps
 from tests.experiments.fake_runs import add_pair, add_run, original_log
 
@@ -45,7 +45,7 @@ def parse(folder: Path, *options: object) -> Answer:
 
 
 def summary_of(folder: Path, **wanted):
-    summary = summarise(load_scores(folder)[0], **wanted)
+    summary = summarize(load_scores(folder)[0], **wanted)
     add_sweeps(summary)
     return summary
 

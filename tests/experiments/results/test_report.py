@@ -12,7 +12,7 @@ from PIL import Image
 
 from experiments.results.report import write_report
 from experiments.results.scores import load_scores
-from experiments.results.summary import summarise
+from experiments.results.summary import summarize
 from experiments.results.sweeps import LAMBDA, add_sweeps
 from tests.experiments.fake_runs import add_pair
 
@@ -42,7 +42,7 @@ def page(tmp_path_factory) -> Path:
     for folder in root.rglob("seed*"):
         epochs = [{"epoch": e, "loss": 3 / e} for e in range(1, 11)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in epochs))
-    summary = summarise(load_scores(root)[0])
+    summary = summarize(load_scores(root)[0])
     add_sweeps(summary)
     write_report(summary, root / "report.html")
     return root / "report.html"

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from experiments.results import plots, published
 from experiments.results.scores import load_scores
-from experiments.results.summary import AVERAGE, Stat, average, base_new_h, summarise
+from experiments.results.summary import AVERAGE, Stat, average, base_new_h, summarize
 from experiments.results.sweeps import ABLATION, LAMBDA, LAMBDAS, add_sweeps, is_swept
 from experiments.results.tables import (
     as_csv,
@@ -51,7 +51,7 @@ def summary(tmp_path):
             lines = "".join(json.dumps(line) + "\n" for line in losses)
             (run / "metrics.jsonl").write_text(lines)
             add_run(tmp_path, folder.format("test_new"), new, **options)
-    summary = summarise(load_scores(tmp_path)[0])
+    summary = summarize(load_scores(tmp_path)[0])
     add_sweeps(summary)
     return summary
 
@@ -167,7 +167,7 @@ def test_order_of_methods_data_sets_and_shots(tmp_path):
     add_pair(tmp_path, "dtd", 80, 60, shots=4)
     add_pair(tmp_path, "dtd", 80, 60, shots=-1)
     add_pair(tmp_path, "dtd", 80, 60, shots=1)
-    tables = make_tables(summarise(load_scores(tmp_path)[0]))
+    tables = make_tables(summarize(load_scores(tmp_path)[0]))
     assert [t.title for t in tables[:4]] == [
         "Base to new, 16 shots",
         "Base to new, 4 shots",
@@ -196,7 +196,7 @@ def test_seeds_as_printed(tmp_path):
     add_run(tmp_path, "base2new/train_base/pets", 80, seed=7)
     for seed in (1, 2, 4):
         add_run(tmp_path, "base2new/test_new/pets", 60, seed=seed)
-    text = as_text(make_tables(summarise(load_scores(tmp_path)[0])))
+    text = as_text(make_tables(summarize(load_scores(tmp_path)[0])))
     assert text.splitlines()[-1].endswith("5,7 / 1,2,4 / none in common")
     assert any(line.endswith("  1-3") for line in text.splitlines())
 
@@ -208,7 +208,7 @@ def test_transfers_one_line_per_method(tmp_path):
         for target, accuracy in (("dtd", 40), ("eurosat", 50)):
             place = f"cross_dataset/from_imagenet/{target}"
             add_run(tmp_path, place, accuracy + extra, **options)
-    table = make_tables(summarise(load_scores(tmp_path)[0]))[0]
+    table = make_tables(summarize(load_scores(tmp_path)[0]))[0]
     assert table.title == "Cross-dataset transfer from imagenet, 16 shots"
     assert table.columns == ["imagenet", "dtd", "eurosat", AVERAGE]
     means = [{n: stat.mean for n, stat in line.cells.items()} for line in table.lines]
@@ -359,7 +359,7 @@ def test_few_shot_and_lambda_curves(tmp_path):
     for value, base in (("0.1", 72), ("0.9", 78)):
         config = f"tiny@{LAMBDA}={value}"
         add_pair(tmp_path, "dtd", base, 50, config=config, trainer="DePT_CoOp")
-    summary = summarise(load_scores(tmp_path)[0])
+    summary = summarize(load_scores(tmp_path)[0])
     add_sweeps(summary)
     few = curves(plots.few_shot_curves(summary))
     expected = [(1, h(60, 60)), (4, h(70, 60)), (16, h(80, 60))]
