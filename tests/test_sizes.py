@@ -19,7 +19,6 @@ EXCEPTIONS = {
     "trainers/dept.py": "DePT whole: its head, its losses, and whose rows are whose",
     "tests/clip/prompting/test_changes_text.py": "one oracle for all cases",
     "tests/datasets/preparation/test_prepare_data.py": "one server, and what it may do wrong",
-    "tests/soak.py": "one program: kills, damage, full disks, and what must hold",
     "tests/test_numbers_of_methods.py": "every number of the methods, in one place",
     "tests/tuning/test_original_checkpoints.py": "a layout for each method of the original code",
     "tests/datasets/test_readers.py": "a layout on disk for each of fifteen readers",

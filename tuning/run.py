@@ -308,9 +308,8 @@ class Run:
         import torch
 
         from tuning.loading import load_encoders, load_into
-        from tuning.trainer import PromptTrainer
 
-        if not issubclass(self.trainer_class, PromptTrainer):
+        if not hasattr(self.trainer_class, "method_class"):
             raise UserError(f"{self.cfg.TRAINER.NAME} is no method of this code: it gives no model")
         cfg = self.cfg.clone()
         cfg.defrost()

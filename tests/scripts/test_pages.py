@@ -135,9 +135,11 @@ def test_the_commands_of_a_page(page, world):
     assert len(ran) >= 3
 
 
-@pytest.mark.parametrize("module", [parse_results, analyze])
-def test_tables_and_analyses_take_the_options_that_the_pages_use(module, monkeypatch):
-    found = commands(f"{module.__name__.rpartition('.')[2]}.py")
+@pytest.mark.parametrize(
+    "door,module", [("parse_results.py", parse_results), ("analyze.py", analyze)]
+)
+def test_tables_and_analyses_take_the_options_that_the_pages_use(door, module, monkeypatch):
+    found = commands(door)
     assert found
     for arguments in found:
         monkeypatch.setattr(sys, "argv", ["script", *arguments])

@@ -356,6 +356,6 @@ def test_the_models_folder_has_the_original_codes_name(name, folder):
 def test_which_methods_touch_the_image_tower(make_trainer, name):
     method = make_trainer(name).method
     bare = name.removeprefix("DePT_")
-    prompted = bare in ("MaPLe", "VPT", "PromptSRC")
-    assert method.image_tower_untouched == (not prompted)
+    touched = bare in ("MaPLe", "VPT", "PromptSRC", "LASP")
+    assert method.image_tower_untouched == (not touched)
     assert method.compares_with_frozen_image == (bare == "PromptSRC")
