@@ -85,13 +85,16 @@ def settings_of(
     Args:
         cfg: the resolved config.
         nodes: those below TRAINER that its trainer reads. None if it doesn't say: then all of
-            which something is not at its default.
+            which something is not at its default, or has none.
         by_content: keys that name files whose content counts instead.
     """
     values = _plain(cfg)
     if nodes is None:
         defaults = default_settings()
-        changed = [key for key, value in values.items() if value != defaults.get(key, value)]
+        # A key without a default is one that other code added in its own way.
+        changed = [
+            key for key, value in values.items() if key not in defaults or value != defaults[key]
+        ]
         nodes = [key.split(".")[1] for key in changed if key.startswith("TRAINER.")]
     kept = {"NAME", *nodes}
     return {

@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 
 import train
+from dassl.config import CfgNode
+from dassl.config.identity import settings_of
 from dassl.utils import UserError, load_checkpoint
 from tests.conftest import tiny_clip
 from tuning.options import parse_args, setup_cfg
@@ -110,6 +112,15 @@ def test_which_settings_count(command, key):
     base = identity_of(cfg_of(command("CoOp")))
     changed = identity_of(cfg_of([*command("CoOp"), key, str(value)]))
     assert (base == changed) == (key in UNCHANGING)
+
+
+def test_keys_that_other_code_adds_count():
+    """A repository of the family puts its keys into the config itself, and declares nothing."""
+    cfg = cfg_of([]).clone()
+    cfg.defrost()
+    cfg.TRAINER.ELSEWHERE = CfgNode({"N_CTX": 4})
+    assert settings_of(cfg, None)["TRAINER.ELSEWHERE.N_CTX"] == 4
+    assert "TRAINER.MAPLE.N_CTX" not in settings_of(cfg, None)
 
 
 def test_a_newer_versions_key_is_at_its_default_in_an_older_result(command, tmp_path):
