@@ -214,6 +214,10 @@ class DePT(Method):
     def prepare(self, data: TrainingData) -> None:
         self.method.prepare(data)
 
+    def remember_start(self) -> None:
+        """As the method's: nothing else is held."""
+        self.method.remember_start()
+
     def prepared_state(self) -> dict[str, torch.Tensor]:
         return self.method.prepared_state()
 

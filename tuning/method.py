@@ -149,6 +149,7 @@ class Method(Saved):
         super().__init__()
         self.encoders = encoders
         self.classes = classes
+        self._at_start: dict[str, torch.Tensor] = {}
         self._text_cache: tuple[tuple, torch.Tensor] | None = None
         self._text_states: dict[tuple, tuple[PromptLayout, TextState]] = {}
 
@@ -343,7 +344,8 @@ class Method(Saved):
         return [{"params": list(self.trained().values()), "lr": lr}]
 
     def freeze(self) -> Method:
-        """Let gradients flow to exactly what `trained` names."""
+        """Let gradients flow to exactly what `trained` names; what else it holds is its start."""
+        self.remember_start()
         self.requires_grad_(False)
         for parameter in self.trained().values():
             parameter.requires_grad_(True)

@@ -14,6 +14,8 @@ from torch import nn
 from dassl.utils import UserError
 
 if TYPE_CHECKING:
+    from clip.prompting import Encoders
+
     from .method import Classes
 
 ASSUMED = "assumed to be this run's classes in order: the checkpoint doesn't tell its classes"
@@ -31,12 +33,15 @@ class Saved(nn.Module):
     """A method's part that names, saves and loads what it trains and what it prepared."""
 
     classes: Classes
+    encoders: Encoders
+    _at_start: dict[str, torch.Tensor]
     # The submodules it trains, by attribute name; everything else is frozen.
     trained_modules: tuple[str, ...] = ()
     # Trained parameters with one row per class, by a name of theirs in `names()`.
     class_bound: tuple[str, ...] = ()
-    # Buffers that `prepare` fills, which checkpoints keep. In `class_bound`, by their own name, if
-    # they have one row per class.
+    # Buffers that checkpoints keep whatever becomes of them, as those that `prepare` fills. In
+    # `class_bound`, by their own name, if they have one row per class. What else training changes
+    # is kept, too: persistent buffers, and parameters that aren't trained, such as an average's.
     prepared: tuple[str, ...] = ()
     # Trained parameters with one row per training image (`Classes.images`): a checkpoint has as
     # many as its run had.
@@ -128,33 +133,79 @@ class Saved(nn.Module):
         rows = rows_of(self.classes.keys, keys)
         return None if rows is None else value[rows]
 
+    def held(self) -> dict[str, torch.Tensor]:
+        """What it holds beside the towers and what it trains.
+
+        That is its persistent buffers and its other parameters, by the names modules give them.
+        """
+        elsewhere = (
+            *self.encoders.parameters(),
+            *self.encoders.buffers(),
+            *self.trained().values(),
+        )
+        ids = {id(tensor) for tensor in elsewhere}
+        tensors = self.state_dict(keep_vars=True)
+        return {name: tensor for name, tensor in tensors.items() if id(tensor) not in ids}
+
+    def remember_start(self) -> None:
+        """Take what it holds now for its start, which is made anew wherever it is built."""
+        self._at_start = {name: tensor.detach().clone() for name, tensor in self.held().items()}
+
     def prepared_state(self) -> dict[str, torch.Tensor]:
-        """The values of the buffers in `prepared`."""
-        return {name: self.get_buffer(name).detach().clone() for name in self.prepared}
+        """The values of the buffers in `prepared`, and of what is held and no longer as built."""
+        state = {name: self.get_buffer(name) for name in self.prepared}
+        for name, tensor in self.held().items():
+            start = self._at_start.get(name)
+            if start is None or start.shape != tensor.shape or not torch.equal(start, tensor):
+                state[name] = tensor
+        return {name: tensor.detach().clone() for name, tensor in state.items()}
 
     @torch.no_grad()
     def load_prepared(self, state: Mapping[str, torch.Tensor], keys: Sequence[str] | None) -> None:
-        """Put `prepared_state` back; class-bound buffers by class key, see `load_trained`.
+        """Put `prepared_state` back; class-bound values by class key, see `load_trained`.
 
         Raises:
-            UserError: other names, or class-bound values of other classes.
+            UserError: other names, or values that are or may be class-bound, of other classes.
         """
-        if set(state) != set(self.prepared):
+        held = self.held()
+        lacking = [name for name in self.prepared if name not in state]
+        unknown = [name for name in state if name not in held and name not in self.prepared]
+        if lacking or unknown:
             raise UserError(
-                f"the checkpoint has {', '.join(state) or 'nothing'} from before training, this "
-                f"method {', '.join(self.prepared) or 'nothing'}: it is of another method"
+                f"the checkpoint has {', '.join(state) or 'nothing'} beside what was trained, this "
+                f"method {', '.join({*self.prepared, *held}) or 'nothing'}: it is of another method"
             )
         for name, value in state.items():
-            if name in self.class_bound:
-                rows = rows_of(self.classes.keys, keys) if keys is not None else None
-                if keys is None and len(value) == len(self.classes.keys):
-                    print(f"{name}: the checkpoint's classes are {ASSUMED}")
-                    rows = list(range(len(value)))
-                if rows is None:
-                    raise UserError(f"{name} has a row per class, and these are other classes")
-                value = value[rows]
-            place, _, leaf = name.rpartition(".")
-            setattr(self.get_submodule(place), leaf, value.to(self.get_buffer(name)))
+            own = held[name] if name in held else self.get_buffer(name)
+            self._put(name, self._rows_held(name, value, keys).to(own))
+
+    def _rows_held(
+        self, name: str, value: torch.Tensor, keys: Sequence[str] | None
+    ) -> torch.Tensor:
+        """A held value for this run's classes."""
+        if name in self.class_bound:
+            rows = rows_of(self.classes.keys, keys) if keys is not None else None
+            if keys is None and len(value) == len(self.classes.keys):
+                print(f"{name}: the checkpoint's classes are {ASSUMED}")
+                rows = list(range(len(value)))
+            if rows is None:
+                raise UserError(f"{name} has a row per class, and these are other classes")
+            return value[rows]
+        per_class = keys and value.dim() and len(value) == len(keys) and name not in self.prepared
+        if per_class and list(keys or ()) != list(self.classes.keys):
+            raise UserError(
+                f"{name} may have a row per class, and these are other classes: the method names "
+                "it in `class_bound` if so, in `prepared` if not"
+            )
+        return value
+
+    def _put(self, name: str, value: torch.Tensor) -> None:
+        place, _, leaf = name.rpartition(".")
+        module = self.get_submodule(place)
+        if leaf in module._parameters:
+            module.get_parameter(leaf).data = value
+        else:
+            setattr(module, leaf, value)
 
 
 def _check_names(

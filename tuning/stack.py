@@ -13,6 +13,7 @@ from torch.func import functional_call, vmap
 
 from dassl.utils import UserError
 
+from .method import Method
 from .step import BatchLosses, Losses, TrainingStep
 from .trainer import PromptTrainer
 
@@ -41,7 +42,7 @@ class Stack:
             for key in self.names
         }
         self.held: dict[str, tuple[int, int]] = {}
-        self.fixed: dict[str, torch.Tensor] = {}  # differing buffers, with a leading R
+        self.fixed: dict[str, torch.Tensor] = {}  # what differs and isn't trained, a leading R
         self.refresh()
         for r, own in enumerate(self.own):
             for key, parameter in own.items():
@@ -72,7 +73,7 @@ class Stack:
                         f"a buffer: {APART}"
                     )
         # What isn't trained but differs between the runs, such as λ.
-        buffers = [dict(BatchLosses(run.method).named_buffers()) for run in self.runs]
+        buffers = [_untrained(run.method) for run in self.runs]
         for name, buffer in buffers[0].items():
             if any(own[name].shape != buffer.shape for own in buffers):
                 held_by = name.removeprefix("method.")
@@ -90,7 +91,11 @@ class Stack:
             f"{r}: {place}{key}": (id(value), getattr(value, "_version", 0))
             for r, modules in enumerate(self.modules)
             for place, module in modules
-            for key, value in (*vars(module).items(), *module.named_buffers(recurse=False))
+            for key, value in (
+                *vars(module).items(),
+                *module.named_buffers(recurse=False),
+                *((k, p) for k, p in module.named_parameters(recurse=False) if not p.requires_grad),
+            )
             if key != "training"
         }
 
@@ -128,7 +133,8 @@ class Stack:
             try:
                 losses = vmap(of_one)(self.stacked, self.fixed, batch)
             except RuntimeError as error:
-                if "vmap" not in str(error):
+                # The second is what adding to something in place says, which vmap doesn't know.
+                if not re.search("vmap|doesn't match the broadcast shape", str(error)):
                     raise
                 why = str(error).splitlines()[0]
                 raise UserError(f"{self.name}'s losses can't be mapped ({why}): {APART}") from error
@@ -163,6 +169,13 @@ def _own_modules(run: PromptTrainer) -> list[tuple[str, nn.Module]]:
     shared = set(run.method.encoders.modules())
     named = run.method.named_modules()
     return [(f"{name}." if name else "", module) for name, module in named if module not in shared]
+
+
+def _untrained(method: Method) -> dict[str, torch.Tensor]:
+    """Buffers, and parameters that aren't trained, by their names in `BatchLosses`."""
+    module, trained = BatchLosses(method), {id(p) for p in method.trained().values()}
+    parameters = {k: p for k, p in module.named_parameters() if id(p) not in trained}
+    return {**dict(module.named_buffers()), **parameters}
 
 
 def _differ(a: Any, b: Any) -> bool:

@@ -1,5 +1,7 @@
 """Methods of the tests' own, one for each thing a method may declare; the frame knows none."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -237,6 +239,76 @@ class Learner(Base):
         return {**super().losses(features, label), "learned": learned}
 
 
+class Following(Base):
+    """An average of the map, which follows it after each step, gives the targets and the scores."""
+
+    def __init__(self, encoders, classes):
+        super().__init__(encoders, classes)
+        self.slow = copy.deepcopy(self.of_text)
+
+    def slow_logits(self, features):
+        text = self.slow(self.hand.to(self.slow.weight.dtype))
+        return self.itm_logits(Features(features.image, text))
+
+    def losses(self, features, label):
+        target = self.slow_logits(features).softmax(dim=-1)
+        taught = F.cross_entropy(self.itm_logits(features), target)
+        return {**super().losses(features, label), "taught": taught}
+
+    def own_step(self, batch, own):
+        losses = own.losses(batch)
+        own.zero_grad()
+        own.backward(sum(losses.values()))
+        own.update()
+        with torch.no_grad():
+            self.slow.weight.lerp_(self.of_text.weight, 0.1)
+        return losses
+
+    def logits(self, features):
+        return self.slow_logits(features)
+
+
+class Banking(Base):
+    """Keeps the last images' features, and wants the batch's to be unlike them."""
+
+    def __init__(self, encoders, classes):
+        super().__init__(encoders, classes)
+        self.register_buffer("bank", torch.zeros(7, encoders.embed_dim))
+
+    def losses(self, features, label):
+        of_image = unit(self.of_text(features.image.to(self.of_text.weight.dtype)))
+        unlike = (of_image @ self.bank.t()).square().mean()
+        with torch.no_grad():
+            self.bank = torch.cat([unit(features.image).to(self.bank), self.bank])[:7]
+        return {**super().losses(features, label), "unlike": unlike}
+
+
+class Normed(Base):
+    """Running means that a trained module keeps by itself."""
+
+    trained_modules = ("of_text", "norm")
+
+    def __init__(self, encoders, classes):
+        super().__init__(encoders, classes)
+        self.norm = nn.BatchNorm1d(encoders.embed_dim)
+
+    def encode_image(self, image):
+        image = super().encode_image(image)
+        return image + 0.1 * self.norm(image.to(self.norm.weight.dtype))
+
+
+class PerClass(Base):
+    """A buffer with a row per class that training changes, and that doesn't say so."""
+
+    def __init__(self, encoders, classes):
+        super().__init__(encoders, classes)
+        self.register_buffer("seen", torch.zeros(len(classes.keys)))
+
+    def losses(self, features, label):
+        self.seen += F.one_hot(label, len(self.seen)).sum(dim=0)
+        return super().losses(features, label)
+
+
 def trainer_of(method, node="COOP"):
     contents = {"method_class": method, "config_node": node, "__module__": __name__}
     return type(f"Of{method.__name__}", (PromptTrainer,), contents)
@@ -244,6 +316,7 @@ def trainer_of(method, node="COOP"):
 
 METHODS = (Caching, CachingAlone, Remembering, TwoViews, InTheBlocks, InTheLastBlock, Reading)
 METHODS += (OnSeveral, Alternating, TwoOptimizers, WithOthers)
+METHODS += (Following, Banking, Normed, PerClass)
 
 
 OWN = [trainer_of(method) for method in METHODS] + [trainer_of(Learner, "LEARNER")]

@@ -22,7 +22,8 @@ class Killed(Exception):
 
 
 TOGETHER = ("OfRemembering", "OfTwoViews", "OfInTheLastBlock", "OfTwoOptimizers", "DePT_OfCaching")
-ALL = (*TOGETHER, "OfReading", "OfOnSeveral", "OfAlternating")
+KEEPING = ("OfFollowing", "OfBanking", "OfNormed", "DePT_OfFollowing")
+ALL = (*TOGETHER, *KEEPING, "OfReading", "OfOnSeveral", "OfAlternating")
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -50,6 +51,41 @@ def test_resumed_equals_uninterrupted(make_trainer, tmp_path, name):
     assert resumed.start_epoch == 1 and len(Caching.calls) == looked
     same(resumed.method.trained_state(), whole.method.trained_state())
     same(resumed.method.prepared_state(), whole.method.prepared_state())
+
+
+@pytest.mark.parametrize(("name", "kept"), zip(KEEPING, (
+    {"slow.weight"},
+    {"bank"},
+    {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"},
+    {"slow.weight"},
+), strict=True))  # fmt: skip
+def test_what_training_changes_beside_parameters_is_kept(run, make_trainer, tmp_path, name, kept):
+    _, _, result = run(name)
+    assert set(saved(tmp_path / "run")["prepared"]) == kept
+    tested = make_trainer(name, output=tmp_path / "tested")
+    tested.load_model(tmp_path / "run")
+    same(tested.method.prepared_state(), saved(tmp_path / "run")["prepared"])
+    assert tested.test() == pytest.approx(result["accuracy"])
+    state = saved(tmp_path / "run")["prepared"]
+    with pytest.raises(UserError, match="another method"):
+        tested.method.load_prepared({**state, "other": torch.ones(1)}, None)
+
+
+def test_what_may_have_a_row_per_class_is_put_to_no_other_classes(run, make_trainer, monkeypatch):
+    run("OfPerClass")
+    trainer = make_trainer("OfPerClass", DATASET__SUBSAMPLE_CLASSES="base")
+    state, keys = {"seen": torch.arange(3.0)}, ["a", "b", "c"]
+    with pytest.raises(UserError, match="seen may have a row per class"):
+        trainer.method.load_prepared(state, keys)
+    monkeypatch.setattr(type(trainer.method), "prepared", ("seen",))
+    trainer.method.load_prepared(state, keys)
+    assert trainer.method.seen.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["OfBanking", "OfNormed", "OfPerClass", "OfFollowing"])
+def test_several_seeds_refuse_what_changes_in_a_step(command, name):
+    with pytest.raises(UserError, match=f"{name} (changes|has a step of its own)|can't be mapped"):
+        train.main(with_seeds(command(name), 1, 2))
 
 
 @pytest.mark.parametrize("name", TOGETHER)
