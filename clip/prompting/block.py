@@ -65,8 +65,8 @@ class Layer:
         out = linear(y, weight[rows], bias[rows])
         letters = "qkv"[parts]
         if any(change.part in letters for change in self.low_rank):
-            pieces = zip(letters, out.chunk(len(letters), dim=-1), strict=True)
-            out = torch.cat([self._lower(part, y, piece) for part, piece in pieces], dim=-1)
+            chunks = zip(letters, out.chunk(len(letters), dim=-1), strict=True)
+            out = torch.cat([self._lower(part, y, chunk) for part, chunk in chunks], dim=-1)
         return out
 
     def _lower(self, part: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
