@@ -216,8 +216,9 @@ class MiniScenes(DrawnDataset):
 
 @DATASET_REGISTRY.register()
 class MiniBadges(DrawnDataset):
-    """Texture, colour and shape. Colour alone tells the base classes apart; among the new ones
-    it's texture: what tuning on base classes learns to look past is what new ones need.
+    """Texture, colour and shape: colour alone tells the base classes apart, texture the new ones.
+
+    What tuning on base classes learns to look past is what new ones need.
     """
 
     dataset_dir = "mini_badges"

@@ -24,8 +24,9 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Look:
-    """How pictures of a scene come out: the range of each effect. Pre-training and the data sets
-    differ in this alone; the defaults are those of pre-training.
+    """How pictures of a scene come out: the range of each effect.
+
+    Pre-training and the data sets differ in this alone; the defaults are those of pre-training.
 
     radius: of the object, as a share of half the picture. shift: of its centre, to either side.
     turn: of the object, radians to either side. hue: how far colours wander, in RGB. light: the
@@ -74,6 +75,7 @@ class Scene:
 
     @property
     def size(self) -> int:
+        """How many scenes there are."""
         return len(self.shape)
 
     def take(self, rows: Array) -> "Scene":

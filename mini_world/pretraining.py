@@ -87,6 +87,7 @@ def waves(grid: int, width: int) -> torch.Tensor:
 
 
 def new_model(vocabulary: int) -> CLIP:
+    """The tiny CLIP untrained, patch positions starting from `waves`."""
     model = CLIP(
         embed_dim=EMBED,
         image_resolution=SIDE,
@@ -126,6 +127,7 @@ def rate(step: int, args: argparse.Namespace) -> float:
 
 @torch.no_grad()
 def encode_names(model: CLIP, words: Vocabulary, names: list[str]) -> torch.Tensor:
+    """Normalized text features (n,D) of "a photo of a {name}." for n names."""
     prompts = [f"a photo of a {name}." for name in names]
     features = [
         model.encode_text(words.encode(prompts[i : i + 512])) for i in range(0, len(prompts), 512)

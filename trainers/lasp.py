@@ -60,6 +60,7 @@ TEMPLATES = [
 
 
 def extend_cfg(cfg: CfgNode) -> None:
+    """Declare TRAINER.LASP and the ranges of its values."""
     cfg.TRAINER.LASP = CfgNode()
     cfg.TRAINER.LASP.N_CTX = 4  # M
     cfg.TRAINER.LASP.CTX_INIT = WORDS  # words to start from; they set M
@@ -182,10 +183,16 @@ class LASPMethod(Method):
 
     @classmethod
     def resolve_cfg(cls, cfg: CfgNode) -> None:
+        """N_CTX becomes what CTX_INIT sets."""
         resolve_words(cfg.TRAINER.LASP)
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> LASPMethod:
+        """From all keys of TRAINER.LASP.
+
+        Raises:
+            UserError: a template without one {}, fewer templates than groups, unknown choices.
+        """
         c = cfg.TRAINER.LASP
         for template in c.LASP_PROMPTS:
             if template.count("{}") != 1:
@@ -219,6 +226,7 @@ class LASPMethod(Method):
         return self.encoders.text.layout(names, n_ctx, words=self.words)
 
     def train(self, mode: bool = True) -> LASPMethod:
+        """As PyTorch's; going into training it makes what that alone needs."""
         super().train(mode)
         if mode:
             self._prepare()
@@ -235,6 +243,7 @@ class LASPMethod(Method):
             self.references = torch.stack([encoded[t] for t in self.templates])
 
     def param_groups(self, lr: float) -> list[dict]:
+        """Context and w at `lr`; the LayerNorms at a tenth of it."""
         groups = [{"params": list(self.context.parameters()), "lr": lr}]
         if not self.image_tower_untouched:
             groups.append({"params": list(self.norms.parameters()), "lr": lr * NORM_LR_MULT})
@@ -256,6 +265,7 @@ class LASPMethod(Method):
         return learned[0] if len(learned) == 1 else unit(learned).mean(dim=0)
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """(B,3,I,I) → (B,D), with the trained LayerNorms, where there are such."""
         if self.image_tower_untouched:
             return super().encode_image(image)
         changes = [Weights(i, dict(own.named_parameters())) for i, own in enumerate(self.norms)]
@@ -280,11 +290,13 @@ class LASPMethod(Method):
         return learned if self.rows is None else learned[:, self.rows]
 
     def itm_logits(self, features: Features) -> torch.Tensor:
+        """τ f̂ êᵀ (B,C); of several groups the mean of theirs."""
         if self.groups == 1:
             return super().itm_logits(features)
         return self.encoders.temperature * unit(features.image) @ features.text.t()
 
     def losses(self, features: Features, label: torch.Tensor) -> dict[str, torch.Tensor]:
+        """L_ITM as "itm", among all names with NEGATIVES "all"; α L_tt as "text". label: (B,)."""
         losses = super().losses(features, label)
         learned = features.more["learned"]
         if self.negatives == "all" and self.rows is not None:
@@ -332,6 +344,7 @@ class LASP(PromptTrainer):
         return {**known, "noise": c.NOISE * noisy * noise}
 
     def model_update(self, names: str | list[str] | None = None) -> None:
+        """As every trainer's, after clipping the gradient over all that is trained."""
         if norm := self.method_cfg(self.cfg).CLIP_NORM:
             for name in self.get_model_names(names):
                 if (optim := self._optims[name]) is not None:

@@ -44,6 +44,7 @@ class ImageEncoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """What the tower computes in."""
         return self.visual.conv1.weight.dtype
 
     @property
@@ -67,6 +68,7 @@ class ImageEncoder(nn.Module):
 
     @property
     def layers(self) -> int:
+        """How many blocks the ViT has. Raises as `vit`."""
         return len(self.vit.transformer.resblocks)
 
     @property
