@@ -82,7 +82,7 @@ class Fusion(nn.Module):
 
 
 class Projection(nn.Module):
-    """S (M,d_t) of V₀ (M,d_t). down: (K,d_t,u); up: (K,u,d_t), zeros; gate: (K,d_t)."""
+    """S (M,d_t) of V₀ (M,d_t). down: (s,d_t,u); up: (s,u,d_t), zeros; gate: (s,d_t)."""
 
     def __init__(self, width: int, spaces: int, hidden: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Projection(nn.Module):
     def forward(self, context: torch.Tensor) -> torch.Tensor:
         """V₀ (M,d_t) → S = Σ_k g_k ReLU(V₀ U_k) D_k."""
         gates = (self.gate @ context.mean(dim=0)).softmax(dim=0)
-        each = (context @ self.down).relu() @ self.up  # (K,M,d_t)
+        each = (context @ self.down).relu() @ self.up  # (s,M,d_t)
         return (gates[:, None, None] * each).sum(dim=0)
 
 

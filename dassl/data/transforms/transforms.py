@@ -62,7 +62,7 @@ class Cutout:
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """Return a copy of a (3, height, width) tensor with the squares in it."""
-        image = image.clone()  # (3, H, W)
+        image = image.clone()  # (3, height, width)
         half = self.length // 2
         for _ in range(self.n_holes):
             y, x = (int(torch.randint(side, ())) for side in image.shape[1:])
@@ -150,7 +150,7 @@ CHOICES = (*_ON_IMAGES, "center_crop", *_ON_TENSORS)
 def build_transform(
     cfg: CfgNode, is_train: bool = True, choices: Sequence[str] | None = None
 ) -> T.Compose | None:
-    """Return the transform from a PIL image to a (3, H, W) tensor; None with NO_TRANSFORM.
+    """Return the transform from a PIL image to a (3, height, width) tensor; None with NO_TRANSFORM.
 
     For training: resized to `INPUT.SIZE` unless a random crop does it, then the chosen transforms
     in a fixed order. For test: the shorter side resized to max(SIZE), the centre cropped.
