@@ -24,6 +24,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Do what the command line says; `argv` in place of its words.
+
+    Raises:
+        UserError: a mistake in them, in the data, or some of several runs failed.
+    """
     words = sys.argv[1:] if argv is None else list(map(str, argv))
     lines = parse_runs(words, description=__doc__)
     # Each run: its options, and its seed if it is one of several in one folder.

@@ -182,6 +182,7 @@ class MethodSetup:
             return self.method.eval().features(one).text.dim() == 3
 
     def autocast(self) -> torch.autocast:
+        """What features are computed under: fp16 with the precision amp, else as they are."""
         return torch.autocast(
             self.device.type, dtype=torch.float16, enabled=self.precision == "amp"
         )

@@ -36,6 +36,11 @@ PARTS = ("steps", "evaluation", "memory", "runs")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options; `argv` in place of the command line's words.
+
+    Raises:
+        UserError: a trainer or backbone that isn't there, a number below 1, options at odds.
+    """
     parser = Parser(
         prog="speed.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -79,6 +84,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def settings_of(args: argparse.Namespace, trainer: str) -> Settings:
+    """What one method is measured with."""
     return Settings(
         trainer, args.backbone, args.classes, args.batch, args.precision, tuple(args.set)
     )
@@ -183,6 +189,7 @@ def memory(settings: Settings, fast_alone: bool = False) -> dict[str, Any]:
 
 
 def measure_method(args: argparse.Namespace, trainer: str) -> dict[str, Any]:
+    """A row of the table: times in seconds, memory in MB, as far as `--only` asks for them."""
     settings = settings_of(args, trainer)
     row: dict[str, Any] = {
         "method": trainer,
@@ -222,6 +229,7 @@ def scaling(args: argparse.Namespace, trainer: str) -> list[dict[str, Any]]:
 
 
 def circumstances(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """What the numbers depend on beside the code: device, threads, precision, versions."""
     precision = {"fp16": torch.float16, "amp": torch.float16, "bf16": torch.bfloat16}
     dtype = precision.get(args.precision, torch.float32)
     return {
@@ -249,10 +257,12 @@ COLUMNS = {  # of a row: its title, and the part of the benchmark it is measured
 
 
 def columns(args: argparse.Namespace) -> list[str]:
+    """The keys of `COLUMNS` that `--only` asks for."""
     return [name for name, (_, part) in COLUMNS.items() if part in args.only]
 
 
 def heading(shown: list[str]) -> str:
+    """The titles of the table's columns, in one line."""
     titles = "".join(f"{COLUMNS[name][0]:>25}" for name in shown)
     return f"{'method':<16}{'C':>5}{'B':>4}{titles}{'floor':>8}{'Δloss':>9}{'Δlogit':>9}"
 
@@ -294,6 +304,7 @@ def _short(value: float) -> str:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Measure and print; returns what `--json` writes."""
     args = parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result: dict[str, Any] = {"circumstances": circumstances(args, device), "rows": []}

@@ -115,7 +115,7 @@ def mlp(layers: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
 
 
 def _mlp(x, fc_weight, fc_bias, proj_weight, proj_bias, inplace: bool = False):
-    """X (n,W) → the output, and what QuickGELU acts on times its β = 1.702.
+    """x: (n,W) → the output, and what QuickGELU acts on times its β = 1.702.
 
     h σ(βh) is silu(βh) / β, one kernel; the factors are taken into the matrix products.
     """

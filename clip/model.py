@@ -25,6 +25,7 @@ class LayerNorm(nn.LayerNorm):
     """Layer norm computed in fp32 whatever the tower's precision, as the release does."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (…,W) → (…,W), in the precision of x."""
         weight = self.weight.to(torch.promote_types(x.dtype, torch.float32))
         bias = self.bias.to(weight.dtype)
         return F.layer_norm(x.to(weight.dtype), self.normalized_shape, weight, bias, self.eps).to(
@@ -38,6 +39,7 @@ class QuickGELU(nn.Module):
     beta = 1.702
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: any shape → x σ(1.702 x)."""
         return x * torch.sigmoid(self.beta * x)
 
 
@@ -199,6 +201,7 @@ class CLIP(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """What the towers compute in: that of the first image weights."""
         return self.visual.conv1.weight.dtype
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:

@@ -78,8 +78,9 @@ class Packing:
         return self._index(("places", at, n))
 
     def splice(self, at: int, n: int, insert: bool) -> torch.Tensor:
-        """Out of [all tokens][n new ones per class]: the new ones in front of token `at`, or in
-        place of n from it on.
+        """Out of [all tokens][n new ones per class]: the new ones in front of token `at`.
+
+        Without `insert` they stand in place of n tokens from there on.
         """
         return self._index(("splice", at, n, insert))
 
@@ -141,7 +142,9 @@ def attend(
     Args:
         q: (K,S,W), or (K,C,W) with one query per class, at its last token.
         kv: (K,S,2W).
-        prefix_k, prefix_v: (K,H,P,E).
+        prefix_k: (K,H,P,E).
+        prefix_v: (K,H,P,E).
+        packing: of the suffixes.
 
     Returns:
         As q.

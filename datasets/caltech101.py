@@ -24,6 +24,7 @@ class Caltech101(ImageDataset):
     }
 
     def read_official(self) -> Lists:
+        """Draw the split from the class folders; there are no official lists."""
         return self.read_and_split_data(
             self.image_dir, ignored=self.left_out, new_cnames=self.renamed
         )

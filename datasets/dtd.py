@@ -18,4 +18,5 @@ class DescribableTextures(ImageDataset):
     sizes = (47, 2820, 1128, 1692)
 
     def read_official(self) -> Lists:
+        """Draw the split from the class folders."""
         return self.read_and_split_data(self.image_dir)

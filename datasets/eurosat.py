@@ -30,4 +30,5 @@ class EuroSAT(ImageDataset):
     }
 
     def read_official(self) -> Lists:
+        """Draw the split from the class folders; there are no official lists."""
         return self.read_and_split_data(self.image_dir, new_cnames=self.renamed)

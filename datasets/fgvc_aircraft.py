@@ -20,6 +20,7 @@ class FGVCAircraft(ImageDataset):
     sizes = (100, 3334, 3333, 3333)
 
     def read_official(self) -> Lists:
+        """Return the official lists; labels are line numbers of `variants.txt`."""
         variants = read_lines(os.path.join(self.dataset_dir, "variants.txt"))
         labels = {variant: label for label, variant in enumerate(variants)}
         train, val, test = (self._read(part, labels) for part in ("train", "val", "test"))

@@ -17,4 +17,5 @@ class Food101(ImageDataset):
     sizes = (101, 50500, 20200, 30300)
 
     def read_official(self) -> Lists:
+        """Draw the split from the class folders."""
         return self.read_and_split_data(self.image_dir)

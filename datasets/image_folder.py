@@ -42,6 +42,10 @@ class ImageFolder(ImageDataset):
     how_to_get = "say --root DIR, a folder of class folders; see docs/datasets.md"
 
     def locate(self, root: str) -> None:
+        """As every reader's, where `root` may be a file; also reads table and template.
+
+        Raises UserError for a damaged table or template.
+        """
         path = os.path.abspath(os.path.expanduser(root)) if root else ""
         table = os.path.join(path, TABLE)
         if os.path.isfile(path):
@@ -60,6 +64,7 @@ class ImageFolder(ImageDataset):
             self.template = _read_template(template)
 
     def load_lists(self) -> Lists:
+        """As every reader's, with the display names of `classnames.txt`."""
         if self.has_split_file():
             self._note_changes()
         train, val, test = super().load_lists()
@@ -70,6 +75,7 @@ class ImageFolder(ImageDataset):
         return _rename(train, display), _rename(val, display), _rename(test, display)
 
     def read_official(self) -> Lists:
+        """Return the table's lists, else the part folders', else draw from class folders."""
         if self._table:
             return self._table_lists()
         folders = self._part_folders()

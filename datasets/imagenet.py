@@ -95,13 +95,19 @@ class ImageNet(ImageDataset):
     read_classnames = staticmethod(read_classnames)  # readers of the CoOp family call it
 
     def all_classes(self, items: Items) -> dict[str, str]:
+        """Return all of `classnames.txt`, whichever folders are there."""
         return label_order(read_classnames(os.path.join(self.dataset_dir, CLASSNAMES)))
 
     def find_image_dir(self) -> str:
+        """Return the first of `IMAGE_DIRS` that holds `train/`."""
         there = (d for d in IMAGE_DIRS if os.path.isdir(os.path.join(self.dataset_dir, d, "train")))
         return next(there, IMAGE_DIRS[0])
 
     def read_official(self) -> Lists:
+        """Return train, nothing, and the validation images as test.
+
+        Raises UserError if `val/` has other classes than `train/`, or their classes aren't known.
+        """
         classnames = read_classnames(os.path.join(self.dataset_dir, CLASSNAMES))
         train = folder_items(os.path.join(self.image_dir, "train"), classnames)
         labels = {item.class_key: item.label for item in train}
@@ -111,6 +117,7 @@ class ImageNet(ImageDataset):
         return train, [], test
 
     def roles(self, train: Items, val: Items, test: Items) -> Lists:
+        """Return the test list as validation images too, as the field does."""
         return train, test, test
 
     def _flat_items(self, folder: str, classnames: dict[str, str], labels: dict[str, int]) -> Items:
@@ -192,9 +199,11 @@ class ImageNetVariant(ImageDataset):
     listed_from_disk = True
 
     def read_official(self) -> Lists:
+        """Return test images alone."""
         return [], [], folder_items(self.image_dir, self.classnames_of_ids())
 
     def all_classes(self, items: Items) -> dict[str, str]:
+        """Return ImageNet's, of which a variant may hold fewer."""
         return label_order(self.classnames_of_ids())
 
     def classnames_of_ids(self) -> dict[str, str]:

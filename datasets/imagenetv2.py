@@ -19,6 +19,7 @@ class ImageNetV2(ImageNetVariant):
     sizes = (1000, 0, 0, 10000)
 
     def read_official(self) -> Lists:
+        """Return test images alone. Raises UserError for a class without its folder."""
         items = []
         classes = islice(self.classnames_of_ids().items(), 1000)
         for label, (wordnet_id, classname) in enumerate(classes):

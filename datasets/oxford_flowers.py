@@ -25,6 +25,7 @@ class OxfordFlowers(ImageDataset):
     sizes = (102, 4093, 1633, 2463)
 
     def read_official(self) -> Lists:
+        """Draw the split from `imagelabels.mat`, with the names of `cat_to_name.json`."""
         labels = read_mat(os.path.join(self.dataset_dir, "imagelabels.mat"), "labels")
         names_path = os.path.join(self.dataset_dir, "cat_to_name.json")
         names = read_json(names_path, dict)

@@ -21,6 +21,7 @@ class OxfordPets(ImageDataset):
     sizes = (37, 2944, 736, 3669)
 
     def read_official(self) -> Lists:
+        """Return `test.txt` as test; validation images are drawn from `trainval.txt`."""
         return *self.split_trainval(self._read("trainval.txt")), self._read("test.txt")
 
     def _read(self, name: str) -> Items:

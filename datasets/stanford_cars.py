@@ -22,6 +22,7 @@ class StanfordCars(ImageDataset):
     sizes = (196, 6509, 1635, 8041)
 
     def read_official(self) -> Lists:
+        """Return the official test; validation images are drawn from the training list."""
         names = [str(name) for name in self._read_mat("cars_meta.mat", "class_names").flatten()]
         trainval = self._read("cars_train", "cars_train_annos.mat", names)
         test = self._read("cars_test", "cars_test_annos_withlabels.mat", names)

@@ -24,6 +24,7 @@ class SUN397(ImageDataset):
     sizes = (397, 15880, 3970, 19850)
 
     def read_official(self) -> Lists:
+        """Return partition 01; validation images are drawn from its training list."""
         classes = [line.lstrip("/") for line in self._lines("ClassName.txt")]
         labels = {scene: label for label, scene in enumerate(classes)}
         trainval = self._read("Training_01.txt", labels)

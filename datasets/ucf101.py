@@ -25,6 +25,7 @@ class UCF101(ImageDataset):
     sizes = (101, 7639, 1898, 3783)
 
     def read_official(self) -> Lists:
+        """Return list 01; validation images are drawn from its training list."""
         labels = {}
         for line in self._lines("classInd.txt"):
             number, _, action = line.partition(" ")

@@ -264,6 +264,10 @@ def run_chain(
     """Run a chain's steps in order; the tests of a model whose training failed are left out.
 
     Args:
+        chain: its steps train before they test.
+        settings: how runs are started.
+        environment: theirs.
+        runs: the processes, to be ended where this one is.
         outcomes: what became of its runs at an earlier visit, by folder; taken further.
 
     Raises:

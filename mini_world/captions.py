@@ -81,7 +81,7 @@ def neutral_templates() -> list[str]:
 
 @dataclass
 class Pool:
-    """Drawn images (N,3,S,S) uint8 and what is on them: attribute name → (N,) indices."""
+    """Drawn images (n,3,I,I) uint8 and what is on them: attribute name → (n,) indices."""
 
     images: torch.Tensor
     attributes: dict[str, np.ndarray]
@@ -172,7 +172,7 @@ class Captions:
     def draw(
         self, pool: Pool, rows: np.ndarray, rng: np.random.Generator, long: bool = False
     ) -> tuple[list[str], np.ndarray]:
-        """→ captions (K strings) and, per image, the number of its caption (B,).
+        """→ captions (n strings) and, per image, the number of its caption (B,).
 
         `long`: half of the captions have random words in front.
         """

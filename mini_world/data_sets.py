@@ -93,7 +93,7 @@ class DrawnDataset(ImageDataset):
 
     @classmethod
     def pictures(cls, label: int) -> tuple[list[str], np.ndarray]:
-        """The pictures of a class: paths in the image folder, and uint8 (N, SIDE, SIDE, 3)."""
+        """The pictures of a class: paths in the image folder, and uint8 (n, SIDE, SIDE, 3)."""
         folder = cls.names[label].replace(" ", "_")
         ending = "png" if cls.quality is None else "jpg"
         paths = [
@@ -143,7 +143,7 @@ class DrawnDataset(ImageDataset):
 
 
 def scene_of(name: str, n: int, rng: np.random.Generator) -> Scene:
-    """N scenes of the class `name`; attributes it doesn't state are drawn, texture stays plain.
+    """`n` scenes of the class `name`; attributes it doesn't state are drawn, texture stays plain.
 
     Raises ValueError for a word that is none of the world's.
     """
@@ -216,8 +216,9 @@ class MiniScenes(DrawnDataset):
 
 @DATASET_REGISTRY.register()
 class MiniBadges(DrawnDataset):
-    """Texture, colour and shape. Colour alone tells the base classes apart; among the new ones
-    it's texture: what tuning on base classes learns to look past is what new ones need.
+    """Texture, colour and shape: colour alone tells the base classes apart, texture the new ones.
+
+    What tuning on base classes learns to look past is what new ones need.
     """
 
     dataset_dir = "mini_badges"

@@ -5,7 +5,7 @@ pre-trained on captions of it in minutes, and its images are hard enough, once l
 compressed, that prompts have something to learn. `mini_world/data_sets.py` writes data sets of
 it; `scripts/pretrain_tiny_clip.py` trains the tiny CLIP on it. See docs/mini_world.md.
 
-Letters: N images, S pixels a side. Coordinates run over [-1, 1] from left to right and from top to
+Letters: n images, I pixels a side. Coordinates run over [-1, 1] from left to right and from top to
 bottom. Colours are RGB in [0, 1]. Everything is float32 until the picture is rounded to uint8.
 """
 
@@ -24,8 +24,9 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Look:
-    """How pictures of a scene come out: the range of each effect. Pre-training and the data sets
-    differ in this alone; the defaults are those of pre-training.
+    """How pictures of a scene come out: the range of each effect.
+
+    Pre-training and the data sets differ in this alone; the defaults are those of pre-training.
 
     radius: of the object, as a share of half the picture. shift: of its centre, to either side.
     turn: of the object, radians to either side. hue: how far colours wander, in RGB. light: the
@@ -62,7 +63,7 @@ STYLES: dict[str, Look] = {
 
 @dataclass
 class Scene:
-    """N scenes by index: shape (len(SHAPES) means the swatch), colour, texture, ground; each (N,).
+    """n scenes by index: shape (len(SHAPES) means the swatch), colour, texture, ground; each (n,).
 
     The ground of a swatch isn't seen.
     """
@@ -74,6 +75,7 @@ class Scene:
 
     @property
     def size(self) -> int:
+        """How many scenes there are."""
         return len(self.shape)
 
     def take(self, rows: Array) -> "Scene":
@@ -97,14 +99,14 @@ def random_scenes(
 
 
 def draw(scene: Scene, side: int, look: Look, rng: np.random.Generator) -> Array:
-    """Draw a batch of scenes. Returns uint8 (N, side, side, 3); a function of its arguments."""
+    """Draw a batch of scenes. Returns uint8 (n, side, side, 3); a function of its arguments."""
     return draw_with_masks(scene, side, look, rng)[0]
 
 
 def draw_with_masks(
     scene: Scene, side: int, look: Look, rng: np.random.Generator
 ) -> tuple[Array, Array]:
-    """`draw`, and where the objects are: uint8 (N, side, side), 0 to 255."""
+    """`draw`, and where the objects are: uint8 (n, side, side), 0 to 255."""
     n = scene.size
     line = ((np.arange(side, dtype=np.float32) + 0.5) * 2 / side) - 1
     x, y = np.broadcast_to(line, (n, side, side)), np.broadcast_to(line[:, None], (n, side, side))
@@ -121,7 +123,7 @@ def _paint(picture: Array, paint: Array, alpha: Array) -> None:
 
 
 def _jitter(rng: np.random.Generator, colours: Array, spread: float) -> Array:
-    """(N, 3) colours, each moved by up to `spread` per channel."""
+    """(n, 3) colours, each moved by up to `spread` per channel."""
     return np.clip(colours + spread * (2 * rng.random(colours.shape) - 1), 0, 1).astype(np.float32)
 
 
@@ -147,7 +149,7 @@ def _draw_grounds(scene: Scene, x: Array, y: Array, look: Look, rng: np.random.G
 
 
 def _outline(shape: Array, u: Array, v: Array) -> Array:
-    """Signed distance in object units, (N, S, S); outside the tables it's simply far."""
+    """Signed distance in object units, (n, I, I); outside the tables it's simply far."""
     scale = (TABLE_SIDE - 1) / (2 * TABLE_REACH)
     col = np.clip((u + TABLE_REACH) * scale, 0, TABLE_SIDE - 1.001)
     row = np.clip((v + TABLE_REACH) * scale, 0, TABLE_SIDE - 1.001)
@@ -176,7 +178,7 @@ def _draw_clutter(picture: Array, x: Array, y: Array, rng: np.random.Generator) 
 def _draw_objects(
     picture: Array, scene: Scene, x: Array, y: Array, look: Look, rng: np.random.Generator
 ) -> Array:
-    """Paint the objects; returns how much of each pixel they cover, (N, S, S)."""
+    """Paint the objects; returns how much of each pixel they cover, (n, I, I)."""
     n, side = scene.size, x.shape[-1]
     swatch = scene.shape == len(SHAPES)
     radius = uniform(rng, n, *look.radius)
@@ -198,7 +200,7 @@ def _draw_objects(
 
 
 def _fill(scene: Scene, u: Array, v: Array, look: Look, rng: np.random.Generator) -> Array:
-    """The object's own surface, (N, S, S, 3): its colour and the texture's second one."""
+    """The object's own surface, (n, I, I, 3): its colour and the texture's second one."""
     n = scene.size
     palette = np.array(list(COLOURS.values()))
     main = _jitter(rng, palette[scene.colour], look.hue)

@@ -44,7 +44,7 @@ PATCH, WIDTH, LAYERS, EMBED, CONTEXT, VOCABULARY = 8, 128, 4, 128, 77, 49408
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
-    """uint8 (B,3,S,S) → float with CLIP's mean and deviation."""
+    """uint8 (B,3,I,I) → float with CLIP's mean and deviation."""
     return (images.float() / 255 - MEAN) / STD
 
 
@@ -63,13 +63,13 @@ def augment(images: torch.Tensor, rng: np.random.Generator, reach: int = 2) -> t
 
 
 def contrast(image: torch.Tensor, text: torch.Tensor, which: torch.Tensor, scale: torch.Tensor):
-    """CLIP's symmetric loss with image (B,D), text (K,D) and each image's caption (B,).
+    """CLIP's symmetric loss with image (B,D), text (n,D) and each image's caption (B,).
 
     image → text: cross entropy. text → image: −log p of the true images, averaged per caption.
     """
     logits = scale * F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
     to_text = F.cross_entropy(logits, which)
-    true = F.one_hot(which, text.shape[0]).float()  # (B,K)
+    true = F.one_hot(which, text.shape[0]).float()  # (B,n)
     to_image = -(logits.log_softmax(0) * true / true.sum(0)).sum(0).mean()
     return (to_text + to_image) / 2
 
@@ -87,6 +87,7 @@ def waves(grid: int, width: int) -> torch.Tensor:
 
 
 def new_model(vocabulary: int) -> CLIP:
+    """The tiny CLIP untrained, patch positions starting from `waves`."""
     model = CLIP(
         embed_dim=EMBED,
         image_resolution=SIDE,
@@ -126,6 +127,7 @@ def rate(step: int, args: argparse.Namespace) -> float:
 
 @torch.no_grad()
 def encode_names(model: CLIP, words: Vocabulary, names: list[str]) -> torch.Tensor:
+    """Normalized text features (n,D) of "a photo of a {name}." for n names."""
     prompts = [f"a photo of a {name}." for name in names]
     features = [
         model.encode_text(words.encode(prompts[i : i + 512])) for i in range(0, len(prompts), 512)

@@ -16,6 +16,7 @@ from tuning.trainer import PromptTrainer
 
 
 def extend_cfg(cfg: CfgNode) -> None:
+    """Declare TRAINER.CLIP_ADAPTER and the ranges of its values."""
     cfg.TRAINER.CLIP_ADAPTER = CfgNode()
     cfg.TRAINER.CLIP_ADAPTER.RATIO = 0.2  # α
     cfg.TRAINER.CLIP_ADAPTER.REDUCTION = 4  # D over the bottleneck's width
@@ -38,6 +39,7 @@ class Adapter(nn.Module):
         )
 
     def forward(self, f: torch.Tensor) -> torch.Tensor:
+        """f: (B,D) → A(f) (B,D)."""
         return self.fc(f)
 
 
@@ -69,6 +71,7 @@ class CLIPAdapterMethod(Method):
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> CLIPAdapterMethod:
+        """From RATIO, REDUCTION and the data set's template ("zeroshot" where it has one)."""
         c = cfg.TRAINER.CLIP_ADAPTER
         print(f"Prompt: {classes.template}")
         adapter = Adapter(encoders.embed_dim, c.REDUCTION)

@@ -21,6 +21,7 @@ from tuning.trainer import PromptTrainer
 
 
 def extend_cfg(cfg: CfgNode) -> None:
+    """Declare TRAINER.COCOOP and the ranges of its values."""
     cfg.TRAINER.COCOOP = CfgNode()
     cfg.TRAINER.COCOOP.N_CTX = 4  # M, without words
     cfg.TRAINER.COCOOP.CTX_INIT = "a photo of a"  # words to start from; they set M
@@ -66,10 +67,12 @@ class CoCoOpMethod(Method):
 
     @classmethod
     def resolve_cfg(cls, cfg: CfgNode) -> None:
+        """N_CTX becomes what CTX_INIT sets."""
         resolve_words(cfg.TRAINER.COCOOP)
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> CoCoOpMethod:
+        """From N_CTX and CTX_INIT."""
         c = cfg.TRAINER.COCOOP
         start = starting_context(encoders, c.CTX_INIT, c.N_CTX)
         print(f"Initial context: {start.shown}")

@@ -21,6 +21,7 @@ from tuning.trainer import PromptTrainer
 
 
 def extend_cfg(cfg: CfgNode) -> None:
+    """Declare TRAINER.COOP and the ranges of its values."""
     cfg.TRAINER.COOP = CfgNode()
     cfg.TRAINER.COOP.N_CTX = 16  # M
     cfg.TRAINER.COOP.CSC = False  # one context per class
@@ -91,6 +92,7 @@ class CoOpMethod(Method):
 
     @classmethod
     def resolve_cfg(cls, cfg: CfgNode) -> None:
+        """CTX_INIT and N_CTX become what the method makes of them."""
         c = cfg.TRAINER.COOP
         # None where "" would mean its own words.
         c.CTX_INIT = cls.starting_words(c) or (None if cls.own_words else "")
@@ -98,6 +100,11 @@ class CoOpMethod(Method):
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> CoOpMethod:
+        """From N_CTX, CSC, CTX_INIT and CLASS_TOKEN_POSITION.
+
+        Raises:
+            UserError: an unknown position, or prompts longer than the tower takes.
+        """
         c = cfg.TRAINER.COOP
         context = initial_context(c, encoders, classes, cls.starting_words(c))
         return cls(encoders, classes, context, c.CLASS_TOKEN_POSITION)

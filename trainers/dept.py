@@ -42,6 +42,7 @@ FUSIONS = ("logits", "prob", "none")
 
 
 def extend_cfg(cfg: CfgNode) -> None:
+    """Declare TRAINER.DEPT, and the released code's names for its keys."""
     cfg.TRAINER.DEPT = CfgNode()
     cfg.TRAINER.DEPT.WEIGHT = 0.7  # λ, in the loss and in the fusion
     cfg.TRAINER.DEPT.LR_MULT = 6.5  # learning rate of the CAT head, in prompt learning rates
@@ -81,6 +82,7 @@ class ChannelWiseTransform(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (…,D) → γ ⊙ x + β (…,D)."""
         return self.scale * x + self.bias
 
 
@@ -209,9 +211,11 @@ class DePT(Method):
         return self.method.encode_image(image)
 
     def image_layer(self) -> int | None:
+        """As the method's."""
         return self.method.image_layer()
 
     def prepare(self, data: TrainingData) -> None:
+        """As the method's; the CAT head needs nothing of it."""
         self.method.prepare(data)
 
     def remember_start(self) -> None:
@@ -219,24 +223,31 @@ class DePT(Method):
         self.method.remember_start()
 
     def prepared_state(self) -> dict[str, torch.Tensor]:
+        """As the method's."""
         return self.method.prepared_state()
 
     def load_prepared(self, state: Mapping[str, torch.Tensor], keys: Sequence[str] | None) -> None:
+        """As the method's."""
         self.method.load_prepared(state, keys)
 
     def has_own_step(self) -> bool:
+        """As the method's."""
         return self.method.has_own_step()
 
     def own_step(self, batch: dict[str, torch.Tensor], own: OwnStep) -> dict[str, torch.Tensor]:
+        """The method's; `own.losses` gives DePT's losses, the CAT head's among them."""
         return self.method.own_step(batch, own)
 
     def own_optimizers(self, c: CfgNode) -> dict[str, tuple[Optimizer, LRScheduler | None]]:
+        """As the method's; the CAT head is in the usual one."""
         return self.method.own_optimizers(c)
 
     def text_features(self) -> torch.Tensor:
+        """As the method's: (C,D)."""
         return self.method.text_features()
 
     def forget_text(self) -> None:
+        """As the method's."""
         self.method.forget_text()
 
     def features(self, image: torch.Tensor, **known: torch.Tensor) -> Features:
@@ -289,14 +300,17 @@ class DePT(Method):
         return self.weight.to(x.dtype) * x
 
     def trained(self) -> dict[str, nn.Parameter]:
+        """What the method trains, and the CAT head's parameters as cat.…."""
         head = {f"cat.{name}": p for name, p in self.cat.named_parameters()}
         return {**self.method.trained(), **head}
 
     def names(self) -> dict[str, str]:
+        """As the method's; the CAT head's names stay."""
         head = {name: name for name in self.trained() if name.startswith("cat.")}
         return {**self.method.names(), **head}
 
     def param_groups(self, lr: float) -> list[dict]:
+        """The method's groups, and the CAT head at `lr` × LR_MULT."""
         groups = self.method.param_groups(lr)
         head = list(self.cat.parameters())
         return groups + ([{"params": head, "lr": lr * self.lr_mult}] if head else [])
@@ -389,10 +403,12 @@ class DePTMixin(PromptTrainer):
 
     @classmethod
     def config_nodes(cls) -> tuple[str, ...]:
+        """The method's own, and DEPT."""
         return (*super().config_nodes(), "DEPT")
 
     @classmethod
     def build_method(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> Method:
+        """DePT around what the method's trainer builds. Raises as `DePT.around`."""
         return DePT.around(cfg, super().build_method(cfg, encoders, classes))
 
 

@@ -32,6 +32,7 @@ from tuning.trainer import PromptTrainer
 
 
 def extend_cfg(cfg: CfgNode) -> None:
+    """Declare TRAINER.EPT and the ranges of its values."""
     cfg.TRAINER.EPT = CfgNode()
     cfg.TRAINER.EPT.N_CTX = 4  # M
     cfg.TRAINER.EPT.CTX_INIT = WORDS  # words to start from; they set M
@@ -62,6 +63,7 @@ class TokenShift(nn.Module):
         self.b = nn.Parameter(torch.randn(rank, width) * 0.02)
 
     def forward(self) -> torch.Tensor:
+        """→ A B (n,d_t)."""
         return self.a @ self.b
 
 
@@ -74,12 +76,13 @@ class Fusion(nn.Module):
         self.o = nn.Parameter(torch.zeros(hidden, width))
 
     def forward(self, context: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        """V₀ (M,d_t), A B (n,d_t) → F = softmax((V₀ W_q)(A B W_k)ᵀ / √h) (A B W_v) W_o."""
         scores = (context @ self.q) @ (shift @ self.k).t() * self.q.shape[1] ** -0.5
         return scores.softmax(dim=-1) @ (shift @ self.v) @ self.o
 
 
 class Projection(nn.Module):
-    """S (M,d_t) of V₀ (M,d_t). down: (K,d_t,u); up: (K,u,d_t), zeros; gate: (K,d_t)."""
+    """S (M,d_t) of V₀ (M,d_t). down: (s,d_t,u); up: (s,u,d_t), zeros; gate: (s,d_t)."""
 
     def __init__(self, width: int, spaces: int, hidden: int) -> None:
         super().__init__()
@@ -88,8 +91,9 @@ class Projection(nn.Module):
         self.gate = linear_start(width, spaces, width)
 
     def forward(self, context: torch.Tensor) -> torch.Tensor:
+        """V₀ (M,d_t) → S = Σ_k g_k ReLU(V₀ U_k) D_k."""
         gates = (self.gate @ context.mean(dim=0)).softmax(dim=0)
-        each = (context @ self.down).relu() @ self.up  # (K,M,d_t)
+        each = (context @ self.down).relu() @ self.up  # (s,M,d_t)
         return (gates[:, None, None] * each).sum(dim=0)
 
 
@@ -113,6 +117,7 @@ class FusedContext(nn.Module):
         self.words = words
 
     def forward(self, shift: torch.Tensor) -> torch.Tensor:
+        """A B (n,d_t) → V = V₀ + F + S (M,d_t)."""
         return self.ctx + self.fusion(self.ctx, shift) + self.projection(self.ctx)
 
 
@@ -144,10 +149,12 @@ class EPTMethod(Method):
 
     @classmethod
     def resolve_cfg(cls, cfg: CfgNode) -> None:
+        """N_CTX becomes what CTX_INIT sets."""
         resolve_words(cfg.TRAINER.EPT)
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> EPTMethod:
+        """From all keys of TRAINER.EPT; F, S and the shift are zero at the start."""
         c, width = cfg.TRAINER.EPT, encoders.text.width
         start = starting_context(encoders, c.CTX_INIT, c.N_CTX)
         print(f"Initial context: {start.shown}")
@@ -157,10 +164,12 @@ class EPTMethod(Method):
         return cls(encoders, classes, context, TokenShift(c.TOKENS, c.RANK, width), c.SHIFT_LR_MULT)
 
     def encode_text(self) -> torch.Tensor:
+        """(C,D): of the prompts [SOS][V][class name][.][EOT], A B added to name and dot."""
         shift = self.shift()
         return self.encoders.text(self.layout, self.context(shift), changes=[NameShift(shift)])
 
     def param_groups(self, lr: float) -> list[dict]:
+        """Context, fusion and projection at `lr`; A and B at `lr` × SHIFT_LR_MULT."""
         return [
             {"params": list(self.context.parameters()), "lr": lr},
             {"params": list(self.shift.parameters()), "lr": lr * self.shift_lr_mult},

@@ -19,6 +19,7 @@ from .coop import Context, CoOpMethod, initial_context
 
 
 def extend_cfg(cfg: CfgNode) -> None:
+    """Declare w as TRAINER.COOP.W, and what public configs set that nothing reads."""
     # The other keys are CoOp's; without CTX_INIT the context starts from "a photo of a".
     cfg.TRAINER.COOP.W = 8.0  # w; 2 in the DePT paper's runs
     public(cfg, "TRAINER.COOP.ALPHA", None, "KgCoOp's code never reads it either")
@@ -53,6 +54,7 @@ class KgCoOpMethod(CoOpMethod):
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> KgCoOpMethod:
+        """From CoOp's keys and W; ẽ from the data set's template. Raises as CoOp's."""
         c = cfg.TRAINER.COOP
         context = initial_context(c, encoders, classes, cls.starting_words(c))
         frozen = encoders.text.encode(classes.sentences())

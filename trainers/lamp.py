@@ -31,6 +31,7 @@ from tuning.trainer import PromptTrainer
 
 
 def extend_cfg(cfg: CfgNode) -> None:
+    """Declare TRAINER.LAMP and the ranges of its values."""
     cfg.TRAINER.LAMP = CfgNode()
     cfg.TRAINER.LAMP.N_CTX = 4  # M, the tokens that the tower sees
     cfg.TRAINER.LAMP.CTX_INIT = WORDS  # words to start from; they set M
@@ -71,6 +72,7 @@ class LowRankContext(nn.Module):
         self.words = words
 
     def forward(self) -> torch.Tensor:
+        """→ (l/p,d_t): the means of each p rows of R + κ G R, R = U diag(q) V."""
         rows = (self.u * self.q) @ self.v
         near = (self.u @ self.u.t()).tril()
         mixed = (near / near.abs().sum(dim=-1, keepdim=True)) @ rows
@@ -103,10 +105,16 @@ class LAMPMethod(Method):
 
     @classmethod
     def resolve_cfg(cls, cfg: CfgNode) -> None:
+        """N_CTX becomes what CTX_INIT sets."""
         resolve_words(cfg.TRAINER.LAMP)
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> LAMPMethod:
+        """From N_CTX, CTX_INIT, POOL, RANK and Q_LR_MULT.
+
+        Raises:
+            UserError: a rank above l or d_t.
+        """
         c = cfg.TRAINER.LAMP
         if c.CTX_INIT:
             start = starting_context(encoders, c.CTX_INIT, c.N_CTX)
@@ -119,9 +127,11 @@ class LAMPMethod(Method):
         return cls(encoders, classes, context, c.Q_LR_MULT)
 
     def encode_text(self) -> torch.Tensor:
+        """(C,D): of the prompts [SOS][pooled context][class name][.][EOT]."""
         return self.encoders.text(self.layout, self.context())
 
     def param_groups(self, lr: float) -> list[dict]:
+        """U, V and κ at `lr`; q at `lr` × Q_LR_MULT."""
         context = self.context
         return [
             {"params": [context.u, context.v, context.kappa], "lr": lr},

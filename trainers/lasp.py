@@ -4,14 +4,14 @@ CoOp whose learned class features must be recognized, among the classes, by hand
 
     L = CE(τ f̂ êᵀ, y) + α L_tt,   L_tt = mean over p and c of −log softmax_i(τ ê_i · h_pc)[i = c]
 
-with h_pc (D) the normalized frozen feature of class c's name in template p, P of them. A learned
+with h_pc (D) the normalized frozen feature of class c's name in template p of n. A learned
 correction w ∈ R^D is added to every class feature, e ← e + w, and the LayerNorms of the image
 blocks are trained at a tenth of the rate. With probability ½ a step's h are noisy: N(0, .05²) is
 added, and they aren't normalized again. Gradients are clipped to norm 1 over all that is trained.
 It starts as "a photo of a {}.", w = 0 and the LayerNorms CLIP's.
 
-Grouped: G contexts, each with its own templates in L_tt (the p-th is group p mod G's); a class's
-score is the mean of its G cosines. No released code has it, so the share of templates is ours.
+Grouped: K contexts, each with its own templates in L_tt (the p-th is group p mod K's); a class's
+score is the mean of its K cosines. No released code has it, so the share of templates is ours.
 
 What the public code does otherwise than the paper's base-to-new protocol, and what is here:
 - Its L_tt always sees the names of the new classes too, in the runs called LASP as in LASP-V's.
@@ -60,6 +60,7 @@ TEMPLATES = [
 
 
 def extend_cfg(cfg: CfgNode) -> None:
+    """Declare TRAINER.LASP and the ranges of its values."""
     cfg.TRAINER.LASP = CfgNode()
     cfg.TRAINER.LASP.N_CTX = 4  # M
     cfg.TRAINER.LASP.CTX_INIT = WORDS  # words to start from; they set M
@@ -72,7 +73,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.LASP.ENABLE_CORRECTION = True  # False: no w
     cfg.TRAINER.LASP.TRAIN_W = True  # False: w stays 0
     cfg.TRAINER.LASP.FINETUNE_VIT_LN = True  # False: the image tower stays as it is
-    cfg.TRAINER.LASP.GROUPS = 1  # G
+    cfg.TRAINER.LASP.GROUPS = 1  # K
     cfg.TRAINER.LASP.CLIP_NORM = 1.0  # of the gradient; 0: it isn't clipped
     cfg.TRAINER.LASP.PREC = "fp16"  # fp32, fp16, bf16, amp
     public_words(cfg, "TRAINER.LASP.CTX_INIT")
@@ -92,7 +93,7 @@ def extend_cfg(cfg: CfgNode) -> None:
 
 
 class LASPContext(nn.Module):
-    """ctx: (M,d_t), or (G,M,d_t) of G groups. w: (1,D), zeros; None without a correction.
+    """ctx: (M,d_t), or (K,M,d_t) of K groups. w: (1,D), zeros; None without a correction.
 
     words: token ids of the frozen words after the context.
     """
@@ -124,13 +125,13 @@ def all_names(classes: Classes) -> dict[str, str]:
 class LASPMethod(Method):
     """CoOp with w, trained LayerNorms in the image tower, and L_tt.
 
-    Its features have two more in training: "learned" (G,A,D), e of the A names that the losses see,
-    and "noise" (P,A,D), to be added to the references.
+    Its features have two more in training: "learned" (K,m,D), e of the m names that the losses see,
+    and "noise" (n,m,D), to be added to the references.
 
     Args:
         context: `LASPContext`.
         norms: a `BlockNorms` per image block; None: the tower stays as it is.
-        templates: P of them, each with one {}.
+        templates: n of them, each with one {}.
         weight: α; 0: no L_tt.
         names, negatives: "base" or "all", whose names L_tt and the cross entropy see.
     """
@@ -176,16 +177,22 @@ class LASPMethod(Method):
             self.seen = all_names(classes)
             rows = torch.tensor(rows_of(classes.keys, list(self.seen)))
         self.register_buffer("rows", rows, persistent=False)
-        # Made when training begins, as testing needs none. references: (P,A,D), h not normalized.
+        # Made when training begins, as testing needs none. references: (n,m,D), h not normalized.
         self.seen_layout: PromptLayout | None = None
         self.register_buffer("references", None, persistent=False)
 
     @classmethod
     def resolve_cfg(cls, cfg: CfgNode) -> None:
+        """N_CTX becomes what CTX_INIT sets."""
         resolve_words(cfg.TRAINER.LASP)
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> LASPMethod:
+        """From all keys of TRAINER.LASP.
+
+        Raises:
+            UserError: a template without one {}, fewer templates than groups, unknown choices.
+        """
         c = cfg.TRAINER.LASP
         for template in c.LASP_PROMPTS:
             if template.count("{}") != 1:
@@ -219,6 +226,7 @@ class LASPMethod(Method):
         return self.encoders.text.layout(names, n_ctx, words=self.words)
 
     def train(self, mode: bool = True) -> LASPMethod:
+        """As PyTorch's; going into training it makes what that alone needs."""
         super().train(mode)
         if mode:
             self._prepare()
@@ -235,13 +243,14 @@ class LASPMethod(Method):
             self.references = torch.stack([encoded[t] for t in self.templates])
 
     def param_groups(self, lr: float) -> list[dict]:
+        """Context and w at `lr`; the LayerNorms at a tenth of it."""
         groups = [{"params": list(self.context.parameters()), "lr": lr}]
         if not self.image_tower_untouched:
             groups.append({"params": list(self.norms.parameters()), "lr": lr * NORM_LR_MULT})
         return groups
 
     def _learned(self, layout: PromptLayout) -> torch.Tensor:
-        """The features e of a layout's A classes, (G,A,D)."""
+        """The features e of a layout's m classes, (K,m,D)."""
         ctx = self.context.ctx
         text = self.encoders.text(layout, ctx.unsqueeze(1) if ctx.dim() == 3 else ctx)
         text = text if text.dim() == 3 else text.unsqueeze(0)
@@ -256,6 +265,7 @@ class LASPMethod(Method):
         return learned[0] if len(learned) == 1 else unit(learned).mean(dim=0)
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """(B,3,I,I) → (B,D), with the trained LayerNorms, where there are such."""
         if self.image_tower_untouched:
             return super().encode_image(image)
         changes = [Weights(i, dict(own.named_parameters())) for i, own in enumerate(self.norms)]
@@ -280,11 +290,13 @@ class LASPMethod(Method):
         return learned if self.rows is None else learned[:, self.rows]
 
     def itm_logits(self, features: Features) -> torch.Tensor:
+        """τ f̂ êᵀ (B,C); of several groups the mean of theirs."""
         if self.groups == 1:
             return super().itm_logits(features)
         return self.encoders.temperature * unit(features.image) @ features.text.t()
 
     def losses(self, features: Features, label: torch.Tensor) -> dict[str, torch.Tensor]:
+        """L_ITM as "itm", among all names with NEGATIVES "all"; α L_tt as "text". label: (B,)."""
         losses = super().losses(features, label)
         learned = features.more["learned"]
         if self.negatives == "all" and self.rows is not None:
@@ -299,7 +311,7 @@ class LASPMethod(Method):
         return losses
 
     def _text_to_text(self, learned: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
-        """L_tt of learned (G,A,D) and references (P,A,D)."""
+        """L_tt of learned (K,m,D) and references (n,m,D)."""
         own = torch.arange(learned.shape[1], device=learned.device)
         each = []
         for group, text in enumerate(unit(learned)):
@@ -332,6 +344,7 @@ class LASP(PromptTrainer):
         return {**known, "noise": c.NOISE * noisy * noise}
 
     def model_update(self, names: str | list[str] | None = None) -> None:
+        """As every trainer's, after clipping the gradient over all that is trained."""
         if norm := self.method_cfg(self.cfg).CLIP_NORM:
             for name in self.get_model_names(names):
                 if (optim := self._optims[name]) is not None:

@@ -22,6 +22,7 @@ from tuning.trainer import PromptTrainer
 
 
 def extend_cfg(cfg: CfgNode) -> None:
+    """Declare TRAINER.MAPLE and the ranges of its values."""
     cfg.TRAINER.MAPLE = CfgNode()
     cfg.TRAINER.MAPLE.N_CTX = 2  # M, the prompts per layer
     cfg.TRAINER.MAPLE.CTX_INIT = "a photo of a"  # its first N_CTX tokens start P_0, the rest stays
@@ -73,6 +74,11 @@ class MaPLeMethod(Method):
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> MaPLeMethod:
+        """From N_CTX, CTX_INIT and PROMPT_DEPTH.
+
+        Raises:
+            UserError: the image tower is a ResNet, or J isn't among the towers' layers.
+        """
         c = cfg.TRAINER.MAPLE
         vision_width = encoders.image.width
         layers = min(encoders.text.layers, encoders.image.layers)

@@ -34,6 +34,7 @@ _DROPOUT = 0.05  # between the layers of LSTM2
 
 
 def extend_cfg(cfg: CfgNode) -> None:
+    """Declare TRAINER.PRE and the ranges of its values."""
     cfg.TRAINER.PRE = CfgNode()
     cfg.TRAINER.PRE.N_CTX = 4  # M
     cfg.TRAINER.PRE.CTX_INIT = WORDS  # words to start from; they set M
@@ -75,6 +76,7 @@ class TokenLSTM(nn.Module):
                     self.register_parameter(f"{name}_l{layer}{end}", nn.Parameter(value))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (M,width) → (M,width), both directions side by side in each layer."""
         for layer in range(self.layers):
             if layer and self.training:
                 x = F.dropout(x, _DROPOUT)
@@ -113,6 +115,7 @@ class TokenEncoder(nn.Module):
             self.module = nn.Sequential(*layers)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """tokens: (M,d_t) → (M,d_t); MLP2 applies one MLP twice."""
         x = tokens
         for _ in range(self.times):
             x = self.lstm_head(x) if hasattr(self, "lstm_head") else self.module(x)
@@ -138,6 +141,7 @@ class ReparameterizedContext(nn.Module):
         self.words = words
 
     def forward(self) -> torch.Tensor:
+        """→ V (M,d_t)."""
         if isinstance(self.encoder_network, TokenEncoder):
             return self.encoder_network(self.ctx)
         each = zip(self.encoder_network, self.ctx.split(1), strict=True)
@@ -168,10 +172,16 @@ class PREMethod(Method):
 
     @classmethod
     def resolve_cfg(cls, cfg: CfgNode) -> None:
+        """N_CTX becomes what CTX_INIT sets."""
         resolve_words(cfg.TRAINER.PRE)
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> PREMethod:
+        """From all keys of TRAINER.PRE.
+
+        Raises:
+            UserError: an unknown encoder or position, or prompts longer than the tower takes.
+        """
         c = cfg.TRAINER.PRE
         start = starting_context(encoders, c.CTX_INIT, c.N_CTX)
         print(f"Initial context: {start.shown}")
@@ -185,6 +195,7 @@ class PREMethod(Method):
         return cls(encoders, classes, context, c.CLASS_TOKEN_POSITION)
 
     def encode_text(self) -> torch.Tensor:
+        """(C,D): of the prompts [SOS][V][class name][.][EOT]."""
         return self.encoders.text(self.layout, self.context())
 
 

@@ -38,6 +38,7 @@ _IVLP = (
 
 
 def extend_cfg(cfg: CfgNode) -> None:
+    """Declare TRAINER.PROMPTSRC and the ranges of its values."""
     cfg.TRAINER.PROMPTSRC = CfgNode()
     cfg.TRAINER.PROMPTSRC.N_CTX_VISION = 4
     cfg.TRAINER.PROMPTSRC.N_CTX_TEXT = 4
@@ -117,6 +118,11 @@ class PromptSRCMethod(Method):
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> PromptSRCMethod:
+        """From all keys of TRAINER.PROMPTSRC but GPA_*; ẽ is the mean of 60 templates.
+
+        Raises:
+            UserError: the image tower is a ResNet, or a depth isn't among its tower's layers.
+        """
         c = cfg.TRAINER.PROMPTSRC
         vision_width = encoders.image.width
         for key, depth, layers in (
@@ -201,10 +207,12 @@ class PromptSRC(PromptTrainer):
     usual_config = "vit_b16_ep20"
 
     def build_model(self) -> None:
+        """As every trainer's; the aggregate Σ w_e θ_e starts empty."""
         self.aggregate: dict[str, torch.Tensor] = {}
         super().build_model()
 
     def after_epoch(self) -> None:
+        """Add w_e θ_e; after the last epoch the method takes the sum, before it is saved."""
         c = self.method_cfg(self.cfg)
         weight = gaussian_weights(self.max_epoch, c.GPA_MEAN, c.GPA_STD)[self.epoch]
         for name, value in self.method.trained_state().items():
@@ -216,9 +224,15 @@ class PromptSRC(PromptTrainer):
         super().after_epoch()
 
     def checkpoint_extra(self) -> dict:
+        """As every trainer's, and "aggregate": the sum so far, fp64."""
         return {**super().checkpoint_extra(), "aggregate": self.aggregate}
 
     def load_checkpoint_extra(self, extra: dict) -> None:
+        """Take the sum back.
+
+        Raises:
+            ValueError: a shape in it isn't this run's.
+        """
         super().load_checkpoint_extra(extra)
         own, names = self.method.trained(), self.method.names()
         aggregate = {names[name]: value for name, value in extra["aggregate"].items()}

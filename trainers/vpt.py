@@ -17,6 +17,7 @@ from tuning.trainer import PromptTrainer
 
 
 def extend_cfg(cfg: CfgNode) -> None:
+    """Declare TRAINER.VPT and the ranges of its values."""
     cfg.TRAINER.VPT = CfgNode()
     cfg.TRAINER.VPT.N_CTX_VISION = 8  # N, prompts per layer
     cfg.TRAINER.VPT.PROMPT_DEPTH_VISION = 12  # J; 1 is VPT-shallow
@@ -51,6 +52,11 @@ class VPTMethod(Method):
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> VPTMethod:
+        """From N_CTX_VISION, PROMPT_DEPTH_VISION and CTX_INIT.
+
+        Raises:
+            UserError: the image tower is a ResNet, or J isn't among its layers.
+        """
         c = cfg.TRAINER.VPT
         vision_width = encoders.image.width
         check_depth("TRAINER.VPT.PROMPT_DEPTH_VISION", c.PROMPT_DEPTH_VISION, encoders.image.layers)

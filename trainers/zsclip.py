@@ -13,6 +13,7 @@ from tuning.trainer import PromptTrainer
 
 
 def extend_cfg(cfg: CfgNode) -> None:
+    """Declare TRAINER.ZEROSHOT."""
     cfg.TRAINER.ZEROSHOT = CfgNode()
     cfg.TRAINER.ZEROSHOT.PREC = "fp16"  # fp32, fp16, bf16, amp
 
@@ -33,6 +34,7 @@ class ZeroshotMethod(Method):
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> ZeroshotMethod:
+        """With the data set's template ("zeroshot" where it has one)."""
         print(f"Prompt: {classes.template}")
         return cls(encoders, classes, [classes.template])
 
@@ -46,6 +48,7 @@ class EnsembleMethod(ZeroshotMethod):
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> EnsembleMethod:
+        """With the seven, and the data set's where it joins ensembles."""
         templates = selected_imagenet_templates()
         if classes.template_joins_ensembles:
             templates.append(classes.template)

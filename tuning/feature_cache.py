@@ -119,7 +119,7 @@ class Encoder:
             start = rows.stop
 
     def _part(self, rows: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        """(B,1,…) of one view → (B,…); (B,K,…) → K of those."""
+        """(B,1,…) of one view → (B,…); (B,v,…) → v of those."""
         views = rows.to(self.device).unbind(1)
         return views[0] if len(views) == 1 else list(views)
 
@@ -132,7 +132,7 @@ class Encoder:
             self._tell(name, loader, "not known")
         while ahead := list(islice(batches, at_once)):
             images = [self._images(batch["img"]) for batch in ahead]
-            together = torch.cat(images)  # (V,K,3,I,I)
+            together = torch.cat(images)  # (n,v,3,I,I)
             encoded = {}
             for name in keys:
                 features = self.parts[name].encode(together.flatten(0, 1))
@@ -150,7 +150,7 @@ class Encoder:
                 self._keep(key, torch.cat(gathered), loader)
 
     def _images(self, views: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
-        """A batch's images as (B,K,3,I,I), K the views of each."""
+        """A batch's images as (B,v,3,I,I), v the views of each."""
         stacked = torch.stack(views, dim=1) if isinstance(views, list) else views.unsqueeze(1)
         return stacked.to(self.device, non_blocking=True)
 
@@ -161,7 +161,7 @@ class Encoder:
         features: torch.Tensor,
         loader: ImageLoader,
     ) -> None:
-        """Add some images' features (V,K,…) to what is kept, if all of them have room."""
+        """Add some images' features (n,v,…) to what is kept, if all of them have room."""
         if not kept[name]:
             expected = features[0].nbytes * len(_of(loader)[0])
             self._tell(name, loader, "too large" if expected > self.room else "encoded")
@@ -237,7 +237,7 @@ class Encoder:
             return None
         return {
             **part.source,
-            "format": 4,  # of the files: (n,K,…), K views of each image
+            "format": 4,  # of the files: (n,v,…), v views of each image
             "views": views.k_tfm,
             "sources": code_digest(),
             "device": [self.device.type, torch.get_num_threads()],

@@ -172,7 +172,7 @@ class Inputs(TrainerX):
     def known_features(self, batch: dict) -> dict[str, torch.Tensor]:
         """What `features` takes beside the images, as far as the batch has it.
 
-        Of the N views beyond the first each is other_views, other_frozen_image … (N,B,…).
+        Of the v views beyond the first each is other_views, other_frozen_image … (v,B,…).
         """
         known = {name: batch[name] for name in _KNOWN if name in batch}
         if self.layer is None and self.method.compares_with_frozen_image:

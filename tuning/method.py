@@ -18,6 +18,8 @@ Letters in shape comments, here and wherever PyTorch's tensors are described:
     I pixels a side             L tokens of a sequence      G patches a side, G² of an image
     V views of a pass           P tokens of a prefix        K contexts side by side
     R runs trained at once      S tokens of all suffixes    T tokens of some classes' suffixes
+
+Small letters are told where they are used; n is any other number.
 """
 
 from __future__ import annotations
@@ -206,7 +208,7 @@ class Method(Saved):
 
         image: (B,3,I,I); or what is kept of it, see `encode_image`.
         known: in training, what is declared: of the views beyond the first other_views
-            (N,B,…), which become "other_views" (N,B,D) in `more`; of a teacher its logits teacher
+            (v,B,…), which become "other_views" (v,B,D) in `more`; of a teacher its logits teacher
             (B,C), which are computed where they are missing. A method that compares with the
             unprompted tower's features also takes those, frozen_image (B,D), or computes them. Of
             several data sets dataset () is the batch's: 0 the run's own, i + 1 that of

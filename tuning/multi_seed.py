@@ -42,6 +42,7 @@ def build_runs(cfgs: Sequence[CfgNode], logs: bool = True) -> list[PromptTrainer
     """Build the trainers of runs to train together; each log begins with its own.
 
     Args:
+        cfgs: of the runs.
         logs: whether logs are written.
 
     Raises:
@@ -165,12 +166,18 @@ class SideBySide(BatchLoop, TrainerBase):
                 yield run
 
     def begin_epoch(self) -> None:
+        """Begin the epoch of every run, in its own log."""
         for run in self.each():
             run.epoch = self.epoch
             run.begin_epoch()
             run.before_epoch()
 
     def run_epoch(self) -> None:
+        """All runs' batches in step; a run that diverged ends alone.
+
+        Raises:
+            UserError: the runs have unequal numbers of steps, or unequal batches.
+        """
         if not self.runs:
             return  # all diverged
         lengths = {run.batches_per_epoch for run in self.runs}
@@ -242,9 +249,11 @@ class SideBySide(BatchLoop, TrainerBase):
         return [next(copies[id(leader)]) for leader in leaders]
 
     def after_epoch(self) -> None:
+        """Every run's own, in its own log."""
         self.runs = self._going_on("after_epoch", "end_epoch")
 
     def after_train(self) -> None:
+        """Every run's own: its final test and result."""
         for run in self.runs:
             run.epoch = self.epoch
         self.runs = self._going_on("after_train")

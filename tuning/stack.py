@@ -146,6 +146,7 @@ class Stack:
         return losses
 
     def zero_grad(self) -> None:
+        """Clear the stacked gradients; the runs' own are slices of them."""
         for parameter in self.stacked.values():
             parameter.grad = None
 

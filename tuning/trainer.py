@@ -36,6 +36,7 @@ _STEP = ("train", "run_epoch", "_run_batches", "forward_backward", "model_zero_g
 
 
 def extend_cfg(cfg: CfgNode) -> None:
+    """Declare the keys of every method's trainer: MODEL.FAST, TRAIN.CUDA_GRAPH, DATASET.FURTHER."""
     # False: the plain encoders, for benchmarks and doubts; the numbers are the same.
     cfg.MODEL.FAST = True
     # On a GPU a step's kernels are recorded once and replayed. Off until measured on one.
@@ -77,6 +78,11 @@ class PromptTrainer(Inputs):
         )
 
     def check_cfg(self, cfg: CfgNode) -> None:
+        """As the engine's.
+
+        Raises:
+            UserError: DATASET.FURTHER with a method that trains on one data set.
+        """
         self.method_cfg(cfg)  # names the missing node before any work
         if cfg.DATASET.FURTHER and "other_data_sets" not in self.method_class.what_it_sees(cfg):
             raise UserError(f"{type(self).__name__} trains on one data set: empty DATASET.FURTHER")
@@ -118,6 +124,7 @@ class PromptTrainer(Inputs):
 
     @classmethod
     def method_cfg(cls, cfg: CfgNode) -> CfgNode:
+        """The method's own node, TRAINER.<config_node>."""
         return cfg.TRAINER[cls.config_node]
 
     @classmethod
@@ -128,38 +135,23 @@ class PromptTrainer(Inputs):
 
     @classmethod
     def build_method(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> Method:
+        """The method as the config says, on the CPU; its teacher, if it has one, is unread."""
         method = cls.method_class.from_cfg(cfg, encoders, classes)
         if method.teacher_key:
             method.teacher_run = Teacher(cfg, method.teacher_key, classes)
         return method
 
     def build_model(self) -> None:
+        """Load the towers, build the method, register it with its optimizers.
+
+        Raises:
+            UserError: the method sees what isn't in `SEES`, or weights to start from don't fit.
+        """
         cfg = self.cfg
         self.precision = self.precision_of(cfg, self.device)
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
         encoders, self.backbone_sha256 = load_encoders(cfg, self.precision, self.device)
-        dm = self.dm
-        sees = self.method_class.what_it_sees(cfg)
-        if unknown := sorted(set(sees) - set(SEES)):
-            raise UserError(f"{type(self).__name__} sees {unknown[0]!r}; one of: {', '.join(SEES)}")
-        own = set(dm.class_keys)
-        classes = Classes(
-            list(dm.classnames),
-            list(dm.class_keys),
-            self.template_of(cfg, dm.dataset),
-            dict(dm.label_space),
-            # One that was asked for takes part.
-            bool(cfg.DATASET.TEMPLATE) or dm.dataset.template_joins_ensembles,
-            {key: name for key, name in dm.label_space.items() if key not in own}
-            if "new_class_names" in sees
-            else {},
-            len(dm.dataset.train_x or ()),
-            tuple(
-                classes_of(manager.cfg, manager, self.method_class.template_name)
-                for manager in self.further
-            ),
-        )
-        self.method = self.build_method(cfg, encoders, classes).to(self.device).freeze()
+        self.method = self.build_method(cfg, encoders, self._classes()).to(self.device).freeze()
         if cfg.MODEL.INIT_WEIGHTS:
             self.initialize_from(cfg.MODEL.INIT_WEIGHTS)
 
@@ -182,6 +174,30 @@ class PromptTrainer(Inputs):
         # the default one.
         self.scaler = torch.amp.GradScaler(
             self.device.type, init_scale=2.0**10, enabled=self.precision in ("fp16", "amp")
+        )
+
+    def _classes(self) -> Classes:
+        """The run's classes, and as much of others as its method sees."""
+        cfg, dm = self.cfg, self.dm
+        sees = self.method_class.what_it_sees(cfg)
+        if unknown := sorted(set(sees) - set(SEES)):
+            raise UserError(f"{type(self).__name__} sees {unknown[0]!r}; one of: {', '.join(SEES)}")
+        own = set(dm.class_keys)
+        return Classes(
+            list(dm.classnames),
+            list(dm.class_keys),
+            self.template_of(cfg, dm.dataset),
+            dict(dm.label_space),
+            # One that was asked for takes part.
+            bool(cfg.DATASET.TEMPLATE) or dm.dataset.template_joins_ensembles,
+            {key: name for key, name in dm.label_space.items() if key not in own}
+            if "new_class_names" in sees
+            else {},
+            len(dm.dataset.train_x or ()),
+            tuple(
+                classes_of(manager.cfg, manager, self.method_class.template_name)
+                for manager in self.further
+            ),
         )
 
     def _register_optimizers(self) -> None:
@@ -210,6 +226,7 @@ class PromptTrainer(Inputs):
     # Training.
 
     def train(self) -> None:  # type: ignore[override]  # as Dassl has it
+        """Train, or where nothing is trained prepare and test."""
         if not self._has_outcome():
             print(f"{type(self).__name__} has nothing to train")
             self.final_test()
@@ -247,6 +264,7 @@ class PromptTrainer(Inputs):
         return cls.method_class.prepare is not Method.prepare
 
     def forward_backward(self, batch: dict) -> dict:
+        """One step; → its losses by name, each (), and their sum as "loss"."""
         inputs = self.step_inputs(batch)
         if not self.method.has_own_step():
             return self.training_step(inputs)
@@ -290,6 +308,7 @@ class PromptTrainer(Inputs):
     # Evaluation.
 
     def model_inference(self, input: torch.Tensor) -> torch.Tensor:
+        """Scores (B,C) of images (B,3,I,I), or of what is kept of them."""
         with self.autocast():
             features = self.method.features(input)
         return self.method.logits(features)
@@ -306,6 +325,7 @@ class PromptTrainer(Inputs):
         return self._models[name] is self.method
 
     def checkpoint_extra(self) -> dict:
+        """As the engine's, the backbone's SHA-256, and what was prepared."""
         return {
             **super().checkpoint_extra(),
             "backbone_sha256": self.backbone_sha256,
@@ -314,9 +334,11 @@ class PromptTrainer(Inputs):
         }
 
     def load_checkpoint_extra(self, extra: dict) -> None:
+        """The gradient scale's state; `load_model_state` takes the rest."""
         self.scaler.load_state_dict(extra["scaler"])
 
     def result_extra(self) -> dict:
+        """Backbone, how many runs trained together, and what the method saw."""
         return {
             "backbone_sha256": self.backbone_sha256,
             "side_by_side": self.side_by_side,
@@ -338,6 +360,11 @@ class PromptTrainer(Inputs):
             super().load_model(directory, epoch)
 
     def load_model_state(self, name: str, state_dict: dict, checkpoint: dict) -> None:
+        """The method's checkpoint onto this run's classes.
+
+        Raises:
+            UserError: it doesn't fit, or is of another backbone.
+        """
         if not self._is_method(name):
             return super().load_model_state(name, state_dict, checkpoint)
         self._load(state_dict, checkpoint, partial=False)

@@ -65,8 +65,8 @@ class Layer:
         out = linear(y, weight[rows], bias[rows])
         letters = "qkv"[parts]
         if any(change.part in letters for change in self.low_rank):
-            pieces = zip(letters, out.chunk(len(letters), dim=-1), strict=True)
-            out = torch.cat([self._lower(part, y, piece) for part, piece in pieces], dim=-1)
+            chunks = zip(letters, out.chunk(len(letters), dim=-1), strict=True)
+            out = torch.cat([self._lower(part, y, chunk) for part, chunk in chunks], dim=-1)
         return out
 
     def _lower(self, part: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -90,7 +90,8 @@ class Layer:
         """Output projection, residual and MLP.
 
         Args:
-            x, y: (…,L,W), the stream and its ln_1 where the output is read.
+            x: (…,L,W), the stream where the output is read.
+            y: (…,L,W), its ln_1.
             attended: (…,L,W), heads joined.
         """
         attention = self._product("o", attended)
@@ -126,7 +127,7 @@ class Layer:
         return self.finish(x[:, :n], y[:, :n], heads_joined(mixed)), k, v
 
     def keys_values(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Y (B,L,W), the stream's ln_1 → k and v, (B,H,L,W/H) each."""
+        """y: (B,L,W), the stream's ln_1 → k and v, (B,H,L,W/H) each."""
         k, v = self.project(y, slice(1, 3)).chunk(2, dim=-1)
         return heads_apart(k, self.heads), heads_apart(v, self.heads)
 
@@ -141,6 +142,7 @@ def _branched(
 
 
 def layers_of(blocks: Sequence[ResidualAttentionBlock], changes: Sequence[Change]) -> list[Layer]:
+    """Every block with its own changes; `Tokens` and `NameShift` are left to the pass."""
     kinds = (Branch, LowRank, Weights)
     return [Layer(block, at_layer(changes, i, kinds)) for i, block in enumerate(blocks)]
 
@@ -204,6 +206,7 @@ class Head:
     projection: torch.Tensor
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (…,W) → (…,D)."""
         return self.norm(x) @ self.projection
 
 

@@ -90,6 +90,7 @@ class Branch:
             )
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (…,W), what `of` names → what is added, in the precision of x."""
         inner = next((p for p in tensors_of(self) if p.is_floating_point()), x)
         return self.module(x.to(inner.dtype)).to(x.dtype)
 
@@ -117,6 +118,7 @@ class LowRank:
             raise UserError(f"a block has no part {self.part!r}; one of: {', '.join(self.PARTS)}")
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (…,in) → scale · (x aᵀ) bᵀ (…,out), in the precision of x."""
         x = F.dropout(x, self.dropout) if self.dropout else x
         a, b = self.a.to(x.dtype), self.b.to(x.dtype)
         return F.linear(F.linear(x, a), b) * self.scale
@@ -257,6 +259,7 @@ def shifts(changes: Sequence[Change], own: torch.Tensor) -> Iterator[torch.Tenso
 
 
 def at_layer(changes: Iterable[Change], layer: int, kind: type | tuple) -> list:
+    """Those of a kind at this layer, in their order."""
     return [c for c in changes if isinstance(c, kind) and c.layer == layer]
 
 

@@ -29,9 +29,9 @@ from .changes import (
     put,
 )
 
-# Without gradients nothing is kept, and pieces of this many images (at least one for each thread)
+# Without gradients nothing is kept, and chunks of this many images (at least one for each thread)
 # stay within the CPU's caches.
-_IMAGES_PER_PIECE = 4
+_IMAGES_PER_CHUNK = 4
 
 
 class ImageEncoder(nn.Module):
@@ -44,6 +44,7 @@ class ImageEncoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """What the tower computes in."""
         return self.visual.conv1.weight.dtype
 
     @property
@@ -67,6 +68,7 @@ class ImageEncoder(nn.Module):
 
     @property
     def layers(self) -> int:
+        """How many blocks the ViT has. Raises as `vit`."""
         return len(self.vit.transformer.resblocks)
 
     @property
@@ -126,15 +128,15 @@ class ImageEncoder(nn.Module):
     ) -> torch.Tensor | dict[str, torch.Tensor]:
         if not (self.fast and isinstance(self.visual, VisionTransformer)) and reads is None:
             return self.visual(image)
-        parts: list[Any] = [self._run(self.vit.embed(x), 0, (), reads) for x in self._pieces(image)]
+        parts: list[Any] = [self._run(self.vit.embed(x), 0, (), reads) for x in self._chunks(image)]
         if reads is None:
             return torch.cat(parts)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _pieces(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
+    def _chunks(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
         at_once = max(1, len(image))
         if image.device.type == "cpu":
-            at_once = max(_IMAGES_PER_PIECE, torch.get_num_threads())
+            at_once = max(_IMAGES_PER_CHUNK, torch.get_num_threads())
         return image.split(at_once)
 
     @torch.no_grad()
@@ -146,8 +148,8 @@ class ImageEncoder(nn.Module):
         """
         if not 0 <= layer <= self.layers:
             raise UserError(f"the image tower has layers 0 to {self.layers}, not {layer}")
-        pieces = self._pieces(image.to(self.dtype))
-        parts: list[Any] = [self._run(self.vit.embed(x), 0, (), None, layer) for x in pieces]
+        chunks = self._chunks(image.to(self.dtype))
+        parts: list[Any] = [self._run(self.vit.embed(x), 0, (), None, layer) for x in chunks]
         return torch.cat(parts)
 
     def above(

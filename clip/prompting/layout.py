@@ -150,6 +150,7 @@ class PromptLayout(nn.Module):
 
     @property
     def shortest(self) -> int:
+        """Tokens of the shortest prompt, SOS and EOT among them."""
         return self.prefix_length + self.lengths[0]
 
     def suffix_tokens(self, first: int, last: int) -> slice:

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 # and where a block has changes: no fused MLP, inputs kept for the weights' gradients.
 _WIDTHS_PER_TOKEN = 12
 _WIDTHS_PER_CHANGED_TOKEN = 30
-# Without gradients nothing is kept, and pieces of this many tokens stay within the CPU's caches.
-_TOKENS_PER_PIECE = 2048
+# Without gradients nothing is kept, and chunks of this many tokens stay within the CPU's caches.
+_TOKENS_PER_CHUNK = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,9 +96,9 @@ def run_shared(
     outputs = []
     changed = any(not isinstance(change, NameShift) for change in inputs.changes)
     grown = sum(c.number for moves in inputs.moves.values() for c in moves if c.insert)
-    pieces = pieces_of(encoder, layout, contexts, encoder.layers - state.layer, grown, changed)
-    recompute = len(pieces) > 1 and torch.is_grad_enabled()
-    for first, last in pieces:
+    chunks = chunks_of(encoder, layout, contexts, encoder.layers - state.layer, grown, changed)
+    recompute = len(chunks) > 1 and torch.is_grad_enabled()
+    for first, last in chunks:
         mine = inputs.of_classes(layout, first, last)
         call = partial(_suffix_pass, encoder, state, contexts, (first, last), reads, stop)
         if recompute:
@@ -179,7 +179,7 @@ def _in_prefix(x: torch.Tensor, change: Tokens, moves: list[Tokens]) -> torch.Te
 # --- The suffixes ---------------------------------------------------------------------------------
 
 
-def pieces_of(
+def chunks_of(
     encoder: TextEncoder,
     layout: PromptLayout,
     contexts: int,
@@ -192,7 +192,7 @@ def pieces_of(
     grown: tokens that come to every suffix on its way; changed: blocks have changes.
     One needs no recomputation; several are recomputed in the backward pass.
     """
-    room = _tokens_per_piece(encoder, layers, changed)
+    room = _tokens_per_chunk(encoder, layers, changed)
     bounds, used = [0], 0
     for c, length in enumerate(layout.lengths):
         tokens = contexts * (length + grown)
@@ -203,10 +203,10 @@ def pieces_of(
     return list(pairwise([*bounds, len(layout)]))
 
 
-def _tokens_per_piece(encoder: TextEncoder, layers: int, changed: bool) -> int:
+def _tokens_per_chunk(encoder: TextEncoder, layers: int, changed: bool) -> int:
     weight = encoder.text_projection
     if not torch.is_grad_enabled():
-        return _TOKENS_PER_PIECE * (1 if weight.device.type == "cpu" else 8)
+        return _TOKENS_PER_CHUNK * (1 if weight.device.type == "cpu" else 8)
     if encoder.memory_budget is None:
         encoder.memory_budget = _free_memory(weight.device) // 2
     widths = _WIDTHS_PER_CHANGED_TOKEN if changed else _WIDTHS_PER_TOKEN

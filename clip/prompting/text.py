@@ -83,18 +83,22 @@ class TextEncoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """What the tower computes in."""
         return self.text_projection.dtype
 
     @property
     def width(self) -> int:
+        """W, d_t in the methods."""
         return self.token_embedding.embedding_dim
 
     @property
     def layers(self) -> int:
+        """How many blocks the tower has."""
         return len(self.transformer.resblocks)
 
     @property
     def context_length(self) -> int:
+        """The most tokens of a text: 77 in released models."""
         return len(self.positional_embedding)
 
     def layout(

@@ -27,7 +27,7 @@ NETWORK_REGISTRY = Registry("NETWORK")
 
 
 class Backbone(nn.Module):
-    """Images (B, 3, H, W) to features (B, `out_features`)."""
+    """Images (B, 3, height, width) to features (B, `out_features`)."""
 
     out_features: int
 

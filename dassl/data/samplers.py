@@ -63,6 +63,7 @@ class SequentialSampler(EpochSampler):
     """All items as they come."""
 
     def order(self, rng: random.Random) -> list[int]:
+        """Return 0, 1, …; nothing is drawn."""
         return list(range(len(self.data_source)))
 
 
@@ -71,6 +72,7 @@ class RandomSampler(EpochSampler):
     """All items, shuffled."""
 
     def order(self, rng: random.Random) -> list[int]:
+        """Return a permutation of all indices."""
         return rng.sample(range(len(self.data_source)), len(self.data_source))
 
 
@@ -102,6 +104,7 @@ class _DomainSampler(EpochSampler):
         raise NotImplementedError
 
     def order(self, rng: random.Random) -> list[int]:
+        """Return batch after batch until a chosen domain has too few items left."""
         left = {d: rng.sample(indices, len(indices)) for d, indices in self.groups.items()}
         order: list[int] = []
         while True:
@@ -118,6 +121,7 @@ class RandomDomainSampler(_DomainSampler):
     """Batches of equal parts of `n_domain` randomly chosen domains."""
 
     def domains(self, rng: random.Random) -> list[int]:
+        """Draw `n_domain` different ones."""
         return rng.sample(list(self.groups), self.n_domain)
 
 
@@ -128,6 +132,7 @@ class SeqDomainSampler(_DomainSampler):
     all_domains = True
 
     def domains(self, rng: random.Random) -> list[int]:
+        """Return all of them, ascending."""
         return sorted(self.groups)
 
 
@@ -149,6 +154,7 @@ class RandomClassSampler(EpochSampler):
             )
 
     def order(self, rng: random.Random) -> list[int]:
+        """Return batch after batch until too few classes are left for one."""
         n = self.n_ins
         parts = {}
         for label, indices in self.groups.items():

@@ -43,14 +43,17 @@ class WandbTracker(Tracker):
     """Weights & Biases."""
 
     def start(self, folder: Path, name: str, config: dict[str, Any]) -> None:
+        """Open it by `wandb.init`."""
         self.run = self.module.init(dir=str(folder), name=name, config=config)
         # Training counts batches, evaluation epochs: wandb's own step would have to grow always.
         self.run.define_metric("*", step_metric="step")
 
     def add_scalar(self, tag: str, value: float, step: int | None = None) -> None:
+        """Log one value with its step."""
         self.run.log({tag: float(value), "step": step})
 
     def close(self) -> None:
+        """Have it send what is left."""
         self.run.finish()
 
 
@@ -58,14 +61,17 @@ class MLflowTracker(Tracker):
     """MLflow."""
 
     def start(self, folder: Path, name: str, config: dict[str, Any]) -> None:
+        """Open it; the config is its artifact config.yaml."""
         self.module.start_run(run_name=name)
         self.module.log_dict(config, "config.yaml")
         self.module.set_tag("output_dir", str(folder))
 
     def add_scalar(self, tag: str, value: float, step: int | None = None) -> None:
+        """Log one value as a metric."""
         self.module.log_metric(tag, float(value), step=step)
 
     def close(self) -> None:
+        """Mark it as finished."""
         self.module.end_run()
 
 

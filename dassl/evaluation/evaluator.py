@@ -57,6 +57,7 @@ class Classification(EvaluatorBase):
         self.reset()
 
     def reset(self) -> None:
+        """Forget all batches, and the results."""
         # Kept on their device: a pass over the test images waits for the GPU only at its end.
         self._true: list[torch.Tensor] = []
         self._pred: list[torch.Tensor] = []
@@ -66,6 +67,7 @@ class Classification(EvaluatorBase):
         self.per_class = []
 
     def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
+        """Take scores `mo` (B, C) and labels `gt` (B,); they stay on their device."""
         self._finite.append(mo.isfinite().all())
         self._pred.append(mo.argmax(dim=1))
         self._true.append(gt)

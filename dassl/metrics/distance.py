@@ -9,7 +9,7 @@ from torch.nn import functional as F
 def compute_distance_matrix(
     input1: torch.Tensor, input2: torch.Tensor, metric: str = "euclidean"
 ) -> torch.Tensor:
-    """Return the (M, N) distances between the rows of (M, D) and (N, D); see `metric` below.
+    """Return the (m, n) distances between the rows of (m, D) and (n, D); see `metric` below.
 
     "euclidean" is the squared distance, "cosine" one minus the cosine.
     """

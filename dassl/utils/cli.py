@@ -19,6 +19,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose complaints are one line, as all of this program's."""
 
     def error(self, message: str) -> None:
+        """Raise UserError where argparse would print its usage and exit."""
         raise UserError(f"{message} (python {self.prog} --help lists the options)")
 
 

@@ -72,9 +72,9 @@ def log_to(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def setup_logger(output: str | os.PathLike | None = None, append: bool = False) -> None:
-    """Copy stdout and stderr to a log file: `output` if it ends in .txt or .log, else
-    `<output>/log.txt`. The file is emptied first unless `append`.
+    """Copy stdout and stderr to a log file, emptied first unless `append`.
 
+    It is `output` if that ends in .txt or .log, else `<output>/log.txt`.
     A second call ends the copying to the first file. None ends it altogether.
     """
     for name in ("stdout", "stderr"):

@@ -26,6 +26,7 @@ class PickledDatum:
         self.attributes: dict[str, Any] = {}
 
     def __new__(cls, *arguments: Any) -> PickledDatum:
+        """Return one as pickle makes it; arguments are refused on this way too."""
         record = super().__new__(cls)
         record.__init__(*arguments)
         return record

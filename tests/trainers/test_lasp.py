@@ -103,7 +103,7 @@ def test_all_names_as_negatives(make_trainer, lasp):
 
 
 def test_groups(lasp):
-    """Group g has templates g, g + G, …; a class's score is the mean of its groups' cosines."""
+    """Group g has templates g, g + K, …; a class's score is the mean of its groups' cosines."""
     trainer = lasp(GROUPS=2, LASP_PROMPTS=THREE, LASP_LOSS_WEIGHT=1.0, CTX_INIT="", N_CTX=2)
     method = trainer.method.train()
     image, label = batch_of(trainer)

@@ -43,13 +43,13 @@ def test_a_number_of_views_that_a_method_does_not_want_is_refused(make_trainer):
 
 @pytest.fixture
 def count_encoded(monkeypatch):
-    seen, embed = [], ImageEncoder._pieces
+    seen, embed = [], ImageEncoder._chunks
 
     def counting(self, image):
         seen.append(len(image))
         return embed(self, image)
 
-    monkeypatch.setattr(ImageEncoder, "_pieces", counting)
+    monkeypatch.setattr(ImageEncoder, "_chunks", counting)
     return seen
 
 

@@ -39,6 +39,7 @@ class Random2DTranslation:
         self.interpolation = interpolation
 
     def __call__(self, image: Image.Image) -> Image.Image:
+        """Return a PIL image of the size, translated or only resized."""
         if torch.rand(()) >= self.p:
             return F.resize(image, self.size, self.interpolation)
         larger = [round(side * 1.125) for side in self.size]
@@ -60,7 +61,8 @@ class Cutout:
         self.length = length
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        image = image.clone()  # (3, H, W)
+        """Return a copy of a (3, height, width) tensor with the squares in it."""
+        image = image.clone()  # (3, height, width)
         half = self.length // 2
         for _ in range(self.n_holes):
             y, x = (int(torch.randint(side, ())) for side in image.shape[1:])
@@ -80,6 +82,7 @@ class GaussianNoise:
         self.p = p
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """Return a tensor with noise, or as it is."""
         if torch.rand(()) >= self.p:
             return image
         return image + torch.randn(image.shape) * self.std + self.mean
@@ -95,6 +98,7 @@ class InstanceNormalization:
         self.eps = eps
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """Return a (3, height, width) tensor of mean 0 and deviation 1."""
         mean = image.mean(dim=(1, 2), keepdim=True)
         std = image.std(dim=(1, 2), keepdim=True)
         return (image - mean) / (std + self.eps)
@@ -146,7 +150,7 @@ CHOICES = (*_ON_IMAGES, "center_crop", *_ON_TENSORS)
 def build_transform(
     cfg: CfgNode, is_train: bool = True, choices: Sequence[str] | None = None
 ) -> T.Compose | None:
-    """Return the transform from a PIL image to a (3, H, W) tensor; None with NO_TRANSFORM.
+    """Return the transform from a PIL image to a (3, height, width) tensor; None with NO_TRANSFORM.
 
     For training: resized to `INPUT.SIZE` unless a random crop does it, then the chosen transforms
     in a fixed order. For test: the shorter side resized to max(SIZE), the centre cropped.

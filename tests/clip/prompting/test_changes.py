@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from clip.prompting import Branch, LowRank, NameShift, Read, Tokens, Weights
-from clip.prompting.shared import pieces_of
+from clip.prompting.shared import chunks_of
 from tests.clip.prompting.oracle import NAMES, agree, both, dtypes, model_of, random
 
 WIDTHS = {"text": 128, "image": 64}
@@ -184,10 +184,10 @@ def test_text_of_other_contexts(case, context):
 
 
 @pytest.mark.parametrize("case", TEXT)
-def test_text_in_pieces_with_reads(case):
+def test_text_in_chunks_with_reads(case):
     fast, plain = both(torch.float64)
     layout, ctx, changes = text_case(fast, torch.float64, case)
     fast.text.memory_budget = 1
-    assert len(pieces_of(fast.text, layout, 1, LAYERS)) == len(NAMES)
+    assert len(chunks_of(fast.text, layout, 1, LAYERS)) == len(NAMES)
     results = [flat(e.text(layout, ctx, changes=changes, reads=READS)) for e in (fast, plain)]
     agree(*results, [ctx, *trained(changes)])

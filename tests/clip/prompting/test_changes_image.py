@@ -65,7 +65,7 @@ def test_any_output_tokens_are_read(at):
 
 def test_unchanged_images_are_read_without_gradient():
     fast, plain = both(torch.float64)
-    image = images(11, torch.float64)  # more than one piece
+    image = images(11, torch.float64)  # more than one chunk
     got, expected = (e.image(image, reads=READS) for e in (fast, plain))
     assert not any(x.requires_grad for x in got.values())
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)

@@ -252,7 +252,7 @@ def test_permuting_classes_permutes_everything():
 
 
 @torch.no_grad()
-def test_pieces_without_gradients_change_nothing(monkeypatch):
+def test_chunks_without_gradients_change_nothing(monkeypatch):
     encoder = both(D)[0].text
     layout, ctx, changes = text_case(both(D)[0], D, "per class, inserted")
 
@@ -262,7 +262,7 @@ def test_pieces_without_gradients_change_nothing(monkeypatch):
         return [state.prefix, state.tokens, *found.values()]
 
     whole = results()
-    monkeypatch.setattr(shared, "_TOKENS_PER_PIECE", 1)
+    monkeypatch.setattr(shared, "_TOKENS_PER_CHUNK", 1)
     for a, b in zip(results(), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
@@ -311,7 +311,7 @@ def test_half_precision_is_no_farther_from_exact_than_the_plain_path(precision):
     assert errors[True] <= 1.5 * errors[False] < 0.3
 
 
-def test_pieces_draw_the_same_random_numbers_again():
+def test_chunks_draw_the_same_random_numbers_again():
     encoder = both(D)[0].text
     layout = encoder.layout(NAMES, 2)
     ctx = vectors(2, dtype=D)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clip.prompting import Encoders
-from clip.prompting.shared import pieces_of
+from clip.prompting.shared import chunks_of
 from dassl.utils import UserError
 from tests.clip.prompting.oracle import NAMES, agree, both, dtypes, random, tiny_clip
 
@@ -60,7 +60,7 @@ def test_unprompted_towers_are_clips_own(dtype):
     from clip import tokenize
 
     model = tiny_clip(dtype)
-    image = random(11, 3, 32, 32, dtype=dtype).detach()  # more than one piece
+    image = random(11, 3, 32, 32, dtype=dtype).detach()  # more than one chunk
     texts = [f"a photo of a {name}." for name in NAMES]
     for fast in (True, False):
         encoders = Encoders(model, fast)
@@ -72,17 +72,17 @@ def test_unprompted_towers_are_clips_own(dtype):
 
 
 @dtypes
-def test_pieces_change_nothing(dtype):
-    """Under a memory budget the suffixes are computed in pieces and recomputed for gradients."""
+def test_chunks_change_nothing(dtype):
+    """Under a memory budget the suffixes are computed in chunks and recomputed for gradients."""
     fast, plain = both(dtype)
     ctx = random(3, 1, 4, 128, dtype=dtype)
     layout = fast.text.layout(NAMES, 4)
     fast.text.memory_budget = 1
-    assert len(pieces_of(fast.text, layout, 3, fast.text.layers)) == len(NAMES)
+    assert len(chunks_of(fast.text, layout, 3, fast.text.layers)) == len(NAMES)
     agree(fast.text(layout, ctx), plain.text(layout, ctx), [ctx])
 
 
-def test_pieces_change_nothing_for_runs_side_by_side():
+def test_chunks_change_nothing_for_runs_side_by_side():
     fast, _ = both(torch.float64)
     layout = fast.text.layout(NAMES, 4)
     ctx = random(2, 4, 128, dtype=torch.float64)
@@ -96,7 +96,7 @@ def test_pieces_change_nothing_for_runs_side_by_side():
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, None])
-def test_pieces_change_nothing_in_mixed_precision(precision):
+def test_chunks_change_nothing_in_mixed_precision(precision):
     fast, _ = both(torch.float32)
     layout = fast.text.layout(NAMES, 4)
     ctx = random(4, 128, dtype=torch.float32)
