@@ -2,9 +2,9 @@
 
 The paper tunes language models: each input has prompts of its own, made of its tokens. It wasn't
 read; its code (IPT-Prompttuning/IPT) was. There the input's first k tokens are looked up in a
-trained table with a row for each word of the vocabulary, as wide as an embedding; a text CNN, an MLP
-or an LSTM may follow, pre-trained or not; the k vectors go in front of the input's embeddings. An
-image has no vocabulary, so the table has no counterpart here. No result on CLIP was published.
+trained table with a row for each word of the vocabulary, as wide as an embedding; a text CNN, an
+MLP or an LSTM may follow, pre-trained or not; the k vectors go in front of the input's embeddings.
+An image has no vocabulary, so the table has no counterpart here. No result on CLIP was published.
 
 Here the input is the image: its prompts come from its own tokens and go into the same tower. With
 T (G²,d_v) the patch tokens before layer l of the frozen tower,
@@ -15,9 +15,9 @@ T (G²,d_v) the patch tokens before layer l of the frozen tower,
 with conv one filter of width 3 per channel along the k tokens; p is put in before layer l, to stay.
 The text is frozen, the loss cross entropy. W₂ and b₂ start at zero. Zero tokens still take their
 share of attention: PLACE "insert" starts near the hand-written prompt, not at it. With "add" p is
-added to the key tokens themselves, and the start is the hand-written prompt exactly. What lies below
-layer l is computed once per view. Its controls are VPT, whose prompts are the same for all images,
-and CoCoOp, which has an image's prompts on the text side.
+added to the key tokens themselves, and the start is the hand-written prompt exactly. What lies
+below layer l is computed once per view. Its controls are VPT, whose prompts are the same for all
+images, and CoCoOp, which has an image's prompts on the text side.
 """
 
 from __future__ import annotations
@@ -130,7 +130,9 @@ class IPTMethod(Method):
         """(B,3,I,I), or (B,L,d_v) tokens before layer l → (B,D)."""
         encoder = self.encoders.image
         tokens = image if image.dim() == 3 else encoder.below(image, self.layer)
-        return encoder.above(tokens, self.layer, [self._change(tokens[:, 1:])])
+        features = encoder.above(tokens, self.layer, [self._change(tokens[:, 1:])])
+        assert isinstance(features, torch.Tensor)
+        return features
 
     def _change(self, patches: torch.Tensor) -> Tokens:
         """What p of the patches (B,G²,d_v) does to the tower."""

@@ -1,15 +1,15 @@
 """SPT: Self-Prompt Tuning (Wang et al., ICML 2024, arXiv 2402.02382), on CLIP. Adaptation: ours.
 
 VPT whose prompts start from the training images' own tokens. The paper tunes plain ViTs with a
-linear head; its code (WangYZ1608/Self-Prompt-Tuning) was read. No result on CLIP was published. With
-x_ij ∈ R^{d_v} patch token i of an image before layer j of the unprompted tower,
+linear head; its code (WangYZ1608/Self-Prompt-Tuning) was read. No result on CLIP was published.
+With x_ij ∈ R^{d_v} patch token i of an image before layer j of the unprompted tower,
 
     bank_j              x_ij of all patches of up to 2,048 training images
     prompts of layer j  (N,d_v): N different ones of bank_j, each as likely, drawn for each layer
 
 by the run's seed. Everything else is VPT's, its options under TRAINER.VPT included: N prompts per
-layer at the sequence's end, replaced at each of J layers, frozen text, cross entropy. So is the first
-loss, with those prompts. Its control is VPT on the same schedule.
+layer at the sequence's end, replaced at each of J layers, frozen text, cross entropy. So is the
+first loss, with those prompts. Its control is VPT on the same schedule.
 
 What the released code does otherwise:
 - It sees an image as in training, and draws images with replacement, as many as there are. Here an
@@ -30,6 +30,7 @@ from dassl.config import CfgNode, declare_checks, whole
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError, check_choice
 from tuning.method import Classes
+from tuning.prompts import VisionPrompts
 from tuning.trainer import PromptTrainer
 from tuning.training_data import TrainingData
 
@@ -73,6 +74,7 @@ class SPTMethod(VPTMethod):
         if self.init != "tokens":
             return
         encoder, vision = self.encoders.image, self.prompts["vision"]
+        assert isinstance(vision, VisionPrompts)
         prompts = [vision.prompts, *vision.deep]
         n, patches = len(vision.prompts), encoder.tokens - 1
         images = torch.randperm(len(data))[: self.most_images]
