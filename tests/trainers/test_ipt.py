@@ -27,10 +27,9 @@ def built(make_trainer, backbone, moved=False, **options):
         with torch.no_grad():
             for parameter in method.trained().values():
                 parameter += 0.1 * torch.randn_like(parameter)
-    image = trainer.step_inputs(batch)["image"]
     # Kept before the layer; images where nothing is kept.
-    layer = method.image_layer()
-    assert image.dim() == (3 if layer else 4)
+    kept = next(iter(trainer.training_batches()))["img"]
+    assert kept.dim() == (3 if method.image_layer() else 4)
     oracle = Oracle(backbone, batch["img"].double(), batch["label"])
     oracle.clip.double()
     oracle.tau = oracle.clip.logit_scale.exp()
