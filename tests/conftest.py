@@ -57,6 +57,7 @@ OPTIONS = {
     "TRAINER.LASP.PREC": "fp32",
     "TRAINER.EPT.PREC": "fp32",
     "TRAINER.LAMP.PREC": "fp32",
+    "TRAINER.IPT.PREC": "fp32",
 }
 
 

@@ -20,7 +20,7 @@ from tuning.options import parse_args, setup_cfg
 
 trainers.modules()
 METHODS = ("CoOp", "CoCoOp", "KgCoOp", "MaPLe", "VPT", "CLIPAdapter", "PromptSRC")
-NEIGHBORS = ("PRE", "LASP", "EPT", "LAMP")  # named beside DePT
+NEIGHBORS = ("PRE", "LASP", "EPT", "LAMP", "SPT", "IPT")  # named beside DePT
 ZERO_SHOT = ("ZeroshotCLIP", "ZeroshotCLIP2")
 WRAPPED = tuple(f"DePT_{name}" for name in METHODS + NEIGHBORS)
 
@@ -175,6 +175,24 @@ OF_METHOD = {
         "TRAINER.LAMP.RANK": 4,
         "TRAINER.LAMP.Q_LR_MULT": 5.0,
         "TRAINER.LAMP.PREC": "fp16",
+    },
+    "SPT": {
+        **EP10,
+        "TRAINER.VPT.N_CTX_VISION": 8,
+        "TRAINER.VPT.PROMPT_DEPTH_VISION": 12,
+        "TRAINER.VPT.CTX_INIT": "a photo of a",
+        "TRAINER.VPT.PREC": "fp16",
+        "TRAINER.SPT.INIT": "tokens",
+        "TRAINER.SPT.IMAGES": 2048,
+    },
+    "IPT": {
+        **EP10,
+        "TRAINER.IPT.TOKENS": 8,
+        "TRAINER.IPT.HIDDEN": 64,
+        "TRAINER.IPT.LAYER": -1,
+        "TRAINER.IPT.PLACE": "insert",
+        "TRAINER.IPT.CTX_INIT": "a photo of a",
+        "TRAINER.IPT.PREC": "fp16",
     },
     "ZeroshotCLIP": {"TRAINER.ZEROSHOT.PREC": "fp16"},
     "ZeroshotCLIP2": {"TRAINER.ZEROSHOT.PREC": "fp16"},
@@ -355,6 +373,14 @@ FRESH = {
     },
     # Its start is held by tests/trainers/test_ept.py: what it is made into is "a photo of a".
     "LAMP": {"kappa": ("all", 0.0)},
+    # Before it sees the images.
+    "SPT": {r"vision\.prompts": ("normal", 0.02), r"vision\.deep\.\d": ("normal", 0.02)},
+    "IPT": {
+        r"norm\.weight": ("all", 1.0),
+        r"norm\.bias|up\..*": ("all", 0.0),
+        r"down\..*": ("linear", 64),
+        r"conv\..*": ("linear", 3),
+    },
 }
 FRESH_HEAD = {
     r"cat\.cwt_\w+\.scale": ("all", 1.0),
@@ -419,6 +445,16 @@ SHAPES |= {
         "b": (4, 64),
     },
     "LAMP": {"u": (16, 4), "q": (4,), "v": (4, 64), "kappa": ()},
+    "SPT": {"vision.prompts": (8, 64), **{f"vision.deep.{i}": (8, 64) for i in range(2)}},
+    "IPT": {
+        **{f"norm.{kind}": (64,) for kind in ("weight", "bias")},
+        "down.weight": (64, 64),
+        "down.bias": (64,),
+        "conv.weight": (64, 1, 3),
+        "conv.bias": (64,),
+        "up.weight": (64, 64),
+        "up.bias": (64,),
+    },
 }
 HEAD_SHAPES = {
     "cat.cwt_image.scale": (32,),

@@ -12,7 +12,7 @@ from clip.prompting import Encoders
 from dassl.config import CfgNode, declare_checks, whole
 from dassl.engine import TRAINER_REGISTRY
 from tuning.method import Classes, Method
-from tuning.prompts import VisionPrompts, check_depth, public_words
+from tuning.prompts import VisionPrompts, check_depth, public_words, template_of
 from tuning.trainer import PromptTrainer
 
 
@@ -60,7 +60,7 @@ class VPTMethod(Method):
         c = cfg.TRAINER.VPT
         vision_width = encoders.image.width
         check_depth("TRAINER.VPT.PROMPT_DEPTH_VISION", c.PROMPT_DEPTH_VISION, encoders.image.layers)
-        template = f"{c.CTX_INIT.replace('_', ' ')} {{}}.".strip()
+        template = template_of(c.CTX_INIT)
         print(f"Prompt: {template}")
         vision = VisionPrompts(c.N_CTX_VISION, c.PROMPT_DEPTH_VISION, vision_width)
         return cls(encoders, classes, vision, encoders.text.encode(classes.sentences(template)))

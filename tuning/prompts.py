@@ -28,6 +28,11 @@ def resolve_words(node: CfgNode) -> None:
         node.N_CTX = len(node.CTX_INIT.replace("_", " ").split())
 
 
+def template_of(words: str) -> str:
+    """The template of frozen words before a class name: "a photo of a" → "a photo of a {}."."""
+    return f"{words.replace('_', ' ')} {{}}.".strip()
+
+
 def check_depth(key: str, depth: int, layers: int) -> None:
     """Raise UserError unless 1 ≤ depth ≤ layers."""
     if not 1 <= depth <= layers:

@@ -239,6 +239,13 @@ SWITCHES = [
     ("PromptSRC", "PROMPTSRC__PROMPT_DEPTH_VISION", 2, lambda m: 1 + len(m.prompts.vision.deep)),
     ("PromptSRC", "PROMPTSRC__TEXT_LOSS_WEIGHT", 2.5, lambda m: m.text_weight),
     ("PromptSRC", "PROMPTSRC__IMAGE_LOSS_WEIGHT", 1.5, lambda m: m.image_weight),
+    ("SPT", "VPT__N_CTX_VISION", 5, lambda m: len(m.prompts["vision"].prompts)),
+    ("SPT", "SPT__INIT", "normal", lambda m: m.init),
+    ("SPT", "SPT__IMAGES", 3, lambda m: m.most_images),
+    ("IPT", "IPT__TOKENS", 5, lambda m: m.prompts.tokens),
+    ("IPT", "IPT__HIDDEN", 7, lambda m: len(m.prompts.down.weight)),
+    ("IPT", "IPT__LAYER", 2, lambda m: m.image_layer()),
+    ("IPT", "IPT__PLACE", "add", lambda m: m.place),
     ("DePT_CoOp", "DEPT__WEIGHT", 0.4, lambda m: m.weight.item()),
     ("DePT_CoOp", "DEPT__LR_MULT", 3.0, lambda m: m.param_groups(1.0)[1]["lr"]),
     ("DePT_CoOp", "DEPT__FUSION", "prob", lambda m: m.fusion),
@@ -356,6 +363,6 @@ def test_the_models_folder_has_the_original_codes_name(name, folder):
 def test_which_methods_touch_the_image_tower(make_trainer, name):
     method = make_trainer(name).method
     bare = name.removeprefix("DePT_")
-    touched = bare in ("MaPLe", "VPT", "PromptSRC", "LASP")
+    touched = bare in ("MaPLe", "VPT", "PromptSRC", "LASP", "SPT", "IPT")
     assert method.image_tower_untouched == (not touched)
     assert method.compares_with_frozen_image == (bare == "PromptSRC")
