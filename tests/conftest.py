@@ -57,6 +57,8 @@ OPTIONS = {
     "TRAINER.LASP.PREC": "fp32",
     "TRAINER.EPT.PREC": "fp32",
     "TRAINER.LAMP.PREC": "fp32",
+    "TRAINER.INFOPROMPT.PREC": "fp32",
+    "TRAINER.STABLEPT.PREC": "fp32",
 }
 
 

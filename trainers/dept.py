@@ -227,6 +227,12 @@ class DePT(Method):
     def has_own_step(self) -> bool:
         return self.method.has_own_step()
 
+    def draws(self) -> bool:
+        return self.method.draws()
+
+    def drawn(self, generator: torch.Generator | None, progress: float) -> dict[str, torch.Tensor]:
+        return self.method.drawn(generator, progress)
+
     def own_step(self, batch: dict[str, torch.Tensor], own: OwnStep) -> dict[str, torch.Tensor]:
         return self.method.own_step(batch, own)
 

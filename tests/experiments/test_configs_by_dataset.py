@@ -137,6 +137,8 @@ OWN_SCHEDULES = {
     ("LASP", "vit_b16_lasp"): (32, 0.032, 25, {"TRAINER.LASP.LASP_LOSS_WEIGHT": 5.0}),
     ("EPT", "vit_b16_ept"): (4, 0.002, 10, {"TRAINER.EPT.SHIFT_LR_MULT": 2.0}),
     ("LAMP", "vit_b16_lamp"): (32, 0.002, 200, {"TRAINER.LAMP.POOL": 4}),
+    ("InfoPrompt", "vit_b16_infoprompt"): (32, 0.002, 200, {"TRAINER.INFOPROMPT.DECAY": 0.0}),
+    ("StablePT", "vit_b16_stablept"): (32, 1e-4, 50, {"TRAINER.STABLEPT.CONTRAST_WEIGHT": 1.0}),
     ("CLIPAdapter", "vit_b16_clip_adapter"): (32, 0.002, 50, {"TRAINER.CLIP_ADAPTER.PREC": "fp32"}),
 }
 
@@ -148,7 +150,9 @@ def test_the_originals_own_schedules(trainer, config):
     cfg = setup_cfg(parse_run(["--trainer", trainer, "--config-file", file]))
     found = (cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH)
     assert found == (batch, rate, epochs)
-    assert (cfg.MODEL.BACKBONE.NAME, cfg.OPTIM.NAME) == ("ViT-B/16", "sgd")
+    optimizer = ("adamw", 1e-4) if trainer == "StablePT" else ("sgd", 5e-4)
+    assert (cfg.OPTIM.NAME, cfg.OPTIM.WEIGHT_DECAY) == optimizer
+    assert cfg.MODEL.BACKBONE.NAME == "ViT-B/16"
     assert (cfg.OPTIM.LR_SCHEDULER, cfg.OPTIM.WARMUP_CONS_LR) == ("cosine", 1e-5)
     for key, value in more.items():
         node, _, name = key.rpartition(".")
