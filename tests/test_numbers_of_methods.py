@@ -377,7 +377,7 @@ FRESH = {
     },
     # Its start is held by tests/trainers/test_ept.py: what it is made into is "a photo of a".
     "LAMP": {"kappa": ("all", 0.0)},
-    "InfoPrompt": {"ctx": WORDS, "critic.weight": ("linear", 64)},
+    "InfoPrompt": {"ctx": WORDS, "weight": ("linear", 64)},
     "StablePT": {
         "ctx": ("normal", 1.0),
         r"norm_\w+\.weight": ("all", 1.0),
@@ -450,7 +450,7 @@ SHAPES |= {
         "b": (4, 64),
     },
     "LAMP": {"u": (16, 4), "q": (4,), "v": (4, 64), "kappa": ()},
-    "InfoPrompt": {"ctx": (4, 64), "critic.weight": (32, 64)},
+    "InfoPrompt": {"ctx": (4, 64), "weight": (32, 64)},
     "StablePT": {
         "ctx": (10, 64),
         **{f"norm_{x}.{k}": (64,) for x in ("prompts", "texts", "mlp") for k in ("weight", "bias")},

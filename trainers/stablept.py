@@ -7,16 +7,16 @@ CLIP exists. Hard input: the frozen features e⁰_c ∈ R^D of the data set's te
 Soft input: S tokens P ∈ R^{S×d_t}, which read T_c ∈ R^{L_c×d_t}, the frozen text tower's tokens of
 the same sentence, SOS to EOT, after its last norm:
 
-    X_c = LN(P) + attention(LN(P), LN(T_c)),   P_c = LN(X_c) + MLP(LN(X_c)),   four norms
+    X_c = LN(P) + attention(LN(P), LN(T_c)),   P_c = LN(X_c) + MLP(LN(X_c)),   three norms
     e_c = e⁰_c + W mean_s P_c,   W ∈ R^{D×d_t}, zeros: it starts as the template
-    L_con = mean over the 2B rows x of {f̂_i} ∪ {ê_{y_i}}, and over each one's positives x⁺, the other
-            rows of its class, of −log [exp(x·x⁺/.3) / Σ_{x'≠x} exp(x·x'/.3)]
+    L_con = mean over the 2B rows x of {f̂_i} ∪ {ê_{y_i}}, and over each one's positives x⁺, the
+            other rows of its class, of −log [exp(x·x⁺/.3) / Σ_{x'≠x} exp(x·x'/.3)]
     L = CE(τ f̂ êᵀ, y) + L_con
 
-4 heads, no bias at q, k and v, MLP d_t → d_t/2 → GELU → d_t, no dropout. P starts from N(0, INIT_STD²)
-or from words; that the start doesn't matter is the claim, and CoOp's spread its control. With few
-images a batch the contrast has little to tell apart: its own schedule has 32. P_c comes from a
-class's name alone, so new classes have it too.
+4 heads, no bias at q, k and v, MLP d_t → d_t/2 → GELU → d_t, no dropout. P starts from
+N(0, INIT_STD²) or from words; that the start doesn't matter is the claim, and CoOp's spread its
+control. With few images a batch the contrast has little to tell apart: its own schedule has 32. P_c
+comes from a class's name alone, so new classes have it too.
 
 What the code does otherwise: its logits come from a trained block over the text alone, so that the
 soft prompts and their contrast touch nothing that the logits are made of; here, as in the paper's
@@ -28,7 +28,6 @@ batch's counts in the cross entropy; the gradient's norm is clipped at 15; its r
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from clip.prompting import Encoders, PromptLayout, Read
@@ -86,7 +85,7 @@ class SoftPrompts(nn.Module):
         nn.init.zeros_(self.project.weight)
 
     def forward(self, texts: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """z (C,D) of the tokens texts (C,L,d_t); real (C,L): which of them are no padding."""
+        """→ (C,D), of the tokens texts (C,L,d_t); real (C,L): which of them are no padding."""
         prompts = self.norm_prompts(self.ctx)
         texts = self.norm_texts(texts)
         q, k, v = (

@@ -151,7 +151,7 @@ def test_the_originals_own_schedules(trainer, config):
     found = (cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH)
     assert found == (batch, rate, epochs)
     optimizer = ("adamw", 1e-4) if trainer == "StablePT" else ("sgd", 5e-4)
-    assert (cfg.OPTIM.NAME, cfg.OPTIM.WEIGHT_DECAY) == optimizer
+    assert optimizer == (cfg.OPTIM.NAME, cfg.OPTIM.WEIGHT_DECAY)
     assert cfg.MODEL.BACKBONE.NAME == "ViT-B/16"
     assert (cfg.OPTIM.LR_SCHEDULER, cfg.OPTIM.WARMUP_CONS_LR) == ("cosine", 1e-5)
     for key, value in more.items():
