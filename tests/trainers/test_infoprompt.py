@@ -123,7 +123,7 @@ def test_what_infoprompt_draws(make_trainer):
 def test_stablept(exact):
     method, clip, inputs = exact("StablePT", N_CTX=3, CONTRAST_WEIGHT=0.5)
     soft, heads, width = method.soft, 4, 16
-    p = {name: parameter for name, parameter in soft.named_parameters()}
+    p = dict(soft.named_parameters())
 
     def norm(x, name):
         return F.layer_norm(x, (64,), p[f"{name}.weight"], p[f"{name}.bias"])
