@@ -147,6 +147,7 @@ class MethodSetup:
         if self.trains:
             groups = self.method.param_groups(cfg.OPTIM.LR)
             self.optim = build_optimizer(self.method, cfg.OPTIM, groups)
+        self.generator = torch.Generator(self.device).manual_seed(1)  # both paths draw the same
         self.scaler = torch.amp.GradScaler(
             self.device.type, init_scale=2.0**10, enabled=self.precision in ("fp16", "amp")
         )
@@ -192,7 +193,8 @@ class MethodSetup:
     ) -> torch.Tensor:
         """One training step on what `ahead` gives; returns the loss."""
         self.method.train()
-        batch = {"image": image, "label": label, **known}
+        drawn = self.method.drawn(self.generator, 1.0)
+        batch = {"image": image, "label": label, **known, **drawn}
         return training_step(self.method, batch, self.optim, self.scaler, self.autocast)["loss"]
 
     @torch.no_grad()

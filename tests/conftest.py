@@ -58,6 +58,8 @@ OPTIONS = {
     "TRAINER.EPT.PREC": "fp32",
     "TRAINER.LAMP.PREC": "fp32",
     "TRAINER.IPT.PREC": "fp32",
+    "TRAINER.INFOPROMPT.PREC": "fp32",
+    "TRAINER.STABLEPT.PREC": "fp32",
 }
 
 

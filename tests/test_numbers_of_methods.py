@@ -20,7 +20,16 @@ from tuning.options import parse_args, setup_cfg
 
 trainers.modules()
 METHODS = ("CoOp", "CoCoOp", "KgCoOp", "MaPLe", "VPT", "CLIPAdapter", "PromptSRC")
-NEIGHBORS = ("PRE", "LASP", "EPT", "LAMP", "SPT", "IPT")  # named beside DePT
+NEIGHBORS = (
+    "PRE",
+    "LASP",
+    "EPT",
+    "LAMP",
+    "SPT",
+    "IPT",
+    "InfoPrompt",
+    "StablePT",
+)  # named beside DePT
 ZERO_SHOT = ("ZeroshotCLIP", "ZeroshotCLIP2")
 WRAPPED = tuple(f"DePT_{name}" for name in METHODS + NEIGHBORS)
 
@@ -193,6 +202,28 @@ OF_METHOD = {
         "TRAINER.IPT.PLACE": "insert",
         "TRAINER.IPT.CTX_INIT": "a photo of a",
         "TRAINER.IPT.PREC": "fp16",
+    },
+    "InfoPrompt": {
+        **EP10,
+        "TRAINER.INFOPROMPT.N_CTX": 4,
+        "TRAINER.INFOPROMPT.CTX_INIT": "a photo of a",
+        "TRAINER.INFOPROMPT.HEAD_WEIGHT": 0.1,
+        "TRAINER.INFOPROMPT.HEAD_NEGATIVES": 64,
+        "TRAINER.INFOPROMPT.FEATURE_WEIGHT": 0.2,
+        "TRAINER.INFOPROMPT.FEATURE_DRAWS": 4,
+        "TRAINER.INFOPROMPT.NOISE": 0.1,
+        "TRAINER.INFOPROMPT.DECAY": 0.0,
+        "TRAINER.INFOPROMPT.PREC": "fp16",
+    },
+    "StablePT": {
+        **EP10,
+        "TRAINER.STABLEPT.N_CTX": 10,
+        "TRAINER.STABLEPT.CTX_INIT": "",
+        "TRAINER.STABLEPT.INIT_STD": 1.0,
+        "TRAINER.STABLEPT.HEADS": 4,
+        "TRAINER.STABLEPT.CONTRAST_WEIGHT": 1.0,
+        "TRAINER.STABLEPT.TEMPERATURE": 0.3,
+        "TRAINER.STABLEPT.PREC": "fp16",
     },
     "ZeroshotCLIP": {"TRAINER.ZEROSHOT.PREC": "fp16"},
     "ZeroshotCLIP2": {"TRAINER.ZEROSHOT.PREC": "fp16"},
@@ -381,6 +412,15 @@ FRESH = {
         r"down\..*": ("linear", 64),
         r"conv\..*": ("linear", 3),
     },
+    "InfoPrompt": {"ctx": WORDS, "weight": ("linear", 64)},
+    "StablePT": {
+        "ctx": ("normal", 1.0),
+        r"norm_\w+\.weight": ("all", 1.0),
+        r"norm_\w+\.bias": ("all", 0.0),
+        r"[qkv]\.weight|out\..*|mlp\.0\..*": ("linear", 64),
+        r"mlp\.2\..*": ("linear", 32),
+        "project.weight": ("all", 0.0),
+    },
 }
 FRESH_HEAD = {
     r"cat\.cwt_\w+\.scale": ("all", 1.0),
@@ -454,6 +494,18 @@ SHAPES |= {
         "conv.bias": (64,),
         "up.weight": (64, 64),
         "up.bias": (64,),
+    },
+    "InfoPrompt": {"ctx": (4, 64), "weight": (32, 64)},
+    "StablePT": {
+        "ctx": (10, 64),
+        **{f"norm_{x}.{k}": (64,) for x in ("prompts", "texts", "mlp") for k in ("weight", "bias")},
+        **{f"{name}.weight": (64, 64) for name in ("q", "k", "v", "out")},
+        "out.bias": (64,),
+        "mlp.0.weight": (32, 64),
+        "mlp.0.bias": (32,),
+        "mlp.2.weight": (64, 32),
+        "mlp.2.bias": (64,),
+        "project.weight": (32, 64),
     },
 }
 HEAD_SHAPES = {

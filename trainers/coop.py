@@ -69,7 +69,7 @@ class CoOpMethod(Method):
         position: where the class name stands: "end", "middle" or "front" of the context.
     """
 
-    trained_modules = ("context",)
+    trained_modules: tuple[str, ...] = ("context",)
     # The words it starts from where none are given.
     own_words = ""
 

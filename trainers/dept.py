@@ -234,6 +234,14 @@ class DePT(Method):
         """As the method's."""
         return self.method.has_own_step()
 
+    def draws(self) -> bool:
+        """As the method's."""
+        return self.method.draws()
+
+    def drawn(self, generator: torch.Generator | None, progress: float) -> dict[str, torch.Tensor]:
+        """As the method's."""
+        return self.method.drawn(generator, progress)
+
     def own_step(self, batch: dict[str, torch.Tensor], own: OwnStep) -> dict[str, torch.Tensor]:
         """The method's; `own.losses` gives DePT's losses, the CAT head's among them."""
         return self.method.own_step(batch, own)

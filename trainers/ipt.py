@@ -38,6 +38,7 @@ PLACES = ("insert", "add")
 
 
 def extend_cfg(cfg: CfgNode) -> None:
+    """Add the method's defaults."""
     cfg.TRAINER.IPT = CfgNode()
     cfg.TRAINER.IPT.TOKENS = 8  # k
     cfg.TRAINER.IPT.HIDDEN = 64  # h
@@ -104,6 +105,7 @@ class IPTMethod(Method):
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> IPTMethod:
+        """As the contract says."""
         c, tower = cfg.TRAINER.IPT, encoders.image
         check_choice("TRAINER.IPT.PLACE", c.PLACE, PLACES)
         patches, last = tower.tokens - 1, tower.layers - 1
@@ -124,6 +126,7 @@ class IPTMethod(Method):
         return self.frozen_text
 
     def image_layer(self) -> int:
+        """The layer whose tokens the prompts are made of."""
         return self.layer
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,6 @@ What the public code does otherwise than the paper's base-to-new protocol, and w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from zlib import crc32
 
 import torch
 import torch.nn.functional as F
@@ -134,6 +133,7 @@ class LASPMethod(Method):
         templates: n of them, each with one {}.
         weight: α; 0: no L_tt.
         names, negatives: "base" or "all", whose names L_tt and the cross entropy see.
+        noise: standard deviation of what is added to the references in half of the steps.
     """
 
     rows: torch.Tensor | None
@@ -149,6 +149,7 @@ class LASPMethod(Method):
         weight: float = 5.0,
         names: str = "base",
         negatives: str = "base",
+        noise: float = 0.05,
     ) -> None:
         super().__init__(encoders, classes)
         check_choice("TRAINER.LASP.NAMES", names, NAMES)
@@ -167,7 +168,7 @@ class LASPMethod(Method):
                 "in TRAINER.LASP.LASP_PROMPTS: each group needs one"
             )
         self.templates = list(templates)
-        self.weight = weight
+        self.weight, self.noise = weight, noise
         self.text_names, self.negatives = names, negatives
         self.layout = self._layout(classes.names)
         # Where this run's classes stand among those that the losses see; None: they are these.
@@ -211,7 +212,8 @@ class LASPMethod(Method):
             norms = nn.ModuleList(map(BlockNorms, encoders.image.vit.transformer.resblocks))
         weight = c.LASP_LOSS_WEIGHT if c.ENABLE else 0.0
         method = cls(
-            *(encoders, classes, context, norms, c.LASP_PROMPTS, weight, c.NAMES, c.NEGATIVES)
+            *(encoders, classes, context, norms, c.LASP_PROMPTS, weight, c.NAMES, c.NEGATIVES),
+            c.NOISE,
         )
         print(f"L_tt sees {method.number_of_names} names in {len(c.LASP_PROMPTS)} templates")
         return method
@@ -241,6 +243,16 @@ class LASPMethod(Method):
             names = Classes([self.seen[key] for key in keys], list(keys))
             encoded = {t: self.encoders.text.encode(names.sentences(t)) for t in self.templates}
             self.references = torch.stack([encoded[t] for t in self.templates])
+
+    def drawn(self, generator: torch.Generator | None, progress: float) -> dict[str, torch.Tensor]:
+        """A step's noise (P,A,D)."""
+        if not (self.noise and self.weight):
+            return {}
+        device = self.encoders.logit_scale.device
+        shape = (len(self.templates), self.number_of_names, self.encoders.embed_dim)
+        noisy = torch.rand(1, generator=generator, device=device) < 0.5
+        noise = torch.randn(shape, generator=generator, device=device)
+        return {"noise": self.noise * noisy * noise}
 
     def param_groups(self, lr: float) -> list[dict]:
         """Context and w at `lr`; the LayerNorms at a tenth of it."""
@@ -327,21 +339,6 @@ class LASP(PromptTrainer):
 
     method_class = LASPMethod
     config_node = "LASP"
-
-    def known_features(self, batch: dict) -> dict[str, torch.Tensor]:
-        """Also a step's noise, a function of seed, epoch and images as the views are."""
-        known = super().known_features(batch)
-        c = self.method_cfg(self.cfg)
-        if not (c.NOISE and c.ENABLE and c.LASP_LOSS_WEIGHT):
-            return known
-        classes = self.method.classes
-        names = len(all_names(classes) if c.NAMES == "all" else classes.names)
-        shape = (len(c.LASP_PROMPTS), names, self.method.encoders.embed_dim)
-        place = f"{self.cfg.SEED} {self.epoch} {batch['index'].tolist()}"
-        generator = torch.Generator(self.device).manual_seed(crc32(place.encode()))
-        noisy = torch.rand(1, generator=generator, device=self.device) < 0.5
-        noise = torch.randn(shape, generator=generator, device=self.device)
-        return {**known, "noise": c.NOISE * noisy * noise}
 
     def model_update(self, names: str | list[str] | None = None) -> None:
         """As every trainer's, after clipping the gradient over all that is trained."""

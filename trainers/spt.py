@@ -41,6 +41,7 @@ INITS = ("tokens", "normal")
 
 def extend_cfg(cfg: CfgNode) -> None:
     # The other keys are VPT's.
+    """Add the method's defaults."""
     cfg.TRAINER.SPT = CfgNode()
     cfg.TRAINER.SPT.INIT = "tokens"  # tokens | normal: N(0, .02²), as VPT starts
     cfg.TRAINER.SPT.IMAGES = 2048  # so many training images at most, chosen at random
@@ -58,6 +59,7 @@ class SPTMethod(VPTMethod):
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> SPTMethod:
+        """As the contract says."""
         method = super().from_cfg(cfg, encoders, classes)
         assert isinstance(method, cls)
         c = cfg.TRAINER.SPT
@@ -107,4 +109,5 @@ class SPT(PromptTrainer):
 
     @classmethod
     def config_nodes(cls) -> tuple[str, ...]:
+        """VPT's node beside its own."""
         return (*super().config_nodes(), "SPT")

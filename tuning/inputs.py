@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
+from zlib import crc32
 
 import torch
 
@@ -14,7 +15,7 @@ from dassl.config import CfgNode
 from dassl.data import DataManager
 from dassl.data.data_manager import ImageLoader
 from dassl.engine import TrainerX
-from dassl.utils import UserError
+from dassl.utils import UserError, resolve_seed
 
 from .data_sets import further_cfgs, in_turn
 from .feature_cache import Encoder, NextEpoch, Part
@@ -183,7 +184,16 @@ class Inputs(TrainerX):
             others |= {f"other_{name}": value for name, value in of_each.items()}
             known |= {name: views[0] for name, views in of_each.items()}
             known |= {name: torch.stack(views[1:]) for name, views in others.items()}
-        return {name: self._to_device(value) for name, value in known.items()}
+        known = {name: self._to_device(value) for name, value in known.items()}
+        return {**known, **self._drawn(batch)}
+
+    def _drawn(self, batch: dict) -> dict[str, torch.Tensor]:
+        """The method's `drawn`, a function of seed, epoch and images as the views are."""
+        if not self.method.draws():
+            return {}
+        place = f"{resolve_seed(self.cfg.SEED)} {self.epoch} {batch['index'].tolist()}"
+        generator = torch.Generator(self.device).manual_seed(crc32(place.encode()))
+        return self.method.drawn(generator, (self.epoch + 1) / self.max_epoch)
 
     def parse_batch_train(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """The image, of several views the first, and its label, on the device."""

@@ -237,6 +237,17 @@ class Method(Saved):
         not called where a run goes on or is tested: then the checkpoint has it.
         """
 
+    def drawn(self, generator: torch.Generator | None, progress: float) -> dict[str, torch.Tensor]:
+        """What a step takes beside its batch, by name: random numbers, what changes with time.
+
+        `features` takes them as keywords. They are the same for the same seed, epoch and images,
+        so that a run resumes, or goes side by side with others, to the same numbers.
+
+        generator: what to draw from, on the method's device; None: torch's own.
+        progress: the share of the epochs that have begun, from 1/MAX_EPOCH to 1.
+        """
+        return {}
+
     def own_step(self, batch: dict[str, torch.Tensor], own: OwnStep) -> dict[str, torch.Tensor]:
         """A training step of its own, in place of the usual one; → its losses by name.
 
@@ -273,6 +284,10 @@ class Method(Saved):
     def has_own_step(self) -> bool:
         """Whether it defines `own_step`."""
         return type(self).own_step is not Method.own_step
+
+    def draws(self) -> bool:
+        """Whether it defines `drawn`."""
+        return type(self).drawn is not Method.drawn
 
     def image_layer(self) -> int | None:
         """The image tower's layer below which nothing changes or is read; None: nor is above it.

@@ -14,6 +14,7 @@ from dassl.utils import UserError
 
 from ..clip import _tokenizer
 from ..model import CLIP
+from ..simple_tokenizer import START
 from .block import Head, Layer, head_of, heads_apart, heads_joined, layers_of, plain_block
 from .changes import (
     END,
@@ -100,6 +101,11 @@ class TextEncoder(nn.Module):
     def context_length(self) -> int:
         """The most tokens of a text: 77 in released models."""
         return len(self.positional_embedding)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids stand for text: 0 to it − 1; SOS and EOT are the two behind."""
+        return _tokenizer.encoder[START]
 
     def layout(
         self,

@@ -149,6 +149,15 @@ OWN_SCHEDULES = {
     ("SPT", "vit_b16_spt"): (32, 0.001, 100, {**OF_SPT, "TRAINER.VPT.N_CTX_VISION": 20}),
     ("VPT", "vit_b16_spt"): (32, 0.001, 100, {**OF_SPT, "TRAINER.VPT.N_CTX_VISION": 20}),
     ("IPT", "vit_b16_ipt"): (32, 0.002, 100, {"TRAINER.IPT.TOKENS": 8}),
+    ("InfoPrompt", "vit_b16_infoprompt"): (32, 0.002, 200, {"TRAINER.INFOPROMPT.DECAY": 0.0}),
+    ("StablePT", "vit_b16_stablept"): (
+        *(32, 1e-4, 50),
+        {
+            "OPTIM.NAME": "adamw",
+            "OPTIM.WEIGHT_DECAY": 1e-4,
+            "TRAINER.STABLEPT.CONTRAST_WEIGHT": 1.0,
+        },
+    ),
     ("CLIPAdapter", "vit_b16_clip_adapter"): (32, 0.002, 50, {"TRAINER.CLIP_ADAPTER.PREC": "fp32"}),
 }
 

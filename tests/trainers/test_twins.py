@@ -45,8 +45,23 @@ def test_every_method_that_fits_labels_has_a_twin(name):
 def test_what_is_not_wrapped():
     bare = {bare_name(name) for name in NAMES if is_wrapped(name)}
     assert bare == {
-        *("CLIPAdapter", "CoCoOp", "CoOp", "EPT", "IPT", "KgCoOp", "LAMP", "LASP", "MaPLe"),
-        *("PRE", "PromptSRC", "SPT", "VPT"),
+        *(
+            "CLIPAdapter",
+            "CoCoOp",
+            "CoOp",
+            "EPT",
+            "IPT",
+            "KgCoOp",
+            "LAMP",
+            "LASP",
+            "MaPLe",
+            "PRE",
+            "PromptSRC",
+            "SPT",
+            "VPT",
+            "InfoPrompt",
+            "StablePT",
+        ),
     }
     assert not any(can_be_wrapped(TRAINER_REGISTRY.get(wrapped_name(name))) for name in bare)
 
