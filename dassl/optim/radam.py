@@ -17,7 +17,7 @@ class RAdam(torch.optim.RAdam):
     """Rectified Adam (Liu et al., ICLR 2020, arXiv 1908.03265), its weight decay decoupled.
 
     While the variance of the adaptive rate can't be rectified, a step is one of SGD with momentum,
-    or none if not `degenerated_to_sgd`. Parameters of half precision step in fp32, then are rounded.
+    or none if not `degenerated_to_sgd`. Halves step in fp32 and are rounded then.
     """
 
     def __init__(
