@@ -19,7 +19,6 @@ MODULES = {
     "dassl.modeling.backbone": "dassl.compat.modeling",
     "dassl.modeling.head": "dassl.compat.modeling",
     "dassl.modeling.network": "dassl.compat.modeling",
-    "dassl.optim.radam": "dassl.compat.radam",
     "dassl.utils.tools": "dassl.compat.tools",
     "dassl.utils.torchtools": "dassl.compat.tools",
 }

@@ -11,6 +11,8 @@ from torch import Tensor, nn, optim
 from dassl.config import CfgNode
 from dassl.utils import UserError, check_choice
 
+from .radam import RAdam
+
 # name -> (class, its arguments from the OPTIM node)
 _OPTIMIZERS: dict[str, tuple[type[optim.Optimizer], Callable[[CfgNode], dict[str, Any]]]] = {
     "sgd": (
@@ -24,10 +26,7 @@ _OPTIMIZERS: dict[str, tuple[type[optim.Optimizer], Callable[[CfgNode], dict[str
     "adam": (optim.Adam, lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2)}),
     "amsgrad": (optim.Adam, lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2), "amsgrad": True}),
     "adamw": (optim.AdamW, lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2)}),
-    "radam": (
-        optim.RAdam,  # with Dassl's weight decay
-        lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2), "decoupled_weight_decay": True},
-    ),
+    "radam": (RAdam, lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2)}),
     "rmsprop": (optim.RMSprop, lambda o: {"momentum": o.MOMENTUM, "alpha": o.RMSPROP_ALPHA}),
 }
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from dassl.config import get_cfg_default
 from dassl.optim import build_optimizer, load_optimizer, optimizer
+from dassl.optim.radam import RAdam
 from dassl.utils import UserError
 
 
@@ -25,7 +26,7 @@ def node(**options):
         ("adam", torch.optim.Adam, {"betas": (0.8, 0.999), "amsgrad": False}),
         ("amsgrad", torch.optim.Adam, {"betas": (0.8, 0.999), "amsgrad": True}),
         ("adamw", torch.optim.AdamW, {"betas": (0.8, 0.999)}),
-        ("radam", torch.optim.RAdam, {"betas": (0.8, 0.999), "decoupled_weight_decay": True}),
+        ("radam", RAdam, {"betas": (0.8, 0.999), "decoupled_weight_decay": True}),
         ("rmsprop", torch.optim.RMSprop, {"momentum": 0.5, "alpha": 0.9}),
     ],
 )
