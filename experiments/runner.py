@@ -103,7 +103,7 @@ def hold(folder: Path) -> Iterator[IO]:
         yield lock
 
 
-class Runs:
+class Processes:
     """The processes under way, so that an interruption can end them."""
 
     def __init__(self) -> None:
@@ -190,7 +190,9 @@ class Runs:
                 process.kill()
 
 
-def run_job(job: Job, settings: RunnerSettings, environment: dict[str, str], runs: Runs) -> Outcome:
+def run_job(
+    job: Job, settings: RunnerSettings, environment: dict[str, str], processes: Processes
+) -> Outcome:
     """Bring one run to its result, unless it is there. Raises `Held` if another runner has it."""
     started = time.monotonic()
     status = 0
@@ -201,14 +203,15 @@ def run_job(job: Job, settings: RunnerSettings, environment: dict[str, str], run
             if is_complete(job):  # by whoever had the lock before
                 return outcome_of(job, "skipped")
             for attempt in range(settings.attempts):
-                status = runs.run([job], settings, environment, [lock])
+                status = processes.run([job], settings, environment, [lock])
                 if status == 0 and has_result(job):
                     return outcome_of(job, "done", time.monotonic() - started)
-                if status == USER_ERROR or runs.stopped:
+                if status == USER_ERROR or processes.stopped:
                     break
                 if attempt + 1 < settings.attempts:
-                    print(f"failed ({runs.last_words(job, status)}), trying again: {job.folder}")
-        reason = "interrupted" if runs.stopped else runs.last_words(job, status)
+                    why = processes.last_words(job, status)
+                    print(f"failed ({why}), trying again: {job.folder}")
+        reason = "interrupted" if processes.stopped else processes.last_words(job, status)
     except UserError as error:
         status, reason = USER_ERROR, str(error)
     except OSError as error:
@@ -217,7 +220,7 @@ def run_job(job: Job, settings: RunnerSettings, environment: dict[str, str], run
 
 
 def run_together(
-    jobs: Sequence[Job], settings: RunnerSettings, environment: dict[str, str], runs: Runs
+    jobs: Sequence[Job], settings: RunnerSettings, environment: dict[str, str], processes: Processes
 ) -> list[Outcome]:
     """Bring runs to their results in one process; return those that this brought there.
 
@@ -235,15 +238,15 @@ def run_together(
         if len(missing) < 2:
             return []
         try:
-            status = runs.run(missing, settings, environment, locks)
+            status = processes.run(missing, settings, environment, locks)
         except OSError:
             return []
         done = []
         for job in missing:
             with suppress(UserError):
                 done += [job] if is_complete(job) else []
-    if len(done) < len(missing) and not runs.stopped:
-        reason = runs.last_words(missing[0], status)
+    if len(done) < len(missing) and not processes.stopped:
+        reason = processes.last_words(missing[0], status)
         print(f"failed together ({reason}), now one by one", flush=True)
     seconds = (time.monotonic() - started) / len(missing)
     return [outcome_of(job, "done", seconds) for job in done]
@@ -258,7 +261,7 @@ def run_chain(
     chain: Chain,
     settings: RunnerSettings,
     environment: dict[str, str],
-    runs: Runs | None = None,
+    processes: Processes | None = None,
     outcomes: dict[Path, Outcome] | None = None,
 ) -> list[Outcome]:
     """Run a chain's steps in order; the tests of a model whose training failed are left out.
@@ -267,19 +270,19 @@ def run_chain(
         chain: its steps train before they test.
         settings: how runs are started.
         environment: theirs.
-        runs: the processes, to be ended where this one is.
+        processes: those under way, to be ended where this one is.
         outcomes: what became of its runs at an earlier visit, by folder; taken further.
 
     Raises:
         Held: the rest has to wait for another runner. What could be done meanwhile is.
     """
-    runs = runs or Runs()
+    processes = processes or Processes()
     outcomes = {} if outcomes is None else outcomes
     for step in chain.steps:
         lost = {folder for folder, outcome in outcomes.items() if outcome.state == "failed"}
         jobs = [job for job in step if job.model not in lost]
         new = [job for job in jobs if job.folder not in outcomes]
-        for outcome in run_together(new, settings, environment, runs) if new[1:] else ():
+        for outcome in run_together(new, settings, environment, processes) if new[1:] else ():
             outcomes[outcome.job.folder] = outcome
         held = None
         for job in step:
@@ -288,7 +291,7 @@ def run_chain(
                 outcomes[job.folder] = Outcome(job, "left out", reason=reason)
             elif job.folder not in outcomes:
                 try:
-                    outcomes[job.folder] = run_job(job, settings, environment, runs)
+                    outcomes[job.folder] = run_job(job, settings, environment, processes)
                 except Held as error:
                     held = held or error
         if held:
@@ -331,13 +334,13 @@ def run_local(
     free: queue.Queue = queue.Queue()
     for slot in slots:
         free.put(slot)
-    runs = Runs()
+    processes = Processes()
     visited: dict[Chain, dict[Path, Outcome]] = {chain: {} for chain in chains}
 
     def work(chain: Chain) -> list[Outcome] | Held:
         environment = free.get()
         try:
-            return run_chain(chain, settings, environment, runs, visited[chain])
+            return run_chain(chain, settings, environment, processes, visited[chain])
         except Held as error:
             return error
         finally:
@@ -349,9 +352,9 @@ def run_local(
         except BaseException:
             try:
                 pool.shutdown(wait=False, cancel_futures=True)
-                runs.stop()
+                processes.stop()
             except BaseException:  # interrupted again: it doesn't wait
-                runs.stop(grace=0)
+                processes.stop(grace=0)
                 raise
             raise
 

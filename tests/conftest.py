@@ -177,7 +177,7 @@ SMALL = (
 
 
 @pytest.fixture(scope="session")
-def runs(picture_root, backbone, tmp_path_factory) -> dict[str, Path]:
+def run_folders(picture_root, backbone, tmp_path_factory) -> dict[str, Path]:
     """Run folders: DePT_CoOp and CoOp trained on the base classes, the oracle on all of them."""
     folders = {}
     for name, trainer, classes in (

@@ -42,7 +42,7 @@ from tests.soak_runs import (
     SIGNALS,
     Case,
     Failure,
-    Run,
+    ForkedRun,
     World,
     finished,
     outcome,
@@ -60,7 +60,7 @@ def kill(world: World, case: Case, output: Path, rng: random.Random) -> str:
         words += ["DATALOADER.NUM_WORKERS", "1"]
     for _ in range(rng.randint(1, 3)):
         by = rng.choice(SIGNALS)
-        run = Run(words)
+        run = ForkedRun(words)
         if run.wait(rng.uniform(0, seconds)) is not None:
             break  # it was faster
         ended = run.end(by)
@@ -69,7 +69,7 @@ def kill(world: World, case: Case, output: Path, rng: random.Random) -> str:
         if "Traceback" in ended.text:
             raise Failure(f"{by.name}: a traceback:\n{ended.text[-2000:]}")
         world.counts[by.name] += 1
-    finished(Run(words))
+    finished(ForkedRun(words))
     world.check(case, output)
     return "identical"
 
@@ -79,14 +79,14 @@ def disk(world: World, case: Case, output: Path, rng: random.Random) -> str:
     words = case.words(world, output)
     _, seconds = world.whole(case)
     size = rng.choice((0, 0, 100, 4096, 1 << 14, 1 << 17))
-    run = Run(words, full_after=(rng.uniform(0, seconds), size))
+    run = ForkedRun(words, full_after=(rng.uniform(0, seconds), size))
     ended = run.wait() or Failure.stuck(run)
     # Perhaps behind a line of the log that had no room for its end.
     one_line = "error: cannot write " in ended.told and "Traceback" not in ended.text
     if ended.status not in (FINISHED, NO_ROOM) or (ended.status == NO_ROOM and not one_line):
         raise Failure(f"full: status {ended.status}:\n{ended.text[-2000:]}")
     world.counts["disk stopped it"] += ended.status == NO_ROOM
-    finished(Run(words))
+    finished(ForkedRun(words))
     world.check(case, output)
     return "identical"
 
@@ -95,11 +95,11 @@ def together(world: World, case: Case, output: Path, rng: random.Random) -> str:
     """Two at once with no features yet; one is killed, the other must not wait for ever."""
     shutil.rmtree(world.root / ".cache", ignore_errors=True)
     outputs = [output / name for name in ("killed", "left")]
-    runs = [Run(case.words(world, each)) for each in outputs]
+    runs = [ForkedRun(case.words(world, each)) for each in outputs]
     if runs[0].wait(rng.uniform(0, 2 * world.whole(case)[1])) is None:
         runs[0].end(signal.SIGKILL)
     finished(runs[1])
-    finished(Run(case.words(world, outputs[0])))
+    finished(ForkedRun(case.words(world, outputs[0])))
     for each in outputs:
         world.check(case, each)
     return "identical"
@@ -115,7 +115,7 @@ def flip(world: World, case: Case, output: Path, rng: random.Random) -> str:
     shutil.copy(world.backbone, own.backbone)
     folder = output / "run"
     words = case.words(own, folder)
-    run = Run(words)
+    run = ForkedRun(words)
     if rng.random() < 0.5 and run.wait(rng.uniform(0.3, 1) * world.whole(case)[1]) is None:
         run.end(signal.SIGTERM)
     else:
@@ -133,7 +133,7 @@ def flip(world: World, case: Case, output: Path, rng: random.Random) -> str:
     path.write_bytes(content)
     if kind == "model.pth.tar":
         words = case.words(own, output / "test", "--eval-only", "--model-dir", str(folder))
-    ended = (run := Run(words)).wait() or Failure.stuck(run)
+    ended = (run := ForkedRun(words)).wait() or Failure.stuck(run)
     world.counts[f"flip in {kind}"] += 1
     if ended.status == MISTAKE and ended.told.startswith("error: "):
         return "refused"

@@ -69,7 +69,7 @@ class Ended:
         return lines[-1] if lines else ""
 
 
-class Run:
+class ForkedRun:
     """`train.py WORDS` in a forked process, whose output is read here."""
 
     def __init__(self, words: list[str], full_after: tuple[float, int] | None = None) -> None:
@@ -153,7 +153,7 @@ class Failure(Exception):
     """A trial did not end as it should; its text says how."""
 
     @classmethod
-    def stuck(cls, run: Run) -> Ended:
+    def stuck(cls, run: ForkedRun) -> Ended:
         os.kill(run.pid, signal.SIGKILL)
         raise cls(f"stuck:\n{run.text.decode('utf-8', 'replace')[-2000:]}")
 
@@ -216,7 +216,7 @@ class World:
         """The outcomes of the case's uninterrupted run, and its seconds."""
         if case not in self._whole:
             output = self.folder / "whole" / f"{case.trainer}_{case.seeds}"
-            ended = finished(Run(case.words(self, output, "--no-cache")))
+            ended = finished(ForkedRun(case.words(self, output, "--no-cache")))
             self._whole[case] = [outcome(f) for f in case.folders(output)], ended.seconds
         return self._whole[case]
 
@@ -228,7 +228,7 @@ class World:
                     raise Failure(f"other {what} than the uninterrupted run's")
 
 
-def finished(run: Run) -> Ended:
+def finished(run: ForkedRun) -> Ended:
     """Raise Failure unless the run ends well."""
     ended = run.wait() or Failure.stuck(run)
     if ended.status != FINISHED:

@@ -226,13 +226,18 @@ def test_no_room_for_shared_memory_is_one_line(command, tmp_path, monkeypatch, c
     ],
 )
 def test_a_full_disk_is_one_line(
-    runs, picture_root, tmp_path, full_disk, monkeypatch, capsys, door, line, file
+    run_folders, picture_root, tmp_path, full_disk, monkeypatch, capsys, door, line, file
 ):
     add_pair(tmp_path / "results", "oxford_pets", 90.0, 80.0)
     out = tmp_path / "out"
     out.mkdir()
     image = next(picture_root.rglob("*.png"))
-    places = {"image": image, "run": runs["CoOp"], "results": tmp_path / "results", "out": out}
+    places = {
+        "image": image,
+        "run": run_folders["CoOp"],
+        "results": tmp_path / "results",
+        "out": out,
+    }
     words = [word.format(**places) for word in line.split()]
     monkeypatch.setattr(sys, "argv", [door, *words])
     with full_disk(0), pytest.raises(SystemExit) as ended:

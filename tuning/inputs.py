@@ -17,8 +17,8 @@ from dassl.data.data_manager import ImageLoader
 from dassl.engine import TrainerX
 from dassl.utils import UserError, resolve_seed
 
-from .data_sets import further_cfgs, in_turn
 from .feature_cache import Encoder, NextEpoch, Part
+from .further_data import further_cfgs, in_turn
 from .method import Method
 from .step import Batch
 

@@ -20,7 +20,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, count_num_param, file_sha256, resolve_seed
 
 from . import original_checkpoints
-from .data_sets import classes_of, digests_of
+from .further_data import classes_of, digests_of
 from .inputs import Inputs, resolve_views
 from .loading import autocast, load_encoders, load_into, resolve_precision
 from .method import SEES, Classes, Method

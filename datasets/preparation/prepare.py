@@ -9,7 +9,7 @@ from pathlib import Path
 from dassl.utils import atomic_copy
 
 from .fetch import FetchError, Options, fetch, is_archive_name, was_fetched
-from .sources import Mirror, Part, Source
+from .sources import Mirror, Source, SourcePart
 from .unpack import UnpackError, place, unpack
 
 UNPACKING = ".unpacking"  # below the data folder; a killed run may leave it
@@ -31,7 +31,7 @@ class Preparation:
         folder: what a killed process left unpacked is removed.
         """
         shutil.rmtree(self.root / UNPACKING, ignore_errors=True)
-        failures: dict[Part, list[str]] = {}
+        failures: dict[SourcePart, list[str]] = {}
         for part in source.parts:
             if not self.is_there(part):
                 print(f"{name}: {part.folder}: {', '.join(part.contents)}")
@@ -43,11 +43,13 @@ class Preparation:
             if not self.is_there(part)
         ]
 
-    def is_there(self, part: Part) -> bool:
+    def is_there(self, part: SourcePart) -> bool:
         """Return whether the part's files are where they belong."""
         return all((self.root / part.folder / name).exists() for name in part.contents)
 
-    def _try_bundles(self, name: str, source: Source, failures: dict[Part, list[str]]) -> None:
+    def _try_bundles(
+        self, name: str, source: Source, failures: dict[SourcePart, list[str]]
+    ) -> None:
         """Get missing images, and what comes with them, from an archive of the whole folder.
 
         Not for a missing list alone: nobody wants gigabytes for it unasked.
@@ -115,7 +117,7 @@ class Preparation:
         if not self.keep and was_fetched(file):
             file.unlink()
 
-    def _explain(self, name: str, part: Part, reasons: list[str], source: Source) -> str:
+    def _explain(self, name: str, part: SourcePart, reasons: list[str], source: Source) -> str:
         where = self.root / part.folder
         what = f"{name}: {', '.join(part.contents)} of {where}"
         if not part.needed:

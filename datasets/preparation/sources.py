@@ -33,7 +33,7 @@ class Mirror:
 
 
 @dataclass(frozen=True)
-class Part:
+class SourcePart:
     """What one archive or file brings.
 
     Args:
@@ -55,7 +55,7 @@ class Source:
 
     homepage: str
     licence: str
-    parts: tuple[Part, ...]
+    parts: tuple[SourcePart, ...]
     bundles: tuple[Mirror, ...] = ()
 
 
@@ -77,16 +77,18 @@ def _bundles(folder: str, koorye: str, zhengli: str = "") -> tuple[Mirror, ...]:
     )
 
 
-def _file(folder: str, name: str, drive_id: str) -> Part:
-    return Part(folder, (name,), (Mirror(f"gdrive:{drive_id}", name),))
+def _file(folder: str, name: str, drive_id: str) -> SourcePart:
+    return SourcePart(folder, (name,), (Mirror(f"gdrive:{drive_id}", name),))
 
 
 CLASSNAMES = Mirror("gdrive:1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF", "classnames.txt")
 
 
-def _classnames(folder: str) -> Part:
+def _classnames(folder: str) -> SourcePart:
     """ImageNet's class names, as the field has them: a copy in each of its variants' folders."""
-    return Part(folder, ("classnames.txt",), (Mirror("root:imagenet/classnames.txt"), CLASSNAMES))
+    return SourcePart(
+        folder, ("classnames.txt",), (Mirror("root:imagenet/classnames.txt"), CLASSNAMES)
+    )
 
 
 IMAGENET_PAGE = "hand:https://image-net.org/challenges/LSVRC/2012/2012-downloads.php"
@@ -96,8 +98,8 @@ SOURCES = {
         "https://image-net.org",
         "research only; accept the terms there",
         (
-            Part("imagenet", ("classnames.txt",), (CLASSNAMES,)),
-            Part(
+            SourcePart("imagenet", ("classnames.txt",), (CLASSNAMES,)),
+            SourcePart(
                 "imagenet/images/train",
                 ("n01440764",),
                 (
@@ -108,7 +110,7 @@ SOURCES = {
                     ),
                 ),
             ),
-            Part(
+            SourcePart(
                 "imagenet/images/val",
                 ("ILSVRC2012_val_00000001.JPEG",),
                 (
@@ -119,7 +121,7 @@ SOURCES = {
                     ),
                 ),
             ),
-            Part(
+            SourcePart(
                 "imagenet",
                 ("ILSVRC2012_devkit_t12",),
                 (
@@ -137,7 +139,7 @@ SOURCES = {
         "CC BY 4.0",
         (
             _file("caltech-101", "split_zhou_Caltech101.json", "1hyarUivQE36mY6jSomru6Fjd-JzwcCzN"),
-            Part(
+            SourcePart(
                 "caltech-101",
                 ("101_ObjectCategories",),
                 (
@@ -161,7 +163,7 @@ SOURCES = {
         "CC BY-SA 4.0",
         (
             _file("oxford_pets", "split_zhou_OxfordPets.json", "1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs"),
-            Part(
+            SourcePart(
                 "oxford_pets",
                 ("images",),
                 (
@@ -173,7 +175,7 @@ SOURCES = {
                     ),
                 ),
             ),
-            Part(
+            SourcePart(
                 "oxford_pets",
                 ("annotations",),
                 (
@@ -198,7 +200,7 @@ SOURCES = {
                 "split_zhou_StanfordCars.json",
                 "1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT",
             ),
-            Part(
+            SourcePart(
                 "stanford_cars",
                 ("cars_train",),
                 (
@@ -210,7 +212,7 @@ SOURCES = {
                     ),
                 ),
             ),
-            Part(
+            SourcePart(
                 "stanford_cars",
                 ("cars_test",),
                 (
@@ -222,7 +224,7 @@ SOURCES = {
                     ),
                 ),
             ),
-            Part(
+            SourcePart(
                 "stanford_cars",
                 ("devkit",),
                 (
@@ -241,7 +243,7 @@ SOURCES = {
                 ),
                 needed=False,
             ),
-            Part(
+            SourcePart(
                 "stanford_cars",
                 ("cars_test_annos_withlabels.mat",),
                 (
@@ -267,7 +269,7 @@ SOURCES = {
                 "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT",
             ),
             _file("oxford_flowers", "cat_to_name.json", "1AkcxCXeK_RCGCEC_GvmWxjcjaNhu-at0"),
-            Part(
+            SourcePart(
                 "oxford_flowers",
                 ("jpg",),
                 (
@@ -279,7 +281,7 @@ SOURCES = {
                     ),
                 ),
             ),
-            Part(
+            SourcePart(
                 "oxford_flowers",
                 ("imagelabels.mat",),
                 (
@@ -300,7 +302,7 @@ SOURCES = {
         "images of foodspotting.com: research only",
         (
             _file("food-101", "split_zhou_Food101.json", "1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl"),
-            Part(
+            SourcePart(
                 "food-101",
                 ("images", "meta"),
                 (
@@ -319,7 +321,7 @@ SOURCES = {
         f"{VGG}/fgvc-aircraft/",
         "non-commercial research",
         (
-            Part(
+            SourcePart(
                 "fgvc_aircraft",
                 ("images", "variants.txt"),
                 (Mirror(f"{VGG}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz"),),
@@ -332,7 +334,7 @@ SOURCES = {
         "not stated",
         (
             _file("sun397", "split_zhou_SUN397.json", "1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq"),
-            Part(
+            SourcePart(
                 "sun397",
                 ("SUN397",),
                 (
@@ -344,7 +346,7 @@ SOURCES = {
                     ),
                 ),
             ),
-            Part(
+            SourcePart(
                 "sun397",
                 ("Training_01.txt", "Testing_01.txt"),
                 (
@@ -367,7 +369,7 @@ SOURCES = {
             _file(
                 "dtd", "split_zhou_DescribableTextures.json", "1u3_QfB467jqHgNXC00UIzbLZRQCg2S7x"
             ),
-            Part(
+            SourcePart(
                 "dtd",
                 ("images", "labels"),
                 (
@@ -387,7 +389,7 @@ SOURCES = {
         "MIT",
         (
             _file("eurosat", "split_zhou_EuroSAT.json", "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o"),
-            Part(
+            SourcePart(
                 "eurosat",
                 ("2750",),
                 tuple(
@@ -411,7 +413,7 @@ SOURCES = {
         "not stated",
         (
             _file("ucf101", "split_zhou_UCF101.json", "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y"),
-            Part(
+            SourcePart(
                 "ucf101",
                 ("UCF-101-midframes",),
                 (Mirror("gdrive:10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O", "UCF-101-midframes.zip"),),
@@ -424,7 +426,7 @@ SOURCES = {
         "MIT",
         (
             _classnames("imagenetv2"),
-            Part(
+            SourcePart(
                 "imagenetv2",
                 ("imagenetv2-matched-frequency-format-val",),
                 tuple(
@@ -443,7 +445,7 @@ SOURCES = {
         "MIT",
         (
             _classnames("imagenet-sketch"),
-            Part(
+            SourcePart(
                 "imagenet-sketch/images",
                 ("n01440764",),
                 (
@@ -462,7 +464,7 @@ SOURCES = {
         "MIT",
         (
             _classnames("imagenet-adversarial"),
-            Part(
+            SourcePart(
                 "imagenet-adversarial",
                 ("imagenet-a",),
                 (
@@ -482,7 +484,7 @@ SOURCES = {
         "MIT",
         (
             _classnames("imagenet-rendition"),
-            Part(
+            SourcePart(
                 "imagenet-rendition",
                 ("imagenet-r",),
                 (

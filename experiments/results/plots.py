@@ -58,7 +58,7 @@ def save(figure: Figure, *paths: str | os.PathLike) -> None:
 
 
 @dataclass(frozen=True)
-class Method:
+class Subject:
     """What a point or a line is about: a trainer, with the settings changed or what is drawn."""
 
     trainer: str
@@ -70,9 +70,9 @@ class Method:
         return is_wrapped(self.trainer)
 
     @property
-    def bare(self) -> Method:
+    def bare(self) -> Subject:
         """The method that DePT is around; itself if there is no DePT."""
-        return Method(bare_name(self.trainer), self.changes)
+        return Subject(bare_name(self.trainer), self.changes)
 
     @property
     def label(self) -> str:
@@ -81,13 +81,13 @@ class Method:
         return f" {name}" if name.startswith("_") else name
 
 
-def _method(record: Record | Row | Score) -> Method:
-    return Method(record.trainer, record.config.partition("@")[2])
+def _subject(record: Record | Row | Score) -> Subject:
+    return Subject(record.trainer, record.config.partition("@")[2])
 
 
-def _colors(summary: Summary) -> dict[Method, str]:
+def _colors(summary: Summary) -> dict[Subject, str]:
     """Return a color per method, the same in every plot; a method and its DePT_ share one."""
-    methods = dict.fromkeys(_method(row) for row in sorted(summary.rows, key=method_order))
+    methods = dict.fromkeys(_subject(row) for row in sorted(summary.rows, key=method_order))
     families = list(dict.fromkeys(method.bare for method in methods))
     return {m: COLORS[families.index(m.bare) % len(COLORS)] for m in methods}
 
@@ -136,7 +136,7 @@ def base_new_arrows(summary: Summary, columns: int = COLUMNS) -> Figure | None:
     colors = _colors(summary)
     figure, axes = _grid(names, columns)
     for name, axis in axes.items():
-        points = {_method(r): r for r in records if r.dataset == name}
+        points = {_subject(r): r for r in records if r.dataset == name}
         for method, record in points.items():
             _point(axis, record, method, colors[method])
         for method, record in points.items():
@@ -149,7 +149,7 @@ def base_new_arrows(summary: Summary, columns: int = COLUMNS) -> Figure | None:
     return figure
 
 
-def _point(axis: Axes, record: Record, method: Method, color: str) -> None:
+def _point(axis: Axes, record: Record, method: Subject, color: str) -> None:
     base, new = record.metrics["base"], record.metrics["new"]
     axis.errorbar(
         base.mean,
@@ -186,7 +186,7 @@ def dataset_bars(summary: Summary, columns: int = COLUMNS) -> Figure | None:
     records = _complete(summary)
     if not records:
         return None
-    methods = list(dict.fromkeys(_method(r) for r in records))
+    methods = list(dict.fromkeys(_subject(r) for r in records))
     names = list(dict.fromkeys(r.dataset for r in records))
     colors = _colors(summary)
     long = 0.22 * len(names) * (len(methods) + 1) + 1.5
@@ -194,7 +194,7 @@ def dataset_bars(summary: Summary, columns: int = COLUMNS) -> Figure | None:
     figure, axis = plt.subplots(figsize=(3.6, long) if flat else (max(3.6, long), 3.2))
     width = 0.8 / len(methods)
     for i, method in enumerate(methods):
-        mine = {r.dataset: r.metrics["h"] for r in records if _method(r) == method}
+        mine = {r.dataset: r.metrics["h"] for r in records if _subject(r) == method}
         at = [names.index(name) + (i - (len(methods) - 1) / 2) * width for name in mine]
         heights = [stat.mean for stat in mine.values()]
         spreads = [stat.std or 0 for stat in mine.values()]
@@ -221,10 +221,10 @@ def dataset_bars(summary: Summary, columns: int = COLUMNS) -> Figure | None:
 
 
 def _curves(
-    lines: dict[tuple[str, Method], list[tuple[float, float, float]]],
+    lines: dict[tuple[str, Subject], list[tuple[float, float, float]]],
     xlabel: str,
     ylabel: str,
-    colors: dict[Method, str],
+    colors: dict[Subject, str],
     columns: int,
 ) -> Figure | None:
     """Draw {(panel, method): [(x, mean, spread), …]} as lines with bands."""
@@ -247,7 +247,7 @@ def _curves(
 
 def learning_curves(summary: Summary, columns: int = COLUMNS) -> Figure | None:
     """Mean training loss per epoch over seeds, per data set and method, most shots."""
-    epochs: dict[tuple[str, Method], dict[int, list[float]]] = defaultdict(
+    epochs: dict[tuple[str, Subject], dict[int, list[float]]] = defaultdict(
         lambda: defaultdict(list)
     )
     most = max((score.shots for score in summary.scores), default=0)
@@ -257,7 +257,7 @@ def learning_curves(summary: Summary, columns: int = COLUMNS) -> Figure | None:
         path = score.folder / "metrics.jsonl"
         if score.shots == most and score.classes == "base" and path.exists():
             for epoch, loss in _losses(path):
-                epochs[score.dataset, _method(score)][epoch].append(loss)
+                epochs[score.dataset, _subject(score)][epoch].append(loss)
     lines = {
         key: [(epoch, float(np.mean(v)), float(np.std(v))) for epoch, v in by_epoch.items()]
         for key, by_epoch in epochs.items()
@@ -286,7 +286,7 @@ def few_shot_curves(summary: Summary, columns: int = COLUMNS) -> Figure | None:
             if metric in r.metrics and not is_swept(r.config):
                 panel = f"{r.dataset}: {'H' if metric == 'h' else 'all classes'}"
                 stat = r.metrics[metric]
-                figures[panel, _method(r)].append((r.shots, stat.mean, stat.std or 0.0))
+                figures[panel, _subject(r)].append((r.shots, stat.mean, stat.std or 0.0))
     lines = {key: points for key, points in figures.items() if len(points) > 1}
     return _curves(lines, "images per class", "%", _colors(summary), columns)
 
@@ -297,7 +297,7 @@ def lambda_curves(summary: Summary, columns: int = COLUMNS) -> Figure | None:
     for r in summary.of("lambda"):
         for metric, stat in r.metrics.items():
             point = (float(r.dataset), stat.mean, stat.std or 0.0)
-            lines[r.source, Method(r.trainer, metric)].append(point)
+            lines[r.source, Subject(r.trainer, metric)].append(point)
     colors = dict(zip(dict.fromkeys(name for _, name in lines), COLORS, strict=False))
     return _curves(dict(lines), "λ", "%", colors, columns)
 

@@ -19,8 +19,8 @@ def run(monkeypatch, *arguments: object) -> None:
 
 
 @pytest.mark.parametrize("window", [1, 5, 32])
-def test_channel_importance_is_the_papers_formula(runs, window):
-    trainer = load_run(runs["CoOp"], classes="new")
+def test_channel_importance_is_the_papers_formula(run_folders, window):
+    trainer = load_run(run_folders["CoOp"], classes="new")
     found = channel_importance(trainer, window)
     seen = list(batches(trainer))
     f, text = torch.cat([b.image for b in seen]).double(), seen[0].text.double()
@@ -39,10 +39,10 @@ def test_windows_wrap():
     assert window_sums(x, 5).tolist() == [[10] * 5]
 
 
-def test_channel_importance_of_oracle_and_both_methods(runs, monkeypatch, tmp_path, capsys):
+def test_channel_importance_of_oracle_and_both_methods(run_folders, monkeypatch, tmp_path, capsys):
     names = ["oracle", "CoOp", "DePT_CoOp"]
     options = ("--window", 8, "--out", tmp_path)
-    run(monkeypatch, "channel-importance", *(runs[name] for name in names), *options)
+    run(monkeypatch, "channel-importance", *(run_folders[name] for name in names), *options)
     told = capsys.readouterr().out
     assert "CoOp (oracle), seed 1" in told and "DePT_CoOp, seed 1" in told
     rows = list(csv.DictReader((tmp_path / "channel_importance.csv").open()))
@@ -60,11 +60,11 @@ def test_channel_importance_of_oracle_and_both_methods(runs, monkeypatch, tmp_pa
         assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_nearest_words_of_a_known_context(runs, monkeypatch, tmp_path, capsys, backbone):
+def test_nearest_words_of_a_known_context(run_folders, monkeypatch, tmp_path, capsys, backbone):
     from clip import tokenize
     from clip.clip import load_model
 
-    (checkpoint,) = runs["CoOp"].glob("*/model.pth.tar-2")
+    (checkpoint,) = run_folders["CoOp"].glob("*/model.pth.tar-2")
     content = torch.load(checkpoint, weights_only=True)
     words = ["photo", "of", "a"]
     tokens = tokenize(" ".join(words))[0, 1 : 1 + len(words)]
@@ -75,25 +75,25 @@ def test_nearest_words_of_a_known_context(runs, monkeypatch, tmp_path, capsys, b
     copy = tmp_path / "run" / checkpoint.parent.name
     copy.mkdir(parents=True)
     torch.save(content, copy / checkpoint.name)
-    (tmp_path / "run" / "config.yaml").write_text((runs["CoOp"] / "config.yaml").read_text())
+    (tmp_path / "run" / "config.yaml").write_text((run_folders["CoOp"] / "config.yaml").read_text())
     run(monkeypatch, "nearest-words", tmp_path / "run", "--top", 2, "--out", tmp_path)
     rows = list(csv.DictReader((tmp_path / "nearest_words.csv").open()))
     assert [row["word"] for row in rows if row["rank"] == "1"] == words
     assert f"{name}[0]: photo 0.00" in capsys.readouterr().out
 
 
-def test_confusion_counts_every_image(runs, monkeypatch, tmp_path, capsys):
-    run(monkeypatch, "confusion", runs["DePT_CoOp"], "--classes", "new", "--out", tmp_path)
+def test_confusion_counts_every_image(run_folders, monkeypatch, tmp_path, capsys):
+    run(monkeypatch, "confusion", run_folders["DePT_CoOp"], "--classes", "new", "--out", tmp_path)
     head, *rows = csv.reader((tmp_path / "confusion.csv").open())
     counts = np.array([row[1:] for row in rows], int)
-    trainer = load_run(runs["DePT_CoOp"], classes="new")
+    trainer = load_run(run_folders["DePT_CoOp"], classes="new")
     assert head[1:] == trainer.data.classnames and counts.sum() == len(trainer.data.dataset.test)
     accuracy = 100 * counts.diagonal().sum() / counts.sum()
     assert f"accuracy {accuracy:.2f} %" in capsys.readouterr().out
 
 
-def test_embedding_has_a_point_per_image_and_class(runs, monkeypatch, tmp_path):
-    run(monkeypatch, "embedding", runs["CoOp"], "--max-images", 6, "--out", tmp_path)
+def test_embedding_has_a_point_per_image_and_class(run_folders, monkeypatch, tmp_path):
+    run(monkeypatch, "embedding", run_folders["CoOp"], "--max-images", 6, "--out", tmp_path)
     kinds = [row["kind"] for row in csv.DictReader((tmp_path / "embedding.csv").open())]
     assert kinds == ["image"] * 6 + ["text"] * 3
     assert (tmp_path / "embedding.png").stat().st_size > 1000
@@ -102,8 +102,8 @@ def test_embedding_has_a_point_per_image_and_class(runs, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "arguments", [["nearest-words", "nowhere"], ["confusion", "{run}", "--classes", "old"], ["map"]]
 )
-def test_a_mistake_is_one_line(runs, monkeypatch, capsys, arguments):
+def test_a_mistake_is_one_line(run_folders, monkeypatch, capsys, arguments):
     with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, *(argument.format(run=runs["CoOp"]) for argument in arguments))
+        run(monkeypatch, *(argument.format(run=run_folders["CoOp"]) for argument in arguments))
     captured = capsys.readouterr()
     assert stop.value.code == 2 and captured.err.count("\n") == 1

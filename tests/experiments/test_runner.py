@@ -19,8 +19,8 @@ from dassl.utils import UserError, locks
 from experiments.protocols import Chain, Job
 from experiments.runner import (
     Held,
+    Processes,
     RunnerSettings,
-    Runs,
     hold,
     is_complete,
     local_slots,
@@ -85,7 +85,7 @@ def starts(folder: Path) -> int:
 
 
 def run(settings: RunnerSettings, *jobs: Job):
-    return run_chain(Chain("chain", jobs), settings, {}, Runs())
+    return run_chain(Chain("chain", jobs), settings, {}, Processes())
 
 
 @pytest.mark.parametrize(

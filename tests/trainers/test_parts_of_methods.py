@@ -123,7 +123,7 @@ def test_zero_shot_templates_and_their_mean(make_trainer, backbone):
     names = ["Annual Crop Land", "sea_or_lake"]
     clip = build_model(load_state_dict(backbone)).float()
 
-    def encoded(template):
+    def text_of(template):
         texts = [template.format(name.replace("_", " ")) for name in names]
         with torch.no_grad():
             return clip.encode_text(tokenize(texts))
@@ -132,11 +132,11 @@ def test_zero_shot_templates_and_their_mean(make_trainer, backbone):
     trainer = make_trainer("ZeroshotCLIP")
     encoders = trainer.method.encoders
     one = ZeroshotCLIP.build_method(trainer.cfg, encoders, classes).text_features()
-    torch.testing.assert_close(one, encoded(SATELLITE), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(one, text_of(SATELLITE), rtol=1e-4, atol=1e-4)
     several = ZeroshotCLIP2.build_method(trainer.cfg, encoders, classes)
     with torch.no_grad():
         found = several.text_features()
-    parts = [encoded(template) for template in (*SEVEN, SATELLITE)]
+    parts = [text_of(template) for template in (*SEVEN, SATELLITE)]
     expected = torch.stack([p / p.norm(dim=-1, keepdim=True) for p in parts]).mean(0)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     image = torch.randn(3, 32)

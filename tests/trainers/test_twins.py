@@ -165,11 +165,11 @@ def test_another_trainer_of_a_twins_name_is_left_out(registry, capsys):
 
 
 def test_the_twin_of_a_step_of_its_own_is_not_stacked_either(registry):
-    class OwnStep(Fitting):
+    class StepOfItsOwn(Fitting):
         def forward_backward(self, batch):
             return super().forward_backward(batch)
 
-    registry.register(OwnStep)
+    registry.register(StepOfItsOwn)
     register_twins()
-    assert registry.get("DePT_OwnStep").may_differ == ()
-    assert registry.get("DePT_OwnStep").own_step() == ["forward_backward"]
+    assert registry.get("DePT_StepOfItsOwn").may_differ == ()
+    assert registry.get("DePT_StepOfItsOwn").own_step() == ["forward_backward"]

@@ -97,7 +97,7 @@ class TwoViews(Base):
         return {**super().losses(features, label), "agree": 0.01 * agree}
 
 
-class Adapter(nn.Module):
+class TokenAdapter(nn.Module):
     def __init__(self, width):
         super().__init__()
         self.down, self.up = nn.Linear(width, 4), nn.Linear(4, width)
@@ -115,8 +115,8 @@ class InTheBlocks(Method):
     def __init__(self, encoders, classes):
         super().__init__(encoders, classes)
         layers = range(self.first, encoders.image.layers)
-        self.image_branches = nn.ModuleList(Adapter(encoders.image.width) for _ in layers)
-        self.text_branches = nn.ModuleList(Adapter(encoders.text.width) for _ in layers)
+        self.image_branches = nn.ModuleList(TokenAdapter(encoders.image.width) for _ in layers)
+        self.text_branches = nn.ModuleList(TokenAdapter(encoders.text.width) for _ in layers)
         self.layout = encoders.text.layout(["a photo of a " + name for name in classes.names], 0)
 
     @classmethod

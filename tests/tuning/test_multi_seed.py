@@ -11,8 +11,7 @@ import trainers
 from clip.model import CLIP
 from dassl.engine import TRAINER_REGISTRY, Records
 from dassl.utils import UserError
-from tuning import feature_cache as encoded
-from tuning import loading
+from tuning import feature_cache, loading
 from tuning import trainer as base
 from tuning.multi_seed import Stack
 from tuning.options import parse_args, parse_runs
@@ -84,7 +83,7 @@ def test_together_equals_apart_in_double_precision(command, tmp_path, monkeypatc
     """Ten epochs: what is left between them is rounding, which training makes larger."""
     monkeypatch.setattr(CLIP, "float", CLIP.double)
     monkeypatch.setattr(loading, "_ENCODERS", {})  # nothing of fp32's is used again
-    monkeypatch.setattr(encoded, "_memory", OrderedDict())
+    monkeypatch.setattr(feature_cache, "_memory", OrderedDict())
     freeze = base.Method.freeze
     monkeypatch.setattr(base.Method, "freeze", lambda method: freeze(method.double()))
     options = {**OPTIONS, "OPTIM__MAX_EPOCH": 10}
@@ -304,17 +303,17 @@ def numbers_encoded(monkeypatch):
 
 
 def test_views_are_encoded_once_for_runs_of_one_seed(command, tmp_path, numbers_encoded):
-    def encoded(name, *changes):
+    def images_encoded(name, *changes):
         numbers_encoded.clear()
         words = command("DePT_CoOp", "--no-cache", output=tmp_path / name, **OPTIONS)
         train.main([*words, *changes])
         return sum(numbers_encoded)
 
     other = ["TRAINER.DEPT.WEIGHT", "0.2", "--output-dir", str(tmp_path / "other")]
-    alone = encoded("alone")
-    assert alone > 0 and encoded("weights", "--and", *other) == alone
+    alone = images_encoded("alone")
+    assert alone > 0 and images_encoded("weights", "--and", *other) == alone
     assert (
-        encoded("seeds", "--and", "--seed", "2", "--output-dir", str(tmp_path / "third"))
+        images_encoded("seeds", "--and", "--seed", "2", "--output-dir", str(tmp_path / "third"))
         == 2 * alone
     )
 

@@ -118,7 +118,7 @@ class RememberingMethod(TwoAdapters):
         return super().losses(features, label)
 
 
-class Remembering(PromptTrainer):
+class RememberingTrainer(PromptTrainer):
     method_class = RememberingMethod
     config_node = "COOP"
 
@@ -147,7 +147,7 @@ class WithUndeclaredModel(Adapting):
 
 OWN = (
     *(Adapting, InTwoStages, WithOwnStep, FollowingInItsUpdate, FollowingInItsStep),
-    *(FollowingInItsLosses, Remembering, DrawnScale, WithUndeclaredModel),
+    *(FollowingInItsLosses, RememberingTrainer, DrawnScale, WithUndeclaredModel),
 )
 
 
@@ -247,7 +247,7 @@ def test_several_seeds_at_once_are_what_each_is_alone(command, tmp_path, name):
             r"has a step of its own \(forward_backward\): train its seeds apart",
         ),
         ("FollowingInItsLosses", "FollowingInItsLosses .*: train its seeds apart"),
-        ("Remembering", "Remembering changes memory in its losses"),
+        ("RememberingTrainer", "RememberingTrainer changes memory in its losses"),
         ("DrawnScale", "DrawnScale holds drawn, which differs"),
         ("WithUndeclaredModel", "WithUndeclaredModel registers other .*: train its seeds apart"),
     ],

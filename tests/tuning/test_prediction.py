@@ -24,11 +24,11 @@ def run(capsys, *arguments: object) -> str:
     return capsys.readouterr().out
 
 
-def test_probabilities_are_those_of_the_evaluation(runs):
-    trainer = load_run(runs["DePT_CoOp"])
+def test_probabilities_are_those_of_the_evaluation(run_folders):
+    trainer = load_run(run_folders["DePT_CoOp"])
     batch = next(batches(trainer))
     paths = [item.impath for item in trainer.data.dataset.test[: len(batch.labels)]]
-    predictor = Predictor(runs["DePT_CoOp"])
+    predictor = Predictor(run_folders["DePT_CoOp"])
     assert predictor.classes == trainer.data.classnames
     expected = batch.logits.softmax(dim=-1)
     for row, best in zip(expected, predictor(paths, top=len(predictor.classes)), strict=True):
@@ -38,23 +38,23 @@ def test_probabilities_are_those_of_the_evaluation(runs):
         assert [g.probability for g in best] == sorted(found.values(), reverse=True)
 
 
-def test_classes_of_ones_own(runs, picture_root):
+def test_classes_of_ones_own(run_folders, picture_root):
     paths = [picture_root / "ant" / "0.png", Image.new("RGB", (50, 30))]
-    for best in Predictor(runs["DePT_CoOp"], ["dog", "red car", "ant"])(paths, top=9):
+    for best in Predictor(run_folders["DePT_CoOp"], ["dog", "red car", "ant"])(paths, top=9):
         assert {guess.classname for guess in best} == {"dog", "red car", "ant"}
         assert sum(guess.probability for guess in best) == pytest.approx(1, abs=1e-5)
     with pytest.raises(UserError, match="twice"):
-        Predictor(runs["CoOp"], ["dog", "dog"])
+        Predictor(run_folders["CoOp"], ["dog", "dog"])
 
 
-def test_a_checkpoint_file_stands_for_its_run(runs, picture_root):
-    (checkpoint,) = runs["CoOp"].glob("*/model.pth.tar-2")
+def test_a_checkpoint_file_stands_for_its_run(run_folders, picture_root):
+    (checkpoint,) = run_folders["CoOp"].glob("*/model.pth.tar-2")
     image = [picture_root / "ant" / "0.png"]
-    assert Predictor(checkpoint)(image) == Predictor(runs["CoOp"])(image)
+    assert Predictor(checkpoint)(image) == Predictor(run_folders["CoOp"])(image)
 
 
-def test_folders_globs_and_formats(runs, picture_root, tmp_path, capsys):
-    options = ("--model", runs["CoOp"], "--top", 2)
+def test_folders_globs_and_formats(run_folders, picture_root, tmp_path, capsys):
+    options = ("--model", run_folders["CoOp"], "--top", 2)
     table = run(capsys, picture_root / "ant", f"{picture_root}/e*/[0-1].png", *options)
     assert table.count("%") == 2 * 12 and str(picture_root / "ant" / "0.png") in table
     out = tmp_path / "guesses.csv"
@@ -65,10 +65,12 @@ def test_folders_globs_and_formats(runs, picture_root, tmp_path, capsys):
     assert len(entries[0]["predictions"]) == 2
 
 
-def test_a_damaged_file_among_others_is_named_and_passed_over(runs, picture_root, tmp_path, capsys):
+def test_a_damaged_file_among_others_is_named_and_passed_over(
+    run_folders, picture_root, tmp_path, capsys
+):
     shutil.copy(picture_root / "ant" / "0.png", tmp_path / "good.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "good.png").read_bytes()[:200])
-    predict.main([str(tmp_path), "--model", str(runs["CoOp"])])
+    predict.main([str(tmp_path), "--model", str(run_folders["CoOp"])])
     captured = capsys.readouterr()
     assert "good.png" in captured.out and "half.png" not in captured.out
     assert captured.err.startswith("skipped: ") and "half.png" in captured.err
@@ -85,8 +87,8 @@ def test_a_damaged_file_among_others_is_named_and_passed_over(runs, picture_root
         ["{image}"],
     ],
 )
-def test_a_mistake_is_one_line(runs, picture_root, capsys, arguments):
-    words = {"run": runs["CoOp"], "image": picture_root / "ant" / "0.png"}
+def test_a_mistake_is_one_line(run_folders, picture_root, capsys, arguments):
+    words = {"run": run_folders["CoOp"], "image": picture_root / "ant" / "0.png"}
     with pytest.raises(SystemExit) as stop:
         predict.main([argument.format(**words) for argument in arguments])
     captured = capsys.readouterr()
@@ -109,20 +111,20 @@ def copy_of(run: Path, folder: Path, **changed: str) -> Path:
 
 
 def test_a_backbone_file_is_followed_only_if_it_is_the_recorded_one(
-    runs, backbone, picture_root, tmp_path, monkeypatch
+    run_folders, backbone, picture_root, tmp_path, monkeypatch
 ):
     read = []
     monkeypatch.setattr(loading, "load_state_dict", lambda path: read.append(path) or 1 / 0)
     monkeypatch.setattr(loading, "_ENCODERS", {})
     other = tmp_path / "other.pt"
     other.write_bytes(b"anything")
-    run = copy_of(runs["CoOp"], tmp_path / "other", backbone=other)
+    run = copy_of(run_folders["CoOp"], tmp_path / "other", backbone=other)
     with pytest.raises(UserError, match="other.pt is not the backbone .* say --backbone"):
         Predictor(run)
-    run = copy_of(runs["CoOp"], tmp_path / "gone", backbone="/nowhere/b.pt")
+    run = copy_of(run_folders["CoOp"], tmp_path / "gone", backbone="/nowhere/b.pt")
     with pytest.raises(UserError, match="'/nowhere/b.pt', which isn't here: say --backbone"):
         Predictor(run)
-    run = copy_of(runs["CoOp"], tmp_path / "silent", backbone=backbone)
+    run = copy_of(run_folders["CoOp"], tmp_path / "silent", backbone=backbone)
     (run / "result.json").unlink()
     for path in run.glob("*/model*.pth.tar*"):
         checkpoint = load_checkpoint(path)
@@ -133,16 +135,16 @@ def test_a_backbone_file_is_followed_only_if_it_is_the_recorded_one(
     assert not read
     monkeypatch.undo()
     moved = shutil.copy(backbone, tmp_path / "moved.pt")
-    run = copy_of(runs["CoOp"], tmp_path / "same", backbone=moved)
+    run = copy_of(run_folders["CoOp"], tmp_path / "same", backbone=moved)
     image = [picture_root / "ant" / "0.png"]
-    assert Predictor(run)(image) == Predictor(runs["CoOp"])(image)
+    assert Predictor(run)(image) == Predictor(run_folders["CoOp"])(image)
     assert not (run / "elsewhere").exists()
 
 
 @pytest.mark.parametrize("entry", ["a", [1], {"a": 1}])
-def test_classes_that_are_none(runs, tmp_path, entry):
+def test_classes_that_are_none(run_folders, tmp_path, entry):
     run = tmp_path / "run"
-    shutil.copytree(runs["CoOp"], run)
+    shutil.copytree(run_folders["CoOp"], run)
     for path in run.glob("*/model*.pth.tar*"):
         save_plain({**load_checkpoint(path), "class_keys": entry}, path)
     with pytest.raises(UserError, match="'class_keys' holds|a class's name holds"):

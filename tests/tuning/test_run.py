@@ -219,8 +219,8 @@ def test_a_test_is_repeated_when_its_model_was_trained_anew(command, tmp_path, c
 # The model.
 
 
-def test_three_lines_to_a_prediction(runs, picture_root):
-    run = open_run(runs["DePT_CoOp"])
+def test_three_lines_to_a_prediction(run_folders, picture_root):
+    run = open_run(run_folders["DePT_CoOp"])
     image = Image.open(picture_root / "ant" / "0.png").convert("RGB")
     logits = run.logits([run.preprocess(image)])
     assert logits.shape == (1, len(run.classnames)) and logits.dtype == torch.float32
@@ -250,8 +250,8 @@ def test_the_model_is_the_trainers_own(command, tmp_path):
     assert open_run(folder / "prompt_learner" / "model.pth.tar-9").epoch == 9
 
 
-def test_own_class_names_leave_the_head_out_and_say_so(runs, capsys):
-    run = open_run(runs["DePT_CoOp"])
+def test_own_class_names_leave_the_head_out_and_say_so(run_folders, capsys):
+    run = open_run(run_folders["DePT_CoOp"])
     assert run.method(["dog", "cat"]).rows is None
     assert "The CAT head is left out" in capsys.readouterr().err
 
@@ -279,8 +279,8 @@ def _cut_config(run, checkpoint):
         (_cut_config, "config.yaml", "names no trainer"),
     ],
 )
-def test_a_damaged_runs_file_is_named(runs, tmp_path, damage, named, told):
-    run = shutil.copytree(runs["CoOp"], tmp_path / "run")
+def test_a_damaged_runs_file_is_named(run_folders, tmp_path, damage, named, told):
+    run = shutil.copytree(run_folders["CoOp"], tmp_path / "run")
     (checkpoint,) = run.glob("*/model.pth.tar-2")
     damage(run, checkpoint)
     with pytest.raises(UserError, match=f"{named}.*{told}"):

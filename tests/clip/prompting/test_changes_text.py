@@ -196,7 +196,9 @@ def test_several_runs_at_once(case, fast, budget):
         for change in changes:
             if isinstance(change, Branch):
                 names = [name for name, _ in change.module.named_parameters()]
-                told.append(Branch(change.layer, Given(change.module, names, given), *ends(change)))
+                told.append(
+                    Branch(change.layer, Called(change.module, names, given), *ends(change))
+                )
             elif isinstance(change, Weights):
                 told.append(Weights(change.layer, {n: next(given) for n in change.tensors}))
             elif isinstance(change, LowRank):
@@ -220,7 +222,7 @@ def ends(branch):
     return branch.of, branch.to
 
 
-class Given(nn.Module):
+class Called(nn.Module):
     """A module whose parameters are these tensors: what functional_call makes of a method's."""
 
     def __init__(self, module, names, values):

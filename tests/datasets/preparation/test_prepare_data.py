@@ -19,7 +19,7 @@ from datasets.preparation import fetch as fetching
 from datasets.preparation import prepare as preparing
 from datasets.preparation.check import check
 from datasets.preparation.fetch import FetchError, Options, fetch
-from datasets.preparation.sources import SOURCES, Mirror, Part, Source
+from datasets.preparation.sources import SOURCES, Mirror, Source, SourcePart
 from datasets.preparation.unpack import UnpackError, place, unpack
 from experiments import preparation_command as prepare_data
 from tests.datasets.layouts import BUILDERS, JPEG, awkward, broken, build, image, write_split
@@ -482,7 +482,7 @@ class Pets:
 
         def part(name, *contents, needed=True):
             mirrors = (Mirror(server.url(f"/dead/{name}")), Mirror(server.url(f"/{name}")))
-            return Part("oxford_pets", contents, mirrors, needed)
+            return SourcePart("oxford_pets", contents, mirrors, needed)
 
         source = Source(
             "https://pets.example",
