@@ -45,6 +45,7 @@ from benchmarks import timing
 from benchmarks.method_setup import SIZES, MethodSetup, Settings, images
 from clip.model import CLIP
 from dassl.config import CfgNode
+from dassl.data.corruptions import OF_IMAGES
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.transforms import build_transform
 from dassl.utils import UserError, read_image, user_errors, write_json
@@ -148,7 +149,7 @@ def count(run: PlannedRun, method: MethodSetup, cached: set[tuple]) -> Counter[U
     cfg = run.cfg
     name, batch, epochs = cfg.TRAINER.NAME, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.OPTIM.MAX_EPOCH
     classes, shown, tested = sizes_of(cfg)
-    split = (cfg.DATASET.NAME, cfg.DATASET.SUBSAMPLE_CLASSES)
+    split: tuple = (cfg.DATASET.NAME, cfg.DATASET.SUBSAMPLE_CLASSES)
     work: Counter[Unit] = Counter()
     if method.trains and not run.eval_only:
         steps = max(1, shown // batch)  # an incomplete last batch is left out, unless alone
@@ -162,6 +163,8 @@ def count(run: PlannedRun, method: MethodSetup, cached: set[tuple]) -> Counter[U
             if not (known and method.features_for_images):
                 work[TRAINING_JPEG] += min(shown, steps * batch)
     if not cfg.TEST.NO_TEST:
+        if cfg.TEST.CORRUPTION in OF_IMAGES:
+            split = (*split, cfg.TEST.CORRUPTION, cfg.TEST.SEVERITY)
         if not (method.features_for_images and split in cached):
             work[TEST_JPEG] += tested
             work[VIEW if method.features_for_images else Unit("test image", name, batch)] += tested

@@ -5,7 +5,8 @@
     python scripts/run_protocol.py cross_dataset --datasets caltech101 dtd --dry-run
     python scripts/run_protocol.py few_shot --cluster slurm --partition gpu
 
-Protocols: base_to_new, cross_dataset, domain_generalization, few_shot, zero_shot, lambda, ablation.
+Protocols: base_to_new, cross_dataset, domain_generalization, few_shot, corruptions, zero_shot,
+lambda, ablation.
 Each has the paper's trainers, data sets, seeds and shots as its defaults; for the two transfers,
 --datasets are the targets and --source is what is trained on. Images of your own are NAME=FOLDER.
 Models that differ only in seed, or in λ, are trained side by side. The same command again takes up
@@ -22,6 +23,7 @@ import time
 from itertools import chain
 from pathlib import Path
 
+from dassl.data.corruptions import SEVERITIES
 from dassl.utils import GOES_ON, UserError, heed_signals, user_errors
 from dassl.utils.cli import Parser, distinct_seeds, positive, seed_list, shots
 from experiments.chosen_datasets import absolute, check_labels
@@ -33,6 +35,7 @@ from experiments.protocols import (
     side_by_side,
     without_repetitions,
 )
+from experiments.results.corruptions import CORRUPTED
 from experiments.runner import (
     USER_ERROR,
     Outcome,
@@ -68,6 +71,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seeds", nargs="+", type=seed_list, help="such as 1-3")
     add("--shots", nargs="+", type=shots, help="images per class")
     add("--source", default="imagenet", help="what transfers are trained on (imagenet)")
+    severities = "of corruptions, 1 to 5, such as 1-5 (3)"
+    add("--severities", nargs="+", type=severity_list, default=[], help=severities)
     add("--root", help="the folder that holds the data sets (a data set's DATASET.ROOT, or data)")
     add("--output", default="output", help="the folder that gets the runs (output)")
     add("--config", default="", help="a name under configs/trainers/TRAINER, where it has several")
@@ -97,7 +102,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             raise UserError(f"--opts {key}: that is the plan's to set; say {SET_BY_PLAN[key]}")
         if key in PROTOCOLS[args.protocol].varies:
             raise UserError(f"--opts {key}: that is what the protocol {args.protocol} varies")
+    if args.severities and args.protocol != CORRUPTED:
+        raise UserError(f"--severities are for the protocol {CORRUPTED}")
     return args
+
+
+def severity_list(text: str) -> list[int]:
+    """Read "3" or "1-5"."""
+    found = seed_list(text)
+    if not set(found) <= set(SEVERITIES):
+        raise argparse.ArgumentTypeError(f"severities go from 1 to 5, not {text}")
+    return found
 
 
 def _add_cluster_options(parser: argparse.ArgumentParser) -> None:
@@ -126,6 +141,7 @@ def make_plan(args: argparse.Namespace) -> list[Chain]:
         tuple(args.opts),
         args.source,
         root_given=bool(args.root),
+        severities=tuple(dict.fromkeys(chain.from_iterable(args.severities))) or Plan.severities,
     )
     seeds = distinct_seeds(args.seeds) if args.seeds else protocol.seeds
     datasets = args.datasets or protocol.datasets

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from dassl.data.corruptions import CORRUPTIONS
 from dassl.utils import UserError, suggest
 from experiments.chosen_datasets import ChosenDataset, check_labels, chosen
 from experiments.results import published
 from experiments.results.configs import CONFIGS, ROOT, config_file
+from experiments.results.corruptions import CORRUPTED, CORRUPTION, SEVERITY
 from experiments.results.folders import Place, config_label
 from experiments.results.sweeps import ABLATED, ABLATION, LAMBDA, LAMBDAS
 from tuning.naming import bare_name
@@ -102,6 +104,7 @@ class Plan:
     """What all runs of a plan share: where data and outputs lie, the config, changed settings.
 
     `root_given`: whether `root` also holds for data sets whose own config has a DATASET.ROOT.
+    `severities`: of the protocol `corruptions`.
     """
 
     root: Path
@@ -110,6 +113,7 @@ class Plan:
     opts: tuple[str, ...] = ()
     source: str = "imagenet"
     root_given: bool = True
+    severities: tuple[int, ...] = (3,)
 
     def config_of(self, trainer: str, dataset: str, purpose: str = "") -> str:
         """Return the name of the trainer's config file for a data set.
@@ -153,8 +157,12 @@ class Plan:
         opts: Sequence[str] = (),
         model: Job | None = None,
         purpose: str = "",
+        condition: Sequence[str] = (),
     ) -> Job:
-        """Return a run; `stage` is <group>/<stage> of the layout, `opts` are KEY, VALUE pairs."""
+        """Return a run; `stage` is <group>/<stage> of the layout, `opts` are KEY, VALUE pairs.
+
+        `condition`: KEY, VALUE pairs under which it is tested, and which its stage says.
+        """
         data = chosen(dataset)
         config = self.config_of(trainer, dataset, purpose)
         arguments = self._root(data)
@@ -163,6 +171,7 @@ class Plan:
         file = config_file(trainer, config, data.label).relative_to(ROOT)
         arguments += ["--config-file", file.as_posix()]
         fixed = [*data.words, "DATASET.NUM_SHOTS", str(shots), "DATASET.SUBSAMPLE_CLASSES", classes]
+        fixed += condition
         changes = _that_matter(tuple(arguments), (*self.opts, *opts))
         group, _, name = stage.partition("/")
         config = config_label(config, changes)
@@ -191,6 +200,23 @@ class Plan:
         changed = " ".join(["", *opts])
         name = f"{trainer} {chosen(dataset).label} {shots} shots seed {seed}{changed}"
         return Chain(name, (train, test))
+
+    def corruptions(self, trainer: str, dataset: str, seed: int, shots: int) -> Chain:
+        """As base to new; then the same model under every corruption, base and new classes."""
+        chain = self.base_to_new(trainer, dataset, seed, shots)
+        train = chain.jobs[0]
+        tests = (
+            self.job(
+                f"{CORRUPTED}/{name}_{severity}_{classes}",
+                *(trainer, dataset, seed, shots, classes),
+                model=train,
+                condition=(CORRUPTION, name, SEVERITY, str(severity)),
+            )
+            for severity in self.severities
+            for name in CORRUPTIONS
+            for classes in ("base", "new")
+        )
+        return Chain(f"{chain.name} {CORRUPTED}", (*chain.jobs, *tests))
 
     def all_classes(
         self, trainer: str, dataset: str, seed: int, shots: int, purpose: str = "few_shot"
@@ -248,6 +274,7 @@ def _each(make: Callable[..., Chain]) -> Callable[..., list[Chain]]:
 
 _base_to_new = _each(Plan.base_to_new)
 _all_classes = _each(Plan.all_classes)
+_corruptions = _each(Plan.corruptions)
 
 
 def _both(*what: object) -> list[Chain]:
@@ -316,6 +343,7 @@ PROTOCOLS = {
         _transfer("domain_generalization"), published.datasets("domain_generalization")
     ),
     "few_shot": Protocol(_both, ELEVEN, shots=(1, 2, 4, 8, 16)),
+    CORRUPTED: Protocol(_corruptions, ELEVEN, varies=frozenset({CORRUPTION, SEVERITY})),
     # Nothing is drawn or trained: one seed says all.
     "zero_shot": Protocol(_both, ELEVEN, trainers=("ZeroshotCLIP",), seeds=(1,)),
     "lambda": Protocol(

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 import clip
+import dassl.data
 from dassl.config import CfgNode
 from dassl.config.identity import cache_folder
 from dassl.data import DatasetWrapper
@@ -352,8 +353,8 @@ def _disk_cache(cfg: CfgNode) -> TensorCache | None:
 
 
 def code_digest() -> str:
-    """Of the sources that turn images into features: those of clip/."""
-    return sources_digest(Path(clip.__file__).parent)
+    """Of the sources that turn images into features: those of clip/ and dassl/data/."""
+    return sources_digest(Path(clip.__file__).parent, Path(dassl.data.__file__).parent)
 
 
 @cache

@@ -15,7 +15,7 @@ from dassl.utils import UserError, check_choice, missing_files, undecodable, wor
 
 from .datasets import DatasetBase, Datum, build_dataset
 from .samplers import build_sampler
-from .transforms import build_transform
+from .transforms import build_transform, corruption_of
 from .wrapper import BadImage, DatasetWrapper, Transform
 
 
@@ -142,10 +142,20 @@ class DataManager:
 
         train = custom_tfm_train or build_transform(cfg, is_train=True)
         test = custom_tfm_test or build_transform(cfg, is_train=False)
+        # Only what the final evaluation runs on: not the images that may choose an epoch.
+        transforms = {"val": test, "test": test}
+        if (corrupt := corruption_of(cfg)) is not None:
+            if custom_tfm_test is not None:
+                raise UserError(
+                    f"TEST.CORRUPTION {corrupt.name}: this trainer has a test transform of its own"
+                )
+            transforms[cfg.TEST.SPLIT] = build_transform(cfg, is_train=False, corrupt=corrupt)
         node = cfg.DATALOADER
         unlabeled = node.TRAIN_X if node.TRAIN_U.SAME_AS_X else node.TRAIN_U
 
-        def loader(items: list[Datum] | None, node: CfgNode, is_train: bool) -> ImageLoader | None:
+        def loader(
+            items: list[Datum] | None, node: CfgNode, tfm: Any, is_train: bool = False
+        ) -> ImageLoader | None:
             if not items:
                 return None
             return build_data_loader(
@@ -155,15 +165,15 @@ class DataManager:
                 batch_size=node.BATCH_SIZE,
                 n_domain=node.get("N_DOMAIN", 0),
                 n_ins=node.get("N_INS", 1),
-                tfm=train if is_train else test,
+                tfm=tfm,
                 is_train=is_train,
                 dataset_wrapper=dataset_wrapper,
             )
 
-        self.train_loader_x = loader(self.dataset.train_x, node.TRAIN_X, is_train=True)
-        self.train_loader_u = loader(self.dataset.train_u, unlabeled, is_train=True)
-        self.val_loader = loader(self.dataset.val, node.TEST, is_train=False)
-        self.test_loader = loader(self.dataset.test, node.TEST, is_train=False)
+        self.train_loader_x = loader(self.dataset.train_x, node.TRAIN_X, train, is_train=True)
+        self.train_loader_u = loader(self.dataset.train_u, unlabeled, train, is_train=True)
+        self.val_loader = loader(self.dataset.val, node.TEST, transforms["val"])
+        self.test_loader = loader(self.dataset.test, node.TEST, transforms["test"])
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
 

@@ -12,6 +12,7 @@ import torch
 
 from dassl.config import CfgNode
 from dassl.data import DataManager
+from dassl.data.corruptions import NONE, TYPOS
 from dassl.evaluation import EvaluatorBase
 from dassl.utils import UserError, check_choice, find_checkpoint, stop_if_wanted
 
@@ -112,6 +113,7 @@ class Testing(Resuming, TrainerBase):
             "selection": self._selection(),
             "seconds": self._seconds(),
             "skipped_images": self.dm.skipped_images,
+            "corruption": self._corruption(split),
             **self.result_extra(),
         }
         if self.cfg.TEST.PER_CLASS_RESULT:
@@ -121,6 +123,13 @@ class Testing(Resuming, TrainerBase):
         self._records.write_config()
         self._records.write_result(result)
         self._result_written = True
+
+    def _corruption(self, split: str) -> dict[str, Any] | None:
+        """What was done to the images or names that were tested; None for nothing."""
+        node = self.cfg.TEST
+        if node.CORRUPTION == NONE or (node.CORRUPTION != TYPOS and split != node.SPLIT):
+            return None
+        return {"name": node.CORRUPTION, "severity": node.SEVERITY}
 
     def result_extra(self) -> dict[str, Any]:
         """Return entries to add to result.json."""
@@ -154,6 +163,20 @@ class Testing(Resuming, TrainerBase):
             self._model_dir = str(directory)
             self._tested = find_checkpoint(directory, self.get_model_names()[0], epoch)
             self.__dict__.pop("identity", None)
+
+    def check_corruption(self) -> None:
+        """Raise UserError if TEST.CORRUPTION would change the training."""
+        node = self.cfg.TEST
+        if node.CORRUPTION == TYPOS:
+            raise UserError(
+                f"TEST.CORRUPTION {TYPOS} misspells the names that a method is trained with: train "
+                "without it, and test the run with --eval-only"
+            )
+        if node.CORRUPTION != NONE and (node.FINAL_MODEL, node.SPLIT) == ("best_val", "val"):
+            raise UserError(
+                f"TEST.CORRUPTION {node.CORRUPTION} corrupts the validation images (TEST.SPLIT), "
+                "and TEST.FINAL_MODEL best_val chooses the epoch by them: set one otherwise"
+            )
 
     def parse_batch_test(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return images and labels on the device."""

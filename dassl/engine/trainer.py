@@ -169,6 +169,7 @@ class SimpleTrainer(Testing, BatchLoop, TrainerBase):
                 f"TEST.FINAL_MODEL best_val chooses the epoch by validation images, and "
                 f"{self.cfg.DATASET.NAME} has none here: set it to last_step"
             )
+        self.check_corruption()
         self._in_training = True
         directory = self.cfg.RESUME or self.cfg.OUTPUT_DIR
         self.start_epoch = self.resume_model_if_exist(directory)

@@ -18,6 +18,7 @@ import sys
 from dassl.utils import UserError, atomic_write, suggest, user_errors
 from dassl.utils.cli import Parser, distinct_seeds, output_file, seed_list
 from experiments.results.configs import CONFIGS
+from experiments.results.corruptions import add_corruptions
 from experiments.results.scores import load_scores
 from experiments.results.summary import Summary, summarize
 from experiments.results.sweeps import add_sweeps
@@ -67,6 +68,7 @@ def read_summary(args: object) -> Summary:
         raise UserError(f"no finished run of that kind in {args.folder}{hint}")
     summary = summarize(scores, distinct_seeds(args.seeds), args.datasets)
     add_sweeps(summary)
+    add_corruptions(summary)
     summary.missing += unreadable
     return summary
 

@@ -5,6 +5,7 @@
     <output>/all_classes/train_all/…                  trained and tested on all classes
     <output>/cross_dataset/from_<source>/…            a model of all_classes, tested elsewhere
     <output>/domain_generalization/from_<source>/…
+    <output>/corruptions/<corruption>_<severity>_<base or new>/…    a model of base2new
 
 <config> is the name of configs/trainers/<Trainer>/<name>.yaml; settings changed on the command line
 follow it as `name@KEY=VALUE,…`, so that two configurations never share a folder.

@@ -38,9 +38,10 @@ _OF_A_ROW = "DATASET.NUM_SHOTS"
 class Score:
     """One accuracy, in percent: a trained model on one set of classes of one data set.
 
-    `protocol` is base_to_new, all_classes, cross_dataset or domain_generalization; `source` is the
-    data set the model was trained on where that is another one. `settings` holds the resolved
-    configuration as far as all runs of a row must share it.
+    `protocol` is base_to_new, all_classes, cross_dataset, domain_generalization or corruptions;
+    `source` is the data set the model was trained on where that is another one. `settings` holds
+    the resolved configuration as far as all runs of a row must share it. Where the test images or
+    names were corrupted, `corruption` and `severity` say how.
     """
 
     protocol: str
@@ -53,6 +54,8 @@ class Score:
     accuracy: float
     folder: Path
     source: str = ""
+    corruption: str = ""
+    severity: int = 0
     settings: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     result: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -135,6 +138,9 @@ def read_score(folder: Path) -> Score:
         raise UserError(f"{folder} was tested on the classes {classes!r}: not base, new or all")
     place = replace(place, dataset=result.get("dataset_label") or place.dataset)
     protocol, source = _protocol(place, classes, result)
+    corruption = result.get("corruption") or {"name": "", "severity": 0}
+    check_kind(corruption.get("name"), str, f"the corruption of {folder}")
+    check_kind(corruption.get("severity"), int, f"the corruption's severity of {folder}")
     return Score(
         protocol=printable(protocol),
         trainer=printable(_todays_name(place.trainer)),
@@ -146,6 +152,8 @@ def read_score(folder: Path) -> Score:
         accuracy=float(accuracy),
         folder=folder,
         source=printable(source),
+        corruption=printable(corruption["name"]),
+        severity=corruption["severity"],
         settings=_shared_settings(config, result, place),
         result=result,
     )
@@ -179,6 +187,7 @@ _ENTRIES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("backbone", "config"), str),
     **dict.fromkeys(("backbone_sha256", "fewshot_hash", "split_hash"), (str, type(None))),
     "versions": dict,
+    "corruption": (dict, type(None)),
     "per_class": list,
 }
 
@@ -203,6 +212,8 @@ def _classes_of_stage(stage: str) -> str:
 
 def _protocol(place: Place, classes: str, result: dict[str, Any]) -> tuple[str, str]:
     """Return which protocol a run belongs to, and the data set its model comes from."""
+    if result.get("corruption"):
+        return "corruptions", ""
     if classes in ("base", "new"):
         return "base_to_new", ""
     if place.stage.startswith("from_"):

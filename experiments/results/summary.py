@@ -48,6 +48,8 @@ class Row:
     trainer: str
     config: str
     shots: int
+    corruption: str = ""
+    severity: int = 0
     cells: dict[tuple[str, str], BySeed] = field(default_factory=lambda: defaultdict(dict))
     settings: dict[str, Any] = field(default_factory=dict)
     backbone: str = ""  # its name or file, as far as the runs say
@@ -55,7 +57,8 @@ class Row:
     @property
     def name(self) -> str:
         """What messages call the row."""
-        return f"{self.protocol}: {self.trainer} {self.config}, {self.shots} shots"
+        how = f", {self.corruption} {self.severity}" if self.corruption else ""
+        return f"{self.protocol}: {self.trainer} {self.config}, {self.shots} shots{how}"
 
     @property
     def changes(self) -> dict[str, str]:
@@ -102,6 +105,9 @@ class Record:
     metrics: dict[str, Stat]
     published: dict[str, float] = field(default_factory=dict)
     source: str = ""
+    classes: str = ""  # base, new or all, where a record is of one of them
+    corruption: str = ""  # of what was tested; "clean" and "mean" beside them
+    severity: int = 0
 
 
 @dataclass
@@ -158,7 +164,8 @@ def summarize(
             datasets and score.dataset not in datasets and not transfer_source
         ):
             continue
-        groups[score.protocol, score.source, score.trainer, score.config, score.shots].append(score)
+        key = (score.protocol, score.source, score.trainer, score.config, score.shots)
+        groups[(*key, score.corruption, score.severity)].append(score)
 
     summary = Summary([score for group in groups.values() for score in group])
     for key, group in sorted(groups.items()):
@@ -171,8 +178,9 @@ def summarize(
     for row in summary.rows:
         if row.protocol in TRANSFERS:
             _add_source(row, summary.rows)
-        lines = _base_new_lines(row) if row.protocol == "base_to_new" else _accuracy_lines(row)
-        summary.records += lines
+        if not row.corruption:  # those together make a line: corruptions.py
+            is_base_new = row.protocol == "base_to_new"
+            summary.records += _base_new_lines(row) if is_base_new else _accuracy_lines(row)
         summary.missing += _missing(row, summary.rows, seeds, datasets)
     return summary
 
@@ -276,9 +284,12 @@ def _accuracy_lines(row: Row) -> list[Record]:
 
 def _missing(row: Row, rows: list[Row], seeds: set[int], datasets: set[str]) -> list[str]:
     """Name what a row lacks, a line for each data set and set of classes."""
-    alike = [r for r in rows if (r.protocol, r.changes) == (row.protocol, row.changes)]
+    key = (row.protocol, row.changes, row.corruption, row.severity)
+    alike = [r for r in rows if (r.protocol, r.changes, r.corruption, r.severity) == key]
     wanted = datasets or {n for r in alike if r.shots == row.shots for n in r.datasets}
-    parts = ("base", "new") if row.protocol == "base_to_new" else ("all",)
+    parts: Iterable[str] = ("base", "new") if row.protocol == "base_to_new" else ("all",)
+    if row.corruption:
+        parts = sorted({classes for r in alike for _, classes in r.cells})
     if row.protocol == "all_classes":
         wanted = set(row.datasets)  # the source of a transfer stands here alone
     if row.source:

@@ -11,6 +11,7 @@ from tabulate import SEPARATING_LINE, DataRow, TableFormat, tabulate
 from dassl.utils import json_text
 from dassl.utils.cli import escape_markdown, markdown_table, write_csv_rows
 from experiments.results import published
+from experiments.results.corruptions import COLUMNS, CORRUPTED
 from experiments.results.scores import Score
 from experiments.results.summary import AVERAGE, TRANSFERS, Record, Row, Stat, Summary
 from experiments.results.sweeps import is_swept
@@ -21,11 +22,13 @@ TITLES = {
     "all_classes": "All classes",
     "cross_dataset": "Cross-dataset transfer",
     "domain_generalization": "Domain generalisation",
+    CORRUPTED: "Corruptions",
     "few_shot": "Few-shot learning",
     "lambda": "Weight of the CAT loss (λ)",
     "ablation": "Ablation",
 }
 HEADS = {"base": "Base", "new": "New", "h": "H", "accuracy": "Accuracy"}
+HEADS |= {column: column.capitalize() for column in COLUMNS} | {"jpeg": "JPEG"}
 
 
 @dataclass
@@ -70,6 +73,7 @@ def make_tables(summary: Summary) -> list[Table]:
         of_shots = [r for r in all_classes if r.shots == shots]
         tables.append(_one_line_per_method(f"{TITLES['all_classes']}, {_shots(shots)}", of_shots))
     tables += _few_shot(summary)
+    tables += _corruptions(summary)
     for protocol, head in (("lambda", "λ"), ("ablation", "Setting")):
         records = summary.of(protocol)
         for source in sorted({r.source for r in records}):
@@ -132,6 +136,26 @@ def _few_shot(summary: Summary) -> list[Table]:
         lines = [Line([r.dataset, method(r), str(r.shots)], r.metrics, r.published) for r in chosen]
         title = f"{TITLES['few_shot']}, {TITLES[protocol].lower()}"
         tables.append(Table(title, ["Data set", "Method", "Shots"], columns, lines, grouped=True))
+    return tables
+
+
+def _corruptions(summary: Summary) -> list[Table]:
+    """Return a table per severity, classes and shots: a column per corruption."""
+    records = summary.of(CORRUPTED)
+    method = _method_names(records)
+    tables = []
+    for key in dict.fromkeys((r.severity, r.classes, r.shots) for r in records):
+        chosen = [r for r in records if (r.severity, r.classes, r.shots) == key]
+        chosen.sort(key=lambda r: (r.dataset != AVERAGE, r.dataset, method_order(r)))
+        lines: dict[tuple[str, str], Line] = {}
+        for record in chosen:
+            keys = (record.dataset, method(record))
+            line = lines.setdefault(keys, Line(list(keys), {}))
+            line.cells[record.corruption] = record.metrics["accuracy"]
+        severity, classes, shots = key
+        title = f"{TITLES[CORRUPTED]}, severity {severity}, {classes} classes, {_shots(shots)}"
+        heads, columns = ["Data set", "Method"], list(COLUMNS)
+        tables.append(Table(title, heads, columns, list(lines.values()), grouped=True))
     return tables
 
 
@@ -309,7 +333,8 @@ METRICS = ("base", "new", "h", "accuracy")
 
 def as_csv(summary: Summary) -> str:
     """Return one line per record: full precision, empty where a protocol has no such number."""
-    head = ["protocol", "trainer", "config", "shots", "source", "dataset", "seeds"]
+    head = ["protocol", "trainer", "config", "shots", "source", "dataset"]
+    head += ["classes", "corruption", "severity", "seeds"]
     for metric in METRICS:
         head += [metric, f"{metric}_std", f"published_{metric}", f"gap_{metric}"]
     out = io.StringIO()
@@ -317,6 +342,7 @@ def as_csv(summary: Summary) -> str:
     for r in summary.records:
         seeds = sorted({seed for stat in r.metrics.values() for seed in stat.seeds})
         row = [r.protocol, r.trainer, r.config, r.shots, r.source, r.dataset]
+        row += [r.classes, r.corruption, r.severity or ""]
         row.append(" ".join(map(str, seeds)))
         for metric in METRICS:
             stat, paper = r.metrics.get(metric), r.published.get(metric)

@@ -137,6 +137,10 @@ class DatasetBase:
         """The C stable class identities in the order of their labels."""
         return list(self._class_keys)
 
+    def rename_classes(self, names: Sequence[str]) -> None:
+        """Let prompts have other names of the C classes; keys and label space stay."""
+        self._lab2cname = dict(zip(self._lab2cname, names, strict=True))
+
     def check_input_domains(
         self, source_domains: Sequence[str], target_domains: Sequence[str]
     ) -> None:

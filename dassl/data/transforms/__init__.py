@@ -1,5 +1,5 @@
 """Image transforms by name."""
 
-from .transforms import CHOICES, INTERPOLATION_MODES, build_transform
+from .transforms import CHOICES, INTERPOLATION_MODES, build_transform, corruption_of
 
-__all__ = ["CHOICES", "INTERPOLATION_MODES", "build_transform"]
+__all__ = ["CHOICES", "INTERPOLATION_MODES", "build_transform", "corruption_of"]

@@ -15,7 +15,9 @@ from torchvision.transforms import functional as F
 from torchvision.transforms.functional import InterpolationMode
 
 from dassl.config import CfgNode
-from dassl.utils import check_choice
+from dassl.utils import UserError, check_choice
+
+from ..corruptions import OF_IMAGES, Corrupt
 
 INTERPOLATION_MODES = {
     "bilinear": InterpolationMode.BILINEAR,
@@ -148,7 +150,10 @@ CHOICES = (*_ON_IMAGES, "center_crop", *_ON_TENSORS)
 
 
 def build_transform(
-    cfg: CfgNode, is_train: bool = True, choices: Sequence[str] | None = None
+    cfg: CfgNode,
+    is_train: bool = True,
+    choices: Sequence[str] | None = None,
+    corrupt: Corrupt | None = None,
 ) -> T.Compose | None:
     """Return the transform from a PIL image to a (3, height, width) tensor; None with NO_TRANSFORM.
 
@@ -159,6 +164,7 @@ def build_transform(
         cfg: the config; its INPUT node is read.
         is_train: training or test.
         choices: names instead of `INPUT.TRANSFORMS`.
+        corrupt: what happens to the cropped test image.
     """
     node = cfg.INPUT
     if node.NO_TRANSFORM:
@@ -173,6 +179,7 @@ def build_transform(
         on_tensors = _ON_TENSORS
     else:
         steps = [T.Resize(max(node.SIZE), _interpolation(node)), T.CenterCrop(node.SIZE)]
+        steps += [corrupt] if corrupt is not None else []
         on_tensors = {name: _ON_TENSORS[name] for name in _AT_TEST}
     steps.append(T.ToTensor())
     steps += [make(node) for name, make in on_tensors.items() if name in choices]
@@ -180,3 +187,16 @@ def build_transform(
         print(f"Building transform_{'train' if is_train else 'test'}")
         print("\n".join(f"+ {step}" for step in steps))
     return T.Compose(steps)
+
+
+def corruption_of(cfg: CfgNode) -> Corrupt | None:
+    """Return what TEST.CORRUPTION does to images; None for nothing.
+
+    Raises UserError where the config's own test transform isn't made.
+    """
+    name = cfg.TEST.CORRUPTION
+    if name not in OF_IMAGES:
+        return None
+    if cfg.INPUT.NO_TRANSFORM:
+        raise UserError(f"TEST.CORRUPTION {name} is of images, and INPUT.NO_TRANSFORM gives none")
+    return Corrupt(name, cfg.TEST.SEVERITY)
