@@ -123,6 +123,7 @@ class Corrupt:
         self.amount = amounts[severity - 1]
 
     def __call__(self, image: Image.Image) -> Image.Image:
+        """The corrupted image, of the same size."""
         image = image.convert("RGB")
         size = f"{image.width}x{image.height}".encode()
         return self._do(image, self.amount, _generator(self.name, size + image.tobytes()))
