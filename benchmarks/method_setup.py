@@ -58,7 +58,7 @@ SIZES = {
     },
     "tiny": {
         "embed_dim": 32,
-        "image_resolution": 32,
+        "image_resolution": 48,
         "vision_layers": 12,
         "vision_width": 64,
         "vision_patch_size": 16,
