@@ -45,7 +45,7 @@ from benchmarks import timing
 from benchmarks.method_setup import SIZES, MethodSetup, Settings, images
 from clip.model import CLIP
 from dassl.config import CfgNode
-from dassl.data.corruptions import OF_IMAGES
+from dassl.config.severities import OF_IMAGES
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.transforms import build_transform
 from dassl.utils import UserError, read_image, user_errors, write_json

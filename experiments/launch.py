@@ -23,7 +23,7 @@ import time
 from itertools import chain
 from pathlib import Path
 
-from dassl.data.corruptions import SEVERITIES
+from dassl.config.severities import SEVERITIES
 from dassl.utils import GOES_ON, UserError, heed_signals, user_errors
 from dassl.utils.cli import Parser, distinct_seeds, positive, seed_list, shots
 from experiments.chosen_datasets import absolute, check_labels
@@ -35,7 +35,7 @@ from experiments.protocols import (
     side_by_side,
     without_repetitions,
 )
-from experiments.results.corruptions import CORRUPTED
+from experiments.results.under_corruption import CORRUPTED
 from experiments.runner import (
     USER_ERROR,
     Outcome,

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from dassl.data.corruptions import CORRUPTIONS
+from dassl.config.severities import CORRUPTIONS
 from dassl.utils import UserError, suggest
 from experiments.chosen_datasets import ChosenDataset, check_labels, chosen
 from experiments.results import published
 from experiments.results.configs import CONFIGS, ROOT, config_file
-from experiments.results.corruptions import CORRUPTED, CORRUPTION, SEVERITY
 from experiments.results.folders import Place, config_label
 from experiments.results.sweeps import ABLATED, ABLATION, LAMBDA, LAMBDAS
+from experiments.results.under_corruption import CORRUPTED, CORRUPTION, SEVERITY
 from tuning.naming import bare_name
 
 BACKBONE = "vit_b16"  # the paper's, in the names of configs

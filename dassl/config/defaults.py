@@ -133,7 +133,7 @@ _C.TEST.COMPUTE_CMAT = False  # save the confusion matrix as cmat.pt
 _C.TEST.NO_TEST = False
 _C.TEST.SPLIT = "test"  # test | val: what the final evaluation runs on
 _C.TEST.FINAL_MODEL = "last_step"  # last_step | best_val
-_C.TEST.CORRUPTION = "none"  # none, or a name in dassl.data.corruptions: of the tested images
+_C.TEST.CORRUPTION = "none"  # none, or a name in dassl.config.severities: of the tested images
 _C.TEST.SEVERITY = 3  # of the corruption: 1 to 5
 _C.TEST.SAVE_PREDICTIONS = False  # save logits, labels and paths as predictions.npz
 

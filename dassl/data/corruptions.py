@@ -22,11 +22,8 @@ from torchvision.transforms import functional as F
 
 from dassl.config import declare_checks, whole
 from dassl.config.constraints import Check
+from dassl.config.severities import AMOUNTS, CORRUPTIONS, NONE, OF_IMAGES, SEVERITIES, TYPOS
 from dassl.utils import check_choice
-
-NONE = "none"
-TYPOS = "typos"
-SEVERITIES = (1, 2, 3, 4, 5)
 
 Size = tuple[int, int]
 
@@ -82,20 +79,17 @@ def _rotation(image: Image.Image, degrees: float, draw: np.random.Generator) -> 
     return image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=mean)
 
 
-# name -> what it does, and how much of it at severities 1 to 5.
 Corruption = Callable[[Image.Image, float, np.random.Generator], Image.Image]
-_OF_IMAGES: dict[str, tuple[Corruption, tuple[float, ...]]] = {
-    "noise": (_noise, (0.08, 0.12, 0.18, 0.26, 0.38)),
-    "blur": (_blur, (1, 2, 3, 4, 6)),
-    "jpeg": (_jpeg, (25, 18, 15, 10, 7)),
-    "contrast": (_contrast, (0.4, 0.3, 0.2, 0.1, 0.05)),
-    "crop": (_crop, (0.9, 0.8, 0.7, 0.6, 0.5)),
-    "occlusion": (_occlusion, (0.05, 0.1, 0.2, 0.3, 0.4)),
-    "color": (_color, (0.05, 0.1, 0.15, 0.2, 0.25)),
-    "rotation": (_rotation, (10, 20, 30, 45, 60)),
+_DONE: dict[str, Corruption] = {
+    "noise": _noise,
+    "blur": _blur,
+    "jpeg": _jpeg,
+    "contrast": _contrast,
+    "crop": _crop,
+    "occlusion": _occlusion,
+    "color": _color,
+    "rotation": _rotation,
 }
-OF_IMAGES = tuple(_OF_IMAGES)
-CORRUPTIONS = (*OF_IMAGES, TYPOS)
 
 declare_checks(
     {
@@ -111,7 +105,7 @@ class Corrupt:
     """A corruption of images as a transform: PIL image → PIL image of the same size, in RGB.
 
     Args:
-        name: one of `OF_IMAGES`.
+        name: one of `dassl.config.severities.OF_IMAGES`.
         severity: 1 to 5.
     """
 
@@ -119,8 +113,7 @@ class Corrupt:
         check_choice("a corruption of images", name, OF_IMAGES)
         check_choice("a severity", severity, SEVERITIES)
         self.name, self.severity = name, severity
-        self._do, amounts = _OF_IMAGES[name]
-        self.amount = amounts[severity - 1]
+        self._do, self.amount = _DONE[name], AMOUNTS[name][severity - 1]
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """The corrupted image, of the same size."""

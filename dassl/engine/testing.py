@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from dassl.config import CfgNode
+from dassl.config.severities import NONE, TYPOS
 from dassl.data import DataManager
-from dassl.data.corruptions import NONE, TYPOS
 from dassl.evaluation import EvaluatorBase
 from dassl.utils import UserError, check_choice, find_checkpoint, stop_if_wanted
 

@@ -18,11 +18,11 @@ import sys
 from dassl.utils import UserError, atomic_write, suggest, user_errors
 from dassl.utils.cli import Parser, distinct_seeds, output_file, seed_list
 from experiments.results.configs import CONFIGS
-from experiments.results.corruptions import add_corruptions
 from experiments.results.scores import load_scores
 from experiments.results.summary import Summary, summarize
 from experiments.results.sweeps import add_sweeps
 from experiments.results.tables import FORMATS
+from experiments.results.under_corruption import add_corruptions
 
 
 def parse_args() -> object:

@@ -11,10 +11,10 @@ from tabulate import SEPARATING_LINE, DataRow, TableFormat, tabulate
 from dassl.utils import json_text
 from dassl.utils.cli import escape_markdown, markdown_table, write_csv_rows
 from experiments.results import published
-from experiments.results.corruptions import COLUMNS, CORRUPTED
 from experiments.results.scores import Score
 from experiments.results.summary import AVERAGE, TRANSFERS, Record, Row, Stat, Summary
 from experiments.results.sweeps import is_swept
+from experiments.results.under_corruption import COLUMNS, CORRUPTED
 from tuning.naming import bare_name
 
 TITLES = {

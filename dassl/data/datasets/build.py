@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dassl.config import CfgNode
+from dassl.config.severities import TYPOS
 from dassl.utils import Registry
 
-from ..corruptions import TYPOS, misspelt
+from ..corruptions import misspelt
 from .base_dataset import DatasetBase
 
 DATASET_REGISTRY = Registry("DATASET")

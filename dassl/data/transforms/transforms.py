@@ -15,9 +15,10 @@ from torchvision.transforms import functional as F
 from torchvision.transforms.functional import InterpolationMode
 
 from dassl.config import CfgNode
+from dassl.config.severities import OF_IMAGES
 from dassl.utils import UserError, check_choice
 
-from ..corruptions import OF_IMAGES, Corrupt
+from ..corruptions import Corrupt
 
 INTERPOLATION_MODES = {
     "bilinear": InterpolationMode.BILINEAR,

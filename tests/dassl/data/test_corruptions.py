@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from dassl.config import check_values
+from dassl.config.severities import CORRUPTIONS, OF_IMAGES, SEVERITIES
 from dassl.data import DataManager
-from dassl.data.corruptions import CORRUPTIONS, OF_IMAGES, SEVERITIES, Corrupt, misspelt
+from dassl.data.corruptions import _DONE, Corrupt, misspelt
 from dassl.engine import build_trainer
 from dassl.utils import UserError, read_json
 
@@ -199,5 +200,6 @@ def test_a_test_transform_of_ones_own_is_refused(make_cfg):
 
 def test_every_name_is_one_of_images_or_of_names():
     assert set(CORRUPTIONS) - set(OF_IMAGES) == {"typos"} and len(CORRUPTIONS) == 9
+    assert tuple(_DONE) == OF_IMAGES
     with pytest.raises(UserError, match="a corruption of images"):
         Corrupt("typos", 1)

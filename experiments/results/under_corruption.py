@@ -7,7 +7,7 @@ over severities too).
 
 from __future__ import annotations
 
-from dassl.data.corruptions import CORRUPTIONS, OF_IMAGES
+from dassl.config.severities import CORRUPTIONS, OF_IMAGES
 from experiments.results.summary import AVERAGE, BySeed, Record, Row, Stat, Summary, average
 
 CORRUPTED = "corruptions"  # the protocol
