@@ -51,6 +51,8 @@ def test_every_protocol_plans_the_papers_runs(monkeypatch):
         "cross_dataset": seeds * methods * 11,
         "domain_generalization": seeds * methods * 5,
         "few_shot": eleven * seeds * methods * 5 * 3,
+        # Trained once, and tested clean and under nine corruptions, on base and on new classes.
+        "corruptions": eleven * seeds * methods * (1 + 9) * 2,
         "zero_shot": eleven * 3,
         "lambda": len(LAMBDAS) * eleven * seeds * 2,
         "ablation": len(ABLATION) * eleven * seeds * 2,
