@@ -140,7 +140,8 @@ def misspelt(names: Sequence[str], severity: int) -> list[str]:
         for attempt in count():
             draw = _generator(TYPOS, f"{attempt} {name}".encode())
             text = name
-            for _ in range(edits):
+            # Short names may have no free one so near: after some tries one error more.
+            for _ in range(edits + attempt // 20 if edits else 0):
                 text = _mistyped(text, draw)
             if not edits or text not in taken:
                 break
