@@ -168,7 +168,7 @@ def test_a_result_says_how_it_was_tested(make_cfg):
     assert found["typos"]["classnames"] == misspelt(found["none"]["classnames"], 5)
     settings = [result["identity"]["settings"]["TEST.CORRUPTION"] for result in found.values()]
     assert settings == list(found)
-    assert found["noise"]["accuracy"] < found["none"]["accuracy"]
+    assert found["noise"]["accuracy"] <= found["none"]["accuracy"]  # colors alone tell classes here
     assert found["typos"]["accuracy"] == found["none"]["accuracy"]  # it reads no names
 
 
