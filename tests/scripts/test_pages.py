@@ -70,7 +70,7 @@ class MiniWorld:
             targets = TARGETS.get(words[0], usual)
             if "--datasets" not in words:
                 found += ["--datasets", *(targets if WHOLE else targets[:1])]
-            if words[0] in TARGETS and not WHOLE:
+            if words[0] in (*TARGETS, "corruptions") and not WHOLE:
                 # Of an option that is given twice the second counts.
                 found += ["--trainers", words[words.index("--seeds") - 1]]
             found += ["--source", "mini_shapes", "--root", self.world, "--jobs", "2"]
