@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
         if missing:
             raise UserError(f"{missing[0]} holds no finished run: leave out --read-only")
         rows.append(row_of(name, folders))
-    print(markdown_table(COLUMNS, rows))
+    print(markdown_table([COLUMNS, *rows]))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import pytest
 
 from benchmarks.convergence import ROWS, commands, epochs_to, main, parse_args
 from dassl.utils import UserError
-from tuning.options import parse_run, setup_cfg
+from tuning.options import parse_args as parse_options
+from tuning.options import setup_cfg
 
 
 def test_epochs_to():
@@ -42,7 +43,7 @@ def test_the_table(tmp_path, capsys):
 def test_commands_are_train_pys():
     """One for each row and seed, no two into one folder, with the starts that the row names."""
     args = parse_args(["--output", "out", "--seeds", "1", "2"])
-    cfgs = [setup_cfg(parse_run(words)) for words in commands(args)]
+    cfgs = [setup_cfg(parse_options(words)) for words in commands(args)]
     assert len({cfg.OUTPUT_DIR for cfg in cfgs}) == len(cfgs) == 2 * len(ROWS)
     starts = [(cfg.TRAINER.COOP.CTX_INIT, cfg.TRAINER.COOP.N_CTX) for cfg in cfgs[:3:2]]
     assert starts == [("a photo of a", 4), ("", 4)]
