@@ -14,7 +14,7 @@ T (G²,d_v) the patch tokens before layer l of the frozen tower,
 
 with conv one filter of width 3 per channel along the k tokens; p is put in before layer l, to stay.
 The text is frozen, the loss cross entropy. W₂ and b₂ start at zero. Zero tokens still take their
-share of attention: PLACE "insert" starts near the hand-written prompt, not at it. With "add" p is
+share of attention: PLACE "insert" does not start as the hand-written prompt. With "add" p is
 added to the key tokens themselves, and the start is the hand-written prompt exactly. What lies
 below layer l is computed once per view. Its controls are VPT, whose prompts are the same for all
 images, and CoCoOp, which has an image's prompts on the text side.
