@@ -18,6 +18,7 @@ from clip.prompting import Encoders
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import UserError, set_random_seed
 from tests.conftest import arguments, tiny_clip
+from tests.registered import some_twins
 from trainers.promptsrc import gaussian_weights
 from trainers.zsclip import ZeroshotCLIP, ZeroshotCLIP2
 from tuning.loading import resolve_precision
@@ -73,7 +74,7 @@ def test_the_final_model_is_the_weighted_mean_of_all_epochs(make_trainer, name):
 # --- Modes --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", some_twins(ALL))
 def test_towers_stay_in_eval_mode_while_training(make_trainer, name):
     trainer = make_trainer(name)
     method, seen = trainer.method, []

@@ -7,17 +7,16 @@ import pytest
 import torch
 
 import train
-import trainers
 from clip.model import CLIP
-from dassl.engine import TRAINER_REGISTRY, Records
+from dassl.engine import Records
 from dassl.utils import UserError
+from tests.registered import every_trainer, some_twins
 from tuning import feature_cache, loading
 from tuning import trainer as base
 from tuning.multi_seed import Stack
 from tuning.options import parse_args, parse_runs
 
-trainers.modules()
-TRAINED = sorted(n for n in TRAINER_REGISTRY.registered_names() if "Zeroshot" not in n)
+TRAINED = some_twins(n for n in every_trainer() if "Zeroshot" not in n)
 OPTIONS = {"DATASET__SUBSAMPLE_CLASSES": "base", "OPTIM__MAX_EPOCH": 3}
 
 
@@ -80,13 +79,13 @@ def test_together_equals_apart(command, tmp_path, name):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_together_equals_apart_in_double_precision(command, tmp_path, monkeypatch, name):
-    """Ten epochs: what is left between them is rounding, which training makes larger."""
+    """Five epochs: what is left between them is rounding, which training makes larger."""
     monkeypatch.setattr(CLIP, "float", CLIP.double)
     monkeypatch.setattr(loading, "_ENCODERS", {})  # nothing of fp32's is used again
     monkeypatch.setattr(feature_cache, "_memory", OrderedDict())
     freeze = base.Method.freeze
     monkeypatch.setattr(base.Method, "freeze", lambda method: freeze(method.double()))
-    options = {**OPTIONS, "OPTIM__MAX_EPOCH": 10}
+    options = {**OPTIONS, "OPTIM__MAX_EPOCH": 5}
     words = command(name, output=tmp_path / "together", **options)
     train.main([*with_seeds(words, 1, 2), "--no-cache"])
     for seed in (1, 2):
@@ -95,7 +94,7 @@ def test_together_equals_apart_in_double_precision(command, tmp_path, monkeypatc
         folder = tmp_path / "together" / f"seed{seed}"
         for a, b in zip(lines(alone), lines(folder), strict=True):
             assert a["losses"] == pytest.approx(b["losses"], rel=1e-9, abs=1e-12)
-        assert torch.float64 in {x.dtype for x in state(folder, 10)["state_dict"].values()}
+        assert torch.float64 in {x.dtype for x in state(folder, 5)["state_dict"].values()}
 
 
 def test_loss_weights_together_equal_apart(command, tmp_path):

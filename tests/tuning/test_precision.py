@@ -3,19 +3,20 @@
 The trainers fall back to fp32 on a CPU; the methods themselves are run here in fp16 and bf16.
 """
 
+from functools import cache
+
 import pytest
 import torch
 
-import trainers
 from clip.model import build_model, convert_weights
 from clip.prompting import Encoders
 from dassl.engine import TRAINER_REGISTRY
 from tests.conftest import OPTIONS, leave_zeros, tiny_clip
+from tests.registered import every_trainer, some_twins
 from tuning.method import Classes
 from tuning.options import parse_args, setup_cfg
 
-trainers.modules()
-ALL = sorted(TRAINER_REGISTRY.registered_names())
+ALL = some_twins(every_trainer())
 NAMES = ["ant", "brown bear", "cat", "desert fox", "golden retriever", "lynx", "owl", "shire horse"]
 IMAGES = 12
 
@@ -23,9 +24,9 @@ IMAGES = 12
 MODELS = 4  # one model's rounding is luck
 
 
-def build(name: str, dtype: torch.dtype, fast: bool, seed: int = 0):
-    words = [str(word) for pair in OPTIONS.items() for word in pair]
-    cfg = setup_cfg(parse_args(words))
+@cache
+def towers(dtype: torch.dtype, fast: bool, seed: int) -> Encoders:
+    """Those of all methods: they are frozen, and sentences in them are encoded once."""
     # Widths as in real towers' proportion, so that rounding errors average out.
     model = build_model(
         tiny_clip(seed, transformer_width=128, transformer_heads=2).state_dict()
@@ -34,8 +35,23 @@ def build(name: str, dtype: torch.dtype, fast: bool, seed: int = 0):
         model.double()
     else:
         convert_weights(model, dtype)
-    torch.manual_seed(1)
     encoders = Encoders(model, fast)
+    encode = cache(lambda sentences: type(encoders.text).encode(encoders.text, sentences))
+    encoders.text.encode = lambda sentences: encode(tuple(sentences)).clone()
+    return encoders
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget():
+    yield
+    towers.cache_clear()
+
+
+def build(name: str, dtype: torch.dtype, fast: bool, seed: int = 0):
+    words = [str(word) for pair in OPTIONS.items() for word in pair]
+    cfg = setup_cfg(parse_args(words))
+    encoders = towers(dtype, fast, seed)
+    torch.manual_seed(1)
     method = TRAINER_REGISTRY.get(name).build_method(cfg, encoders, Classes(NAMES, NAMES))
     # The half-precision towers stay so: what is trained is in fp32 from its start.
     return (method.double() if dtype == torch.float64 else method).freeze()

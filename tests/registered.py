@@ -1,0 +1,60 @@
+"""Which trainers a test goes through: every one, or every method and the twins that stand for all.
+
+A twin adds DePT's head to a method. Where a property can only be lost in what DePT passes on, one
+twin for each thing that it passes on is enough; EVERY_TRAINER=1 in the environment runs them all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import trainers
+from dassl.engine import TRAINER_REGISTRY
+from trainers.dept import DePT
+from tuning.method import Method
+from tuning.naming import bare_name, is_wrapped
+from tuning.saved import Saved
+
+# What no class says: the method, and why its twin is another case.
+BESIDES = {"CoCoOp": "text features of each image: the head takes its rows from (B,C,D)"}
+
+# What a method says for itself: DePT takes no other way by it.
+OF_ITS_OWN = {"template_name", "trained_modules"}
+
+
+def every_trainer() -> list[str]:
+    """The names of all registered trainers, a dropped file's too."""
+    trainers.modules()
+    return sorted(TRAINER_REGISTRY.registered_names())
+
+
+def passed_on(method: type[Method]) -> set[str]:
+    """What a method declares or defines otherwise than the base, and DePT passes on or reads."""
+    names = {n for n in (*vars(Method), *vars(Saved)) if not n.startswith("_")} - OF_ITS_OWN
+    names = {n for n in names if n in vars(DePT) or not callable(getattr(Method, n))}
+    return {n for n in names if getattr(method, n) != getattr(Method, n)} or {"nothing"}
+
+
+def standing_for_all() -> list[str]:
+    """Twins in the order of registration, each with something that none before it has."""
+    every_trainer()
+    found, seen = [], set()
+    for name in TRAINER_REGISTRY.registered_names():
+        twin = TRAINER_REGISTRY.get(name)
+        if not is_wrapped(name) or not hasattr(twin, "method_class"):
+            continue
+        own = passed_on(twin.method_class)
+        if own - seen or bare_name(name) in BESIDES:
+            found.append(name)
+            seen |= own
+    return found
+
+
+def some_twins(names: Iterable[str]) -> list[str]:
+    """Of some trainers all that aren't twins, and the twins that stand for all."""
+    names = list(names)
+    if os.environ.get("EVERY_TRAINER"):
+        return names
+    standing = set(standing_for_all())
+    return [name for name in names if not is_wrapped(name) or name in standing]
