@@ -3,10 +3,11 @@
 import json
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
-from benchmarks import process_timing, speed
+from benchmarks import process_timing, speed, timing
 from benchmarks.method_setup import MethodSetup, Settings, images, method_names
 from dassl.utils import UserError
 from tests.registered import some_twins
@@ -14,6 +15,16 @@ from tests.registered import some_twins
 TINY = ("--backbone", "tiny", "--classes", "3", "--repeats", "1", "--images", "2")
 
 
+@pytest.fixture(scope="module")
+def machine_once():
+    """What is said of the machine is measured for all methods together."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed.timing, "onednn_ratios", cache(timing.onednn_ratios))
+        patch.setattr(speed.timing, "matmul_gflops", cache(timing.matmul_gflops))
+        yield
+
+
+@pytest.mark.usefixtures("machine_once")
 @pytest.mark.parametrize("name", some_twins(method_names()))
 def test_every_method_is_measured_beside_the_plain_path(name):
     parts = ("--only", "steps", "evaluation", "--test-batch", "5")
