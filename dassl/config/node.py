@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,15 @@ class CfgNode(_YacsNode):
     def remarks(self) -> list[str]:
         """A line for each public option that was set: what it is here, or that it has no effect."""
         return [line for _, line in self.__dict__.get("_remarks", {}).values()]
+
+    def clone(self) -> CfgNode:
+        """Copy the tree: as yacs, without copying anew what can't change."""
+        twin = type(self)()
+        for key, value in self.items():
+            copied = value.clone() if isinstance(value, _YacsNode) else copy.deepcopy(value)
+            dict.__setitem__(twin, key, copied)  # of a frozen tree, too
+        twin.__dict__.update({name: copy.copy(state) for name, state in self.__dict__.items()})
+        return twin
 
     def merge_from_file(self, cfg_filename: str | os.PathLike) -> None:
         """Merge a YAML file, its bases first."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from yacs.config import CfgNode as YacsNode
 
-from dassl.config import clean_cfg, get_cfg_default
+from dassl.config import CfgNode, clean_cfg, get_cfg_default, public
 from dassl.utils import UserError
 
 
@@ -114,3 +114,21 @@ def test_clean_cfg_keeps_the_trainers_own_nodes():
         cfg.TRAINER[name] = YacsNode()
     clean_cfg(cfg, "One_Two", keep=["FOUR"])
     assert set(cfg.TRAINER) == {"NAME", "ONE", "TWO", "FOUR"}
+
+
+def test_a_clone_shares_nothing_that_can_change():
+    cfg = CfgNode({"A": {"LIST": [1, [2]], "TUPLE": (3,), "NAME": "x"}, "B": 1.5})
+    public(cfg, "OTHER.NAME", "A.NAME")
+    cfg.merge_from_list(["OTHER.NAME", "y"])
+    cfg.freeze()
+    twin = cfg.clone()
+    assert twin == cfg and type(twin.A) is CfgNode and twin.remarks == cfg.remarks
+    assert twin.is_frozen() and twin.A.is_frozen()
+    twin.defrost()
+    twin.A.LIST[1].append(4)
+    public(twin, "OTHER.TOO", "A.NAME")
+    twin.merge_from_list(["A.NAME", "z", "B", "2.5"])
+    assert (cfg.A.LIST, cfg.A.NAME, cfg.B) == ([1, [2]], "y", 1.5)
+    assert cfg.is_frozen() and cfg.A.is_frozen()
+    assert list(cfg.public_options) == ["OTHER.NAME"]
+    assert (len(cfg.remarks), twin.remarks) == (1, [])
