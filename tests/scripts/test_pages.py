@@ -12,6 +12,8 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from experiments import analysis_command as analyze
 from experiments.launch import make_plan, parse_args
 from experiments.protocols import PROTOCOLS
 from experiments.results import command as parse_results
+from tests.warm_python import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/reproduce.md")
@@ -51,7 +54,8 @@ def commands(script: str) -> list[list[str]]:
 class MiniWorld:
     """Runs a page's commands on the mini world: its data sets, its configs, a folder of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, python: str) -> None:
+        self.python = python
         self.root, self.folder = folder / "data", folder
         self.data_sets = next(words for words in map(str.split, self.hints()) if words)[1:4]
         self.world = str(self.root)
@@ -75,7 +79,7 @@ class MiniWorld:
                 found += ["--trainers", words[words.index("--seeds") - 1]]
             found += ["--source", "mini_shapes", "--root", self.world, "--jobs", "2"]
             found += ["--output", str(self.folder / "output"), *([] if WHOLE else BRIEF)]
-        command = [sys.executable, str(ROOT / script), *found]
+        command = [self.python, str(ROOT / script), *found]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True
@@ -105,8 +109,10 @@ class MiniWorld:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory) -> MiniWorld:
-    return MiniWorld(tmp_path_factory.mktemp("pages"))
+def world(tmp_path_factory) -> Iterator[MiniWorld]:
+    folder = tmp_path_factory.mktemp("pages")
+    with nullcontext(sys.executable) if WHOLE else warm_python(folder) as python:
+        yield MiniWorld(folder, python)
 
 
 def test_every_protocol_has_its_command():
