@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image
 from clip.model import CLIP
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import heed_signals, set_random_seed
+from tests.warm_python import warm_python
 from tuning.options import parse_args, setup_cfg
 
 # One thread, here and in what the tests start: sums are then the same in every process, and
@@ -99,6 +101,13 @@ def leave_zeros(method):
     """Behind what starts at zero there is no gradient in the first step."""
     for parameter in method.trained().values():
         parameter += 0.02 * torch.randn_like(parameter)
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory) -> Iterator[str]:
+    """An executable to start programs of this code with: Python, PyTorch loaded already."""
+    with warm_python(tmp_path_factory.mktemp("python")) as executable:
+        yield executable
 
 
 @pytest.fixture(scope="session")

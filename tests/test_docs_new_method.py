@@ -49,35 +49,36 @@ def checkout(tmp_path):
     return copy
 
 
-def python(checkout, *words):
+def started(checkout, *words, python=sys.executable, **environment):
     return subprocess.run(
-        [sys.executable, *words],
+        [python, *words],
         cwd=checkout,
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
 
 
-def losses_of(checkout, command, folder, trainer, *words, **options):
+def losses_of(python, checkout, command, folder, trainer, *words, **options):
     """Those of the last epoch of a run."""
-    out = python(checkout, "train.py", *command(trainer, *words, output=folder, **options))
+    words = command(trainer, *words, output=folder, **options)
+    out = started(checkout, "train.py", *words, python=python)
     assert out.returncode == 0, out.stderr
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return set(json.loads(lines[-1])["losses"])
 
 
-def test_examples_run(checkout, command, tmp_path):
+def test_examples_run(python, checkout, command, tmp_path):
     config = checkout / "configs" / "trainers" / "DePT_ScaledText" / "mini.yaml"
     words = ("--config-file", str(config))
-    scaled = losses_of(checkout, command, tmp_path / "scaled", "DePT_ScaledText", *words)
+    scaled = losses_of(python, checkout, command, tmp_path / "scaled", "DePT_ScaledText", *words)
     assert scaled == {"itm", "cat", "near_one"}
-    views = losses_of(checkout, command, tmp_path / "views", "DePT_AgreeingViews")
+    views = losses_of(python, checkout, command, tmp_path / "views", "DePT_AgreeingViews")
     assert views == {"itm", "cat", "agree"}
-    branches = losses_of(checkout, command, tmp_path / "branches", "BlockBranches")
+    branches = losses_of(python, checkout, command, tmp_path / "branches", "BlockBranches")
     assert branches == {"itm"}
     teacher = {"TRAINER__TAUGHT_TEXT__TEACHER": tmp_path / "branches"}
-    taught = losses_of(checkout, command, tmp_path / "taught", "TaughtText", **teacher)
+    taught = losses_of(python, checkout, command, tmp_path / "taught", "TaughtText", **teacher)
     assert taught == {"itm", "taught"}
 
 
@@ -86,9 +87,9 @@ FURTHER = "AgreeingViews or TaughtText or BlockBranches"
 
 def test_examples_meet_the_contract(checkout):
     chosen = f"ScaledText or (({FURTHER}) and not DePT and not precision)"
-    out = python(
+    out = started(
         checkout, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen,
-        "tests/trainers/test_contract.py",
+        "tests/trainers/test_contract.py", EVERY_TRAINER="1",
     )  # fmt: skip
     assert out.returncode == 0, out.stdout
     assert int(re.search(r"(\d+) passed", out.stdout)[1]) >= 2 * 9 + 3 * 6

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -124,13 +123,13 @@ def test_a_reader_with_several_configs_stands_for_none_of_them(tmp_path, monkeyp
 # --- Runs ---------------------------------------------------------------------------------------
 
 
-def script(name: str, *words: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "scripts" / name, *map(str, words)]
+def script(python: str, name: str, *words: object) -> subprocess.CompletedProcess:
+    command = [python, ROOT / "scripts" / name, *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-def test_two_own_folders_in_one_protocol_table_and_report(picture_root, backbone, tmp_path):
+def test_two_own_folders_in_one_protocol_table_and_report(python, picture_root, backbone, tmp_path):
     other = tmp_path / "my pictures"
     shutil.copytree(picture_root, other, ignore=shutil.ignore_patterns(".cache"))
     shutil.rmtree(other / "ant")
@@ -144,7 +143,7 @@ def test_two_own_folders_in_one_protocol_table_and_report(picture_root, backbone
         *("--datasets", f"creatures={picture_root}", f"fewer={other}"),
         *("--opts", *(word for pair in settings.items() for word in pair)),
     ]
-    answer = script("run_protocol.py", *words)
+    answer = script(python, "run_protocol.py", *words)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     found, problems = load_scores(tmp_path / "output")
     assert not problems
@@ -152,7 +151,7 @@ def test_two_own_folders_in_one_protocol_table_and_report(picture_root, backbone
         (name, part) for name in ("creatures", "fewer") for part in ("base", "new")
     }
     page = tmp_path / "report.html"
-    answer = script("parse_results.py", tmp_path / "output", "--html", page)
+    answer = script(python, "parse_results.py", tmp_path / "output", "--html", page)
     assert answer.returncode == 0, answer.stderr
     lines = [re.split(r"\s{2,}", line)[:2] for line in answer.stdout.splitlines()]
     for name in ("average", "creatures", "fewer"):

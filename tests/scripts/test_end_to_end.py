@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def script(name: str, *arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "scripts" / name, *map(str, arguments)]
+def script(name: str, *arguments: object, python=sys.executable) -> subprocess.CompletedProcess:
+    command = [python, ROOT / "scripts" / name, *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
@@ -57,15 +57,16 @@ def test_a_broken_data_set_is_named_and_the_others_go_on(first, output):
     assert line[1].split(", ") == [f"{result['accuracy']:.2f}" for result in results]
 
 
-def test_the_same_command_again_repeats_nothing_that_is_complete(first, command, output):
+def test_the_same_command_again_repeats_nothing_that_is_complete(first, command, output, python):
     before = {path: path.stat().st_mtime_ns for path in output.rglob("result.json")}
-    again = script("run_protocol.py", *command)
+    again = script("run_protocol.py", *command, python=python)
     assert "was complete" in again.stdout and "4 skipped, 2 failed" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in output.rglob("result.json")} == before
 
 
-def test_dry_run_prints_the_commands(first, command):
-    commands = script("run_protocol.py", *command, "--dry-run").stdout.splitlines()
+def test_dry_run_prints_the_commands(first, command, python):
+    done = script("run_protocol.py", *command, "--dry-run", python=python)
+    commands = done.stdout.splitlines()
     assert [line.startswith("# complete: python train.py") for line in commands].count(True) == 4
     assert len(commands) == 8 and all("--trainer DePT_CoOp" in line for line in commands)
 

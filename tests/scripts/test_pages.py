@@ -12,8 +12,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -22,7 +20,6 @@ from experiments import analysis_command as analyze
 from experiments.launch import make_plan, parse_args
 from experiments.protocols import PROTOCOLS
 from experiments.results import command as parse_results
-from tests.warm_python import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/reproduce.md")
@@ -109,10 +106,8 @@ class MiniWorld:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Iterator[MiniWorld]:
-    folder = tmp_path_factory.mktemp("pages")
-    with nullcontext(sys.executable) if WHOLE else warm_python(folder) as python:
-        yield MiniWorld(folder, python)
+def world(tmp_path_factory, python) -> MiniWorld:
+    return MiniWorld(tmp_path_factory.mktemp("pages"), sys.executable if WHOLE else python)
 
 
 def test_every_protocol_has_its_command():

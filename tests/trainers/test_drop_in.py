@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -53,9 +52,9 @@ def checkout(tmp_path):
     return copy
 
 
-def started(checkout, *arguments):
+def started(python, checkout, *arguments):
     return subprocess.run(
-        [sys.executable, "train.py", *arguments],
+        [python, "train.py", *arguments],
         cwd=checkout,
         capture_output=True,
         text=True,
@@ -71,9 +70,9 @@ def started(checkout, *arguments):
         ("ElsewhereZeroshot", "scale"),
     ],
 )
-def test_runs_unmodified(checkout, command, tmp_path, name, model):
+def test_runs_unmodified(python, checkout, command, tmp_path, name, model):
     def run(*arguments):
-        process = started(checkout, *arguments)
+        process = started(python, checkout, *arguments)
         assert process.returncode == 0, process.stderr
         for name, (_, reason) in LEFT_OUT.items():
             (line,) = [line for line in process.stderr.splitlines() if line.startswith(name)]
@@ -89,8 +88,8 @@ def test_runs_unmodified(checkout, command, tmp_path, name, model):
     assert accuracy.findall(trained)[-1] == accuracy.findall(tested)[-1]
 
 
-def test_whoever_asks_for_a_trainer_that_is_left_out_is_told_why(checkout, command):
-    process = started(checkout, *command("NeedsPatchedClip"))
+def test_whoever_asks_for_a_trainer_that_is_left_out_is_told_why(python, checkout, command):
+    process = started(python, checkout, *command("NeedsPatchedClip"))
     assert process.returncode == 2
     reason = "trainers/patched.py left out: ImportError: cannot import name 'load_with_prompts'"
     assert f"error: trainer 'NeedsPatchedClip' can't be had: {reason}" in process.stderr
