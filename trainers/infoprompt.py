@@ -42,7 +42,7 @@ from .coop import Context, CoOpMethod
 
 
 def extend_cfg(cfg: CfgNode) -> None:
-    """Add the method's defaults."""
+    """Declare TRAINER.INFOPROMPT."""
     cfg.TRAINER.INFOPROMPT = CfgNode()
     cfg.TRAINER.INFOPROMPT.N_CTX = 4  # M
     cfg.TRAINER.INFOPROMPT.CTX_INIT = WORDS  # words to start from; they set M; "": N(0, .02²)
@@ -120,12 +120,12 @@ class InfoPromptMethod(CoOpMethod):
 
     @classmethod
     def resolve_cfg(cls, cfg: CfgNode) -> None:
-        """As the contract says."""
+        """CTX_INIT and N_CTX become what the method makes of them."""
         resolve_words(cfg.TRAINER.INFOPROMPT)
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> InfoPromptMethod:
-        """As the contract says."""
+        """From all keys of TRAINER.INFOPROMPT; the critic A starts as torch's Linear does."""
         c = cfg.TRAINER.INFOPROMPT
         start = starting_context(encoders, c.CTX_INIT, c.N_CTX)
         print(f"Initial context: {start.shown}")
@@ -146,7 +146,7 @@ class InfoPromptMethod(CoOpMethod):
         return {"tokens": tokens, "noise": noise, "share": share}
 
     def features(self, image: torch.Tensor, **known: torch.Tensor) -> Features:
-        """As the contract says, with what the step drew."""
+        """The contract's; `more` has what the step drew: `drawn`."""
         own: dict[str, torch.Tensor] = {name: known.pop(name) for name in [*known] if name in DRAWN}
         features = super().features(image, **known)
         features.more.update(own)

@@ -38,7 +38,7 @@ PLACES = ("insert", "add")
 
 
 def extend_cfg(cfg: CfgNode) -> None:
-    """Add the method's defaults."""
+    """Declare TRAINER.IPT."""
     cfg.TRAINER.IPT = CfgNode()
     cfg.TRAINER.IPT.TOKENS = 8  # k
     cfg.TRAINER.IPT.HIDDEN = 64  # h
@@ -105,7 +105,11 @@ class IPTMethod(Method):
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> IPTMethod:
-        """As the contract says."""
+        """From all keys of TRAINER.IPT.
+
+        Raises:
+            UserError: an unknown PLACE, no such LAYER, or more TOKENS than an image has.
+        """
         c, tower = cfg.TRAINER.IPT, encoders.image
         check_choice("TRAINER.IPT.PLACE", c.PLACE, PLACES)
         patches, last = tower.tokens - 1, tower.layers - 1

@@ -40,8 +40,7 @@ INITS = ("tokens", "normal")
 
 
 def extend_cfg(cfg: CfgNode) -> None:
-    # The other keys are VPT's.
-    """Add the method's defaults."""
+    """Declare TRAINER.SPT; the other keys are VPT's."""
     cfg.TRAINER.SPT = CfgNode()
     cfg.TRAINER.SPT.INIT = "tokens"  # tokens | normal: N(0, .02²), as VPT starts
     cfg.TRAINER.SPT.IMAGES = 2048  # so many training images at most, chosen at random
@@ -59,7 +58,7 @@ class SPTMethod(VPTMethod):
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> SPTMethod:
-        """As the contract says."""
+        """From TRAINER.SPT, and from VPT's keys as VPT."""
         method = super().from_cfg(cfg, encoders, classes)
         assert isinstance(method, cls)
         c = cfg.TRAINER.SPT

@@ -40,7 +40,7 @@ from tuning.trainer import PromptTrainer
 
 
 def extend_cfg(cfg: CfgNode) -> None:
-    """Add the method's defaults."""
+    """Declare TRAINER.STABLEPT."""
     cfg.TRAINER.STABLEPT = CfgNode()
     cfg.TRAINER.STABLEPT.N_CTX = 10  # S
     cfg.TRAINER.STABLEPT.CTX_INIT = ""  # words to start from; they set S
@@ -147,12 +147,12 @@ class StablePTMethod(Method):
 
     @classmethod
     def resolve_cfg(cls, cfg: CfgNode) -> None:
-        """As the contract says."""
+        """CTX_INIT and N_CTX become what the method makes of them."""
         resolve_words(cfg.TRAINER.STABLEPT)
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> StablePTMethod:
-        """As the contract says."""
+        """From all keys of TRAINER.STABLEPT."""
         c = cfg.TRAINER.STABLEPT
         if c.CTX_INIT:
             start = starting_context(encoders, c.CTX_INIT, c.N_CTX)
