@@ -424,10 +424,20 @@ class DePTMixin(PromptTrainer):
 _FOLDERS = {"MaPLe": "MultiModalPromptLearner", "PromptSRC": "VLPromptLearner"}
 
 
+_ROWS_ALONE = (
+    "trains rows of its classes' own alone, and tests other classes zero-shot: they share nothing "
+    "that DePT could decouple"
+)
+
+
 def can_be_wrapped(trainer: type) -> bool:
-    """Whether DePT can be around a trainer: its method declares the losses that fit the labels."""
+    """Whether DePT can be around a trainer: its method declares the losses that fit the labels.
+
+    And trains more than rows of its classes' own.
+    """
     bare = issubclass(trainer, PromptTrainer) and not issubclass(trainer, DePTMixin)
-    return bare and bool(getattr(trainer, "method_class", DePT).label_fit)
+    method = getattr(trainer, "method_class", DePT)
+    return bare and bool(method.label_fit) and not method.zero_shot_rows
 
 
 def twin_of(trainer: type[PromptTrainer]) -> type[PromptTrainer]:
@@ -445,9 +455,11 @@ def register_twins() -> None:
     """Register DePT around every registered trainer that it can be around, if it isn't there."""
     for name in TRAINER_REGISTRY.registered_names():
         trainer = TRAINER_REGISTRY.get(name)
-        if not can_be_wrapped(trainer):
-            continue
         twin = wrapped_name(name)
+        if not can_be_wrapped(trainer):
+            if getattr(getattr(trainer, "method_class", DePT), "zero_shot_rows", False):
+                TRAINER_REGISTRY.refuse(twin, f"{name} {_ROWS_ALONE}")
+            continue
         if twin in TRAINER_REGISTRY:
             taken = TRAINER_REGISTRY.get(twin)
             if issubclass(taken, DePTMixin):

@@ -142,8 +142,6 @@ class Method(Saved):
     teacher_key = ""
     # What is at that key, while training.
     teacher_run: Teacher | None = None
-    # What of a loaded checkpoint can't be applied to this run's classes, in a line; "": nothing.
-    left_out = ""
     # Token ids of the frozen words between context and class name, the same in all prompts.
     words: Sequence[int] = ()
 

@@ -46,6 +46,11 @@ class Saved(nn.Module):
     # Trained parameters with one row per training image (`Classes.images`): a checkpoint has as
     # many as its run had.
     image_bound: tuple[str, ...] = ()
+    # Whether all that it trains are rows of its classes' own, so that a class that it wasn't
+    # trained on is tested zero-shot: its rows stay as they start, a prepared buffer's are zero.
+    zero_shot_rows = False
+    # What of a loaded checkpoint can't be applied to this run's classes, in a line; "": nothing.
+    left_out = ""
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters this method trains, by the names they have in checkpoints.
@@ -98,6 +103,8 @@ class Saved(nn.Module):
         for name, value in state.items():
             if name in class_bound:
                 rows = self._own_rows(name, value, keys)
+                if rows is None and not partial and self.zero_shot_rows and keys is not None:
+                    rows = self._rows_or(own[name].detach().clone(), value, keys)
                 if rows is None and partial:
                     continue
                 if rows is None:
@@ -151,6 +158,22 @@ class Saved(nn.Module):
         """Take what it holds now for its start, which is made anew wherever it is built."""
         self._at_start = {name: tensor.detach().clone() for name, tensor in self.held().items()}
 
+    def _rows_or(
+        self, start: torch.Tensor, value: torch.Tensor, keys: Sequence[str]
+    ) -> torch.Tensor | None:
+        """`start` with the rows of `value` for the classes that it has; None if they don't fit."""
+        if value.shape[1:] != start.shape[1:] or len(value) < len(keys):
+            return None
+        place = {key: row for row, key in enumerate(keys)}
+        known = [i for i, key in enumerate(self.classes.keys) if key in place]
+        start[known] = value[[place[self.classes.keys[i]] for i in known]].to(start)
+        new = len(self.classes.keys) - len(known)
+        if new and not self.left_out:
+            all_ = len(self.classes.keys)
+            self.left_out = f"{new} of this run's {all_} classes are new to it: tested zero-shot"
+            print(self.left_out)
+        return start
+
     def prepared_state(self) -> dict[str, torch.Tensor]:
         """The values of the buffers in `prepared`, and of what is held and no longer as built."""
         state = {name: self.get_buffer(name) for name in self.prepared}
@@ -188,9 +211,14 @@ class Saved(nn.Module):
             if keys is None and len(value) == len(self.classes.keys):
                 print(f"{name}: the checkpoint's classes are {ASSUMED}")
                 rows = list(range(len(value)))
-            if rows is None:
-                raise UserError(f"{name} has a row per class, and these are other classes")
-            return value[rows]
+            if rows is not None:
+                return value[rows]
+            zeros = value.new_zeros(len(self.classes.keys), *value.shape[1:])
+            if self.zero_shot_rows and keys is not None:
+                known = self._rows_or(zeros, value, keys)
+                if known is not None:
+                    return known
+            raise UserError(f"{name} has a row per class, and these are other classes")
         per_class = keys and value.dim() and len(value) == len(keys) and name not in self.prepared
         if per_class and list(keys or ()) != list(self.classes.keys):
             raise UserError(

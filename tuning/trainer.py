@@ -43,6 +43,8 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAIN.CUDA_GRAPH = False
     # Config files of data sets that are trained on in turn with the run's own.
     cfg.DATASET.FURTHER = ()
+    # What a config says whose values were chosen for each data set.
+    cfg.TRAINER.SETTINGS_PER_DATA_SET = False
 
 
 class PromptTrainer(Inputs):
@@ -249,14 +251,18 @@ class PromptTrainer(Inputs):
         self.take_teacher()
         if self.start_epoch or self.batches_done:
             return
-        encoder = self.encoder if self.layer is None else None
-        data = TrainingData(self.cfg, self.dm.dataset, encoder, self.encode_views, self.device)
+        data = self.training_data()
         # By numbers of its own: it changes none that training draws, nor depends on other runs.
         with generators_at(resolve_seed(self.cfg.SEED), _PREPARING), torch.no_grad():
             self.method.prepare(data)
         self.method.forget_text()
         if self.cfg.MODEL.INIT_WEIGHTS and self.prepares():
             self.initialize_from(self.cfg.MODEL.INIT_WEIGHTS)  # it goes before what was prepared
+
+    def training_data(self) -> TrainingData:
+        """The training images, as a method sees them before its first step."""
+        encoder = self.encoder if self.layer is None else None
+        return TrainingData(self.cfg, self.dm.dataset, encoder, self.encode_views, self.device)
 
     @classmethod
     def prepares(cls) -> bool:
@@ -350,6 +356,10 @@ class PromptTrainer(Inputs):
         sees = set(self.method_class.what_it_sees(self.cfg))
         if not self.further:
             sees.discard("other_data_sets")
+        if self.cfg.TRAINER.SETTINGS_PER_DATA_SET:
+            sees.add("settings_per_data_set")
+        if self.validates:
+            sees.add("validation_images")
         if self.method.teacher_run is not None and self.method.teacher_run.is_read:
             sees |= {"teacher", *self.method.teacher_run.sees}
         return sorted(sees)

@@ -14,6 +14,7 @@ import torch
 from dassl.data import DatasetWrapper
 from dassl.data.data_manager import ImageLoader, build_data_loader
 from dassl.data.transforms import build_transform
+from dassl.utils import UserError
 
 from .feature_cache import Encoder
 
@@ -62,17 +63,37 @@ class TrainingData:
 
         They come from the feature cache where there is one.
         """
+        return self._features(self._loader(epoch))
+
+    def validation(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `features()` and `labels`, of the run's validation images.
+
+        Raises:
+            UserError: there are none, or they are the test images.
+        """
+        val = self.dataset.val or []
+        if not val:
+            raise UserError(f"{self.cfg.DATASET.NAME} has no validation images to choose by")
+        if {item.impath for item in val} & {item.impath for item in self.dataset.test or []}:
+            raise UserError(f"{self.cfg.DATASET.NAME}'s validation images are test images")
+        labels = torch.tensor([item.label for item in val], device=self.device)
+        return self._features(self._loader(None, val)), labels
+
+    def _features(self, loader: ImageLoader) -> torch.Tensor:
         if self.encoder is None:
-            return torch.cat([self.encode(image) for image in self.images(epoch)])
-        batches = self.encoder.batches(self._loader(epoch), names=["img"])
-        parts = [batch["img"] for batch in batches]
+            images = (batch["img"] for batch in loader)
+            parts = [
+                self.encode((x[0] if isinstance(x, list) else x).to(self.device)) for x in images
+            ]
+            return torch.cat(parts)
+        parts = [batch["img"] for batch in self.encoder.batches(loader, names=["img"])]
         return torch.cat([part[0] if isinstance(part, list) else part for part in parts])
 
-    def _loader(self, epoch: int | None) -> ImageLoader:
+    def _loader(self, epoch: int | None, items: Any = None) -> ImageLoader:
         drawn = epoch is not None
         loader = build_data_loader(
             self.cfg,
-            data_source=self.dataset.train_x,
+            data_source=self.dataset.train_x if items is None else items,
             batch_size=self.cfg.DATALOADER.TEST.BATCH_SIZE,
             tfm=build_transform(self.cfg, is_train=drawn),
             is_train=False,  # no image is left out

@@ -72,6 +72,10 @@ class Registry:
             del self._objects[name]
         self._left_out.update(dict.fromkeys([*own, *names], reason))
 
+    def refuse(self, name: str, reason: str) -> None:
+        """Have whoever asks for `name`, which nothing has, be told the reason."""
+        self._left_out[name] = reason
+
     def registered_names(self) -> list[str]:
         """Return the names in the order of registration."""
         return list(self._objects)
