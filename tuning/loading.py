@@ -92,7 +92,8 @@ def load_into(
             f"{backbone_sha256[:12]}…): set MODEL.BACKBONE.NAME as in training"
         )
     left: list[str] = []
-    if original_checkpoints.is_original(state):
+    original = original_checkpoints.is_original(state)
+    if original:
         kind = original_checkpoints.kind(state)
         print(f"{source}: a checkpoint of the original code ({kind})")
         keys = original_checkpoints.class_keys(state, method)
@@ -100,7 +101,7 @@ def load_into(
     if keys is None and others_classes:
         keys = []
     taken = method.load_trained(state, keys, partial)
-    if not partial:  # a start prepares by this run's images
+    if not partial and not original:  # a start prepares by this run's images
         method.load_prepared(checkpoint.get("prepared", {}), keys)
     method.forget_text()
     names = method.names()

@@ -1,6 +1,6 @@
 """Checkpoints of the original CoOp, CoCoOp, KgCoOp, MaPLe, VPT, PromptSRC, LASP, PRE and DePT code.
 
-They are recognized by their content: the names in their `state_dict`.
+And of TaskRes's and CLAP's. They are recognized by their content: the names in their `state_dict`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ _RENAMED = [
     ),
     (r"encoder_network\.(.+)", lambda m: f"encoder_network.{m[1]}"),
     (r"prompt_learner\.w", lambda m: "w"),
+    (r"(?:prompt_learner\.|adapter\.)?(text_feature_residuals|prototypes)", lambda m: m[1]),
     (r"film_lp_img\.(scale|bias)", lambda m: f"cat.cwt_image.{m[1]}"),
     (r"film_lp_text\.(scale|bias)", lambda m: f"cat.cwt_text.{m[1]}"),
     (r"linear_probe_proj\.(weight|bias)", lambda m: f"cat.classifier.{m[1]}"),
@@ -51,13 +52,14 @@ _TOWER = re.compile(r"image_encoder\.transformer\.resblocks\.(\d+\.ln_[12]\.(?:w
 # What only LASP's learner holds: its own correction, or its references.
 _LASP = re.compile(r"prompt_learner\.(?:w|class_text_features|token_(?:prefix|suffix)_all)")
 
-# What the original KgCoOp saves beside that, and never uses.
-_UNUSED = re.compile(r"(?:prompt_learner\.)?bias_vectors")
+# What the original KgCoOp saves beside that, and never uses; and TaskRes's and CLAP's frozen text
+# features, which come from this run's class names.
+_UNUSED = re.compile(r"(?:prompt_learner\.)?bias_vectors|(?:.+\.)?base_text_features")
 
 # Names only the original code's state dicts have.
 _ORIGINAL = re.compile(
     r"prompt_learner\.|token_prefix|token_suffix|film_lp_|linear_probe_proj|image_encoder\."
-    r"|text_encoder\.|bias_vectors|encoder_network\."
+    r"|text_encoder\.|bias_vectors|encoder_network\.|base_text_features"
 )
 
 
@@ -94,6 +96,10 @@ def kind(state: Iterable[str]) -> str:
 
     if has("compound_prompts_text"):
         method = "MaPLe"
+    elif has(r"^(prompt_learner\.)?text_feature_residuals"):
+        method = "TaskRes"
+    elif has(r"^(adapter\.)?prototypes"):
+        method = "CLAP or ZS-LP"
     elif has(_LASP.pattern):
         method = "LASP"
     elif has(r"^encoder_network\."):
