@@ -183,6 +183,7 @@ class CLAP(PoolTrainer):
     method_class = CLAPMethod
     config_node = "ADAPTER"
     model_name = "adapter"
+    method: CLAPMethod
 
     def after_epoch(self) -> None:
         """As the engine's; "l2-adaptative" first makes its outer step."""

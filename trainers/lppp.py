@@ -102,7 +102,7 @@ class LPppMethod(Method):
         check_choice("TRAINER.LPPP.ALPHA_GRAD", c.ALPHA_GRAD, GRADIENTS)
         check_choice("TRAINER.LPPP.TEMPLATES", c.TEMPLATES, TEMPLATES)
         text = template_features(encoders, classes, c.TEMPLATES, normalized=True)
-        probe = Probe(*text.shape, encoders.temperature)
+        probe = Probe(len(text), text.shape[1], encoders.temperature)
         return cls(encoders, classes, probe, text, c.ALPHA_GRAD == "accumulated")
 
     def encode_text(self) -> torch.Tensor:
@@ -151,7 +151,7 @@ class LPppMethod(Method):
             self.alpha_grad.add_(gradient) if self.accumulated else self.alpha_grad.copy_(gradient)
         if self.steps % EVERY == 0:
             with torch.no_grad():
-                alpha -= units[0] * float(self.rates[1]) * self.alpha_grad
+                alpha.sub_(units[0] * float(self.rates[1]) * self.alpha_grad)
         return losses
 
 

@@ -128,7 +128,8 @@ class TipAdapterMethod(Method):
         check_choice("TRAINER.TIP_ADAPTER.CHOICE", c.CHOICE, CHOICES)
         check_choice("TRAINER.TIP_ADAPTER.TEMPLATES", c.TEMPLATES, TEMPLATES)
         text = template_features(encoders, classes, c.TEMPLATES, normalized=True)
-        cache = Cache(classes.images, *text.shape, trains=bool(cls.trained_modules))
+        trains = bool(cls.trained_modules)
+        cache = Cache(classes.images, len(text), text.shape[1], trains)
         return cls(encoders, classes, cache, text, c)
 
     @classmethod
@@ -153,8 +154,8 @@ class TipAdapterMethod(Method):
         """Fill the cache, and choose α and β."""
         c, cache = self.settings, self.cache
         passes = range(c.AUGMENT_EPOCH) if c.AUGMENT_EPOCH else (None,)
-        keys = sum(data.features(epoch).float() for epoch in passes)
-        cache.keys.copy_(unit(keys))
+        views = [data.features(epoch).float() for epoch in passes]
+        cache.keys.copy_(unit(torch.stack(views).mean(dim=0)))
         values = nn.functional.one_hot(data.labels, len(cache.values)).t()
         cache.values.copy_(values.to(cache.values))
         cache.alpha.fill_(c.INIT_ALPHA)
@@ -244,5 +245,7 @@ class TipAdapterF(TipAdapter):
             return
         done = self.epoch + (self.batch_idx + 1) / self.num_batches
         rate = c.LR * (1 + math.cos(math.pi * done / self.max_epoch)) / 2
-        for group in self._optims[self.model_name].param_groups:
+        optimizer = self._optims[self.model_name]
+        assert optimizer is not None
+        for group in optimizer.param_groups:
             group["lr"] = rate

@@ -49,5 +49,5 @@ class PoolTrainer(PromptTrainer):
         size = self._loader_x.batch_size
         for i in range(self.batches_per_epoch):
             rows = order[i * size : (i + 1) * size].to(self.device)
-            index = rows % len(self.dm.dataset.train_x)
+            index = rows % self.method.classes.images
             yield {"img": self.pool[rows], "label": self.pool_labels[rows], "index": index}
