@@ -39,7 +39,7 @@ class PoolTrainer(PromptTrainer):
             self.pool = torch.cat([data.features(i) for i in range(passes)])  # (P·n,D)
             self.pool_labels = data.labels.repeat(passes)
 
-    def training_batches(self) -> Iterator[dict]:  # type: ignore[override]
+    def training_batches(self) -> Iterator[dict]:
         """The epoch's batches; their order is a function of seed and epoch."""
         if not len(self.pool):
             yield from super().training_batches()
