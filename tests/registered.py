@@ -29,6 +29,11 @@ def every_trainer() -> list[str]:
     return sorted(TRAINER_REGISTRY.registered_names())
 
 
+def trains(name: str) -> bool:
+    """Whether its method has parameters that steps change."""
+    return bool(TRAINER_REGISTRY.get(name).method_class.trained_modules)
+
+
 def passed_on(method: type[Method]) -> set[str]:
     """What a method declares or defines otherwise than the base, and DePT passes on or reads."""
     names = {n for n in (*vars(Method), *vars(Saved)) if not n.startswith("_")} - OF_ITS_OWN

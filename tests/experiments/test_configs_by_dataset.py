@@ -158,6 +158,12 @@ OWN_SCHEDULES = {
             "TRAINER.STABLEPT.CONTRAST_WEIGHT": 1.0,
         },
     ),
+    ("TipAdapterF", "vit_b16_tip_adapter_f"): (
+        *(256, 0.001, 20),
+        {"OPTIM.NAME": "adamw", "OPTIM.WEIGHT_DECAY": 0.01, "INPUT.RRCROP_SCALE": [0.5, 1.0]},
+    ),
+    ("ZSLP", "vit_b16_zslp"): (256, 0.1, 300, {"OPTIM.WEIGHT_DECAY": 0.0}),
+    ("CLAP", "vit_b16_clap"): (256, 0.1, 300, {"TRAINER.ADAPTER.CONSTRAINT": "l2"}),
     ("CLIPAdapter", "vit_b16_clip_adapter"): (32, 0.002, 50, {"TRAINER.CLIP_ADAPTER.PREC": "fp32"}),
 }
 

@@ -11,13 +11,7 @@ from clip.prompting import Encoders
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError
 from tests.conftest import leave_zeros
-from tests.registered import every_trainer, some_twins
-
-
-def trains(name):
-    """Whether its method has parameters that steps change."""
-    return bool(TRAINER_REGISTRY.get(name).method_class.trained_modules)
-
+from tests.registered import every_trainer, some_twins, trains
 
 ALL = every_trainer()
 TRAINED = [name for name in ALL if trains(name)]

@@ -10,11 +10,11 @@ import torch
 import train
 from dassl.engine.records import Records
 from dassl.utils import Terminated, read_json, unlock_folder
-from tests.registered import every_trainer, some_twins
+from tests.registered import every_trainer, some_twins, trains
 from tuning import trainer as base
 from tuning.multi_seed import Stack
 
-TRAINED = some_twins(n for n in every_trainer() if "Zeroshot" not in n)
+TRAINED = some_twins(n for n in every_trainer() if trains(n))
 OPTIONS = {"DATASET__SUBSAMPLE_CLASSES": "base", "OPTIM__MAX_EPOCH": 3, "DATASET__NUM_SHOTS": 4}
 STEPS = 3  # of an epoch: 3 base classes, 4 shots, batches of 4
 

@@ -18,7 +18,7 @@ from clip.prompting import Encoders
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import UserError, set_random_seed
 from tests.conftest import arguments, tiny_clip
-from tests.registered import some_twins
+from tests.registered import some_twins, trains
 from trainers.promptsrc import gaussian_weights
 from trainers.zsclip import ZeroshotCLIP, ZeroshotCLIP2
 from tuning.loading import resolve_precision
@@ -29,7 +29,7 @@ from tuning.saved import rows_of
 
 trainers.modules()
 ALL = sorted(n for n in TRAINER_REGISTRY.registered_names() if not n.startswith("Elsewhere"))
-TRAINED = [name for name in ALL if not name.startswith("Zeroshot")]
+TRAINED = [name for name in ALL if trains(name)]
 
 # --- PromptSRC's Gaussian aggregation -----------------------------------------------------------
 

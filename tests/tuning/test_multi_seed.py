@@ -8,15 +8,17 @@ import torch
 
 import train
 from clip.model import CLIP
-from dassl.engine import Records
+from dassl.engine import TRAINER_REGISTRY, Records
 from dassl.utils import UserError
-from tests.registered import every_trainer, some_twins
+from tests.registered import every_trainer, some_twins, trains
 from tuning import feature_cache, loading
 from tuning import trainer as base
 from tuning.multi_seed import Stack
 from tuning.options import parse_args, parse_runs
 
-TRAINED = some_twins(n for n in every_trainer() if "Zeroshot" not in n)
+TRAINED = some_twins(
+    n for n in every_trainer() if trains(n) and not TRAINER_REGISTRY.get(n).own_step()
+)
 OPTIONS = {"DATASET__SUBSAMPLE_CLASSES": "base", "OPTIM__MAX_EPOCH": 3}
 
 
