@@ -30,8 +30,12 @@ def every_trainer() -> list[str]:
 
 
 def trains(name: str) -> bool:
-    """Whether its method has parameters that steps change."""
-    return bool(TRAINER_REGISTRY.get(name).method_class.trained_modules)
+    """Whether its method has parameters that steps change.
+
+    A method that chooses its modules when it is built names none here, but has losses.
+    """
+    method = TRAINER_REGISTRY.get(name).method_class
+    return bool(method.trained_modules or method.label_fit or is_wrapped(name))
 
 
 def passed_on(method: type[Method]) -> set[str]:

@@ -160,7 +160,7 @@ OWN_SCHEDULES = {
     ),
     ("TipAdapterF", "vit_b16_tip_adapter_f"): (
         *(256, 0.001, 20),
-        {"OPTIM.NAME": "adamw", "OPTIM.WEIGHT_DECAY": 0.01, "INPUT.RRCROP_SCALE": [0.5, 1.0]},
+        {"OPTIM.NAME": "adamw", "OPTIM.WEIGHT_DECAY": 0.01, "INPUT.RRCROP_SCALE": (0.5, 1.0)},
     ),
     ("ZSLP", "vit_b16_zslp"): (256, 0.1, 300, {"OPTIM.WEIGHT_DECAY": 0.0}),
     ("CLAP", "vit_b16_clap"): (256, 0.1, 300, {"TRAINER.ADAPTER.CONSTRAINT": "l2"}),
