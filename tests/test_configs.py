@@ -48,6 +48,13 @@ def test_every_trainer_has_a_schedule_for_the_mini_world_and_for_each_vit():
             assert any(n.startswith(start) for n in names), f"{name} has no {start}*.yaml"
 
 
+def test_settings_per_data_set_are_said():
+    """A config says so exactly where data sets have files of their own beside it."""
+    for file in FILES:
+        own = file.with_suffix("").is_dir() or (file.parent.with_suffix(".yaml") in FILES)
+        assert own == merged(file).TRAINER.SETTINGS_PER_DATA_SET, file
+
+
 @pytest.mark.parametrize("trainer", ["CoOp", "DePT_MaPLe", "DePT_KgCoOp", "VPT"])
 def test_the_papers_schedule(trainer):
     cfg = merged(CONFIGS / "trainers" / trainer / "vit_b16_ep10.yaml")

@@ -183,6 +183,13 @@ class LASPMethod(Method):
         self.register_buffer("references", None, persistent=False)
 
     @classmethod
+    def what_it_sees(cls, cfg: CfgNode) -> tuple[str, ...]:
+        """All names, where a loss takes them in."""
+        c = cfg.TRAINER.LASP
+        taken = {c.NEGATIVES, c.NAMES if c.ENABLE and c.LASP_LOSS_WEIGHT else "base"}
+        return ("new_class_names",) if "all" in taken else ()
+
+    @classmethod
     def resolve_cfg(cls, cfg: CfgNode) -> None:
         """N_CTX becomes what CTX_INIT sets."""
         resolve_words(cfg.TRAINER.LASP)

@@ -50,19 +50,6 @@ if TYPE_CHECKING:
     from .teacher import Teacher
     from .training_data import TrainingData
 
-# What a method may see beyond the labeled training images and their classes' names.
-SEES = {
-    "new_class_names": "names of classes that it isn't trained on",
-    "unlabeled_images": "images without labels",
-    "images_of_new_classes": "images of classes that it isn't trained on",
-    "teacher": "a second trained model",
-    "language_model_text": "sentences by a language model",
-    "other_data_sets": "labeled images of other data sets",
-    "validation_images": "validation images, for a choice",
-    "test_images": "test images, for a choice",
-    "settings_per_data_set": "settings chosen for each data set",
-}
-
 
 @dataclass
 class Features:
@@ -134,7 +121,7 @@ class Method(Saved):
     # Whether its losses also read the unprompted tower's features of each view; its `features` then
     # takes them as `frozen_image` where they are at hand.
     compares_with_frozen_image = False
-    # What it sees, of `SEES`, beside the labeled training images and their classes' names.
+    # What it sees beside labeled training images and their classes' names, in the words of sees.py.
     sees: tuple[str, ...] = ()
     # Views of each training image that it wants; 0: as many as DATALOADER.K_TRANSFORMS says.
     views_wanted = 1

@@ -23,8 +23,9 @@ from . import original_checkpoints
 from .further_data import classes_of, digests_of
 from .inputs import Inputs, resolve_views
 from .loading import autocast, load_encoders, load_into, resolve_precision
-from .method import SEES, Classes, Method
+from .method import Classes, Method
 from .run import open_run
+from .sees import SEES, Seeing
 from .step import BatchLosses, OwnStep, TrainingStep, logged, scaled_update
 from .teacher import Teacher, digest_of
 from .training_data import TrainingData
@@ -47,7 +48,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.SETTINGS_PER_DATA_SET = False
 
 
-class PromptTrainer(Inputs):
+class PromptTrainer(Seeing, Inputs):
     """Trains one `Method`: one step for all precisions, one save, one load.
 
     A subclass names its method, its config node under TRAINER and its model's folder name, and
@@ -331,10 +332,11 @@ class PromptTrainer(Inputs):
         return self._models[name] is self.method
 
     def checkpoint_extra(self) -> dict:
-        """As the engine's, the backbone's SHA-256, and what was prepared."""
+        """As the engine's, the backbone's SHA-256, what was seen, and what was prepared."""
         return {
             **super().checkpoint_extra(),
             "backbone_sha256": self.backbone_sha256,
+            "sees": self.seen(),
             "scaler": self.scaler.state_dict(),
             **({"prepared": prepared} if (prepared := self.method.prepared_state()) else {}),
         }
@@ -350,19 +352,6 @@ class PromptTrainer(Inputs):
             "side_by_side": self.side_by_side,
             "sees": self.seen(),
         }
-
-    def seen(self) -> list[str]:
-        """What it saw beyond the labeled training images and their classes' names, of `SEES`."""
-        sees = set(self.method_class.what_it_sees(self.cfg))
-        if not self.further:
-            sees.discard("other_data_sets")
-        if self.cfg.TRAINER.SETTINGS_PER_DATA_SET:
-            sees.add("settings_per_data_set")
-        if self.validates:
-            sees.add("validation_images")
-        if self.method.teacher_run is not None and self.method.teacher_run.is_read:
-            sees |= {"teacher", *self.method.teacher_run.sees}
-        return sorted(sees)
 
     def load_model(self, directory: str | os.PathLike | None, epoch: int | None = None) -> None:
         """As Dassl's; a method that trains nothing has nothing to load."""
@@ -395,3 +384,4 @@ class PromptTrainer(Inputs):
             partial,
             others_classes=self.cfg.DATASET.SUBSAMPLE_CLASSES == "new" and not partial,
         )
+        self.remember_seen(checkpoint.get("sees"), partial)

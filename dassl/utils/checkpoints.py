@@ -51,6 +51,7 @@ _ENTRIES: dict[str, type | tuple[type, ...]] = {
     "class_keys": (list, _NONE),
     "classnames": (list, _NONE),
     "backbone_sha256": (str, _NONE),
+    "sees": (list, _NONE),
 }
 
 

@@ -150,9 +150,11 @@ def test_other_names_come_by_declaration(make_trainer):
 
 
 def test_a_result_says_what_was_seen(run, make_trainer, monkeypatch):
-    assert run("OfWithOthers", "a")[2]["sees"] == ["new_class_names"]
-    assert run("DePT_OfWithOthers", "b")[2]["sees"] == ["new_class_names"]
+    options = {"DATASET__SUBSAMPLE_CLASSES": "base"}
+    assert run("OfWithOthers", "a", **options)[2]["sees"] == ["new_class_names"]
+    assert run("DePT_OfWithOthers", "b", **options)[2]["sees"] == ["new_class_names"]
     assert run("OfCaching", "c")[2]["sees"] == []
+    assert run("OfWithOthers", "d")[2]["sees"] == []  # there are no others
     monkeypatch.setattr(WithOthers, "sees", ("the_future",))
     with pytest.raises(UserError, match="the_future"):
         make_trainer("OfWithOthers")
