@@ -67,6 +67,10 @@ class ImageDataset(DatasetBase):
         """Return the lists in the roles they are used in (ImageNet validates on its test list)."""
         return train, val, test
 
+    def remarks(self, lists: Lists) -> list[str]:
+        """Return what to tell of the lists once they are read, a line each."""
+        return []
+
     def all_classes(self, items: Items) -> dict[str, str]:
         """Return names by class key, in label order, of all classes; `items` holds those read."""
         return {item.class_key: item.classname for item in sorted(items, key=lambda i: i.label)}
@@ -133,6 +137,8 @@ class ImageDataset(DatasetBase):
             print(f"No {path}: drew a split with seed {SPLIT_SEED}{unlike}")
             self._save(lambda: self.save_split(*lists, path, self.image_dir), path)
         self.require_clear_classes(*lists)
+        for remark in self.remarks(lists):
+            print(f"{self.dataset_dir}: {remark}")
         self.split_hash = rows_hash(dict(zip(PARTS, map(self.rows, lists), strict=True)))
         return lists
 

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import UserError, read_json
 
-from .annotations import class_folders, has_folders, image_files, read_csv, read_lines, scan
+from .annotations import class_folders, has_folders, read_lines, scan
 from .base import ImageDataset
-from .splits import Items, Lists, class_items, extend, split_class
+from .splits import Items, Lists, extend, split_class
+from .tables import SPLITS, has_split, read_table, said_twice
+from .walking import count_outside, describe_passed, walk_images
 
 TABLE = "labels.csv"
-# What the splits of a table and the folders around class folders may be called: train, val, test.
-PARTS = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2}
-COLUMNS = {
-    "path": ("path", "image", "file", "filename", "filepath", "image_path"),
-    "class": ("class", "label", "classname", "class_name", "category"),
-    "split": ("split", "set", "part", "subset"),
-}
-TableRow = tuple[str, str, str]  # path, class, split ("" where there is none)
 
 
 @DATASET_REGISTRY.register()
@@ -31,8 +25,11 @@ class ImageFolder(ImageDataset):
     - ROOT is a `.csv` or a `.json` file: that table or split file, paths relative to its folder.
     - `labels.csv`: columns path, class and, if the split is given, split (train, val, test).
     - `split.json`: `{"train": [[path, label, class name], …], "val": …, "test": …}`.
-    - `train/`, `val/`, `test/` with class folders in each; without test, val is the test set.
+    - `train/`, `val/`, `test/` with class folders in each; without test, val is the test set;
+      `test/` alone is a set to evaluate on.
     - class folders: 50/20/30 % of each class, drawn once and saved as `split.json`.
+
+    A class's images may lie in folders inside its own. What is passed over is counted in a line.
 
     Optional beside them: `classnames.txt`, lines of a class folder and its display name, apart by a
     tab or the first space; `template.txt`, the prompt template in one line.
@@ -46,6 +43,7 @@ class ImageFolder(ImageDataset):
 
         Raises UserError for a damaged table or template.
         """
+        self._passed: Counter[str] = Counter()
         path = os.path.abspath(os.path.expanduser(root)) if root else ""
         table = os.path.join(path, TABLE)
         if os.path.isfile(path):
@@ -54,10 +52,10 @@ class ImageFolder(ImageDataset):
                 self.split_file = name
             else:
                 table = path
-        self._table = _read_table(table) if os.path.isfile(table) else []
+        self._table = read_table(table) if os.path.isfile(table) else []
         if self._table:
             drawn = os.path.splitext(os.path.basename(table))[0] + ".split.json"
-            self.split_file = "" if _has_split(self._table, table) else drawn
+            self.split_file = "" if has_split(self._table, table) else drawn
         super().locate(root)
         template = os.path.join(self.dataset_dir, "template.txt")
         if os.path.isfile(template):
@@ -82,7 +80,35 @@ class ImageFolder(ImageDataset):
         if folders:
             self.split_file = ""
             return self._part_lists(folders)
-        return self.read_and_split_data(self.image_dir)
+        lists: Lists = ([], [], [])
+        for label, folder in enumerate(self._class_folders()):
+            items = self._class_items(os.path.join(self.image_dir, folder), label, folder)
+            extend(lists, split_class(items, os.path.join(self.image_dir, folder)))
+        return lists
+
+    def remarks(self, lists: Lists) -> list[str]:
+        """Return a line for what was passed over, and for images that stand for two things."""
+        passed = describe_passed(self._passed)
+        return [*said_twice(*lists), *([f"passed over {passed}"] if passed else [])]
+
+    def _class_folders(self) -> list[str]:
+        """Return the class folders. Raises UserError for one that looks like the root itself."""
+        folders = class_folders(self.image_dir)
+        count_outside(self.image_dir, self._passed)
+        only = os.path.join(self.image_dir, folders[0])
+        if len(folders) == 1 and has_folders(only):
+            raise UserError(
+                f"{self.image_dir} has one class folder, {folders[0]}, with folders inside; if "
+                f"these are the classes, say --root {only}"
+            )
+        return folders
+
+    def _class_items(self, folder: str, label: int, name: str) -> Items:
+        """Return the images of one class folder, however deep they lie."""
+        return [
+            Datum(impath=os.path.join(folder, image), label=label, classname=name)
+            for image in walk_images(folder, self._passed)
+        ]
 
     def _note_changes(self) -> None:
         """Say so if images came or went since the split was drawn here."""
@@ -93,7 +119,8 @@ class ImageFolder(ImageDataset):
         listed = sum(len(part) for part in parts if isinstance(part, list))
         folders = [] if self._table else class_folders(self.image_dir)
         there = len(self._table) or sum(
-            len(image_files(os.path.join(self.image_dir, folder))) for folder in folders
+            len(walk_images(os.path.join(self.image_dir, folder), self._passed))
+            for folder in folders
         )
         if there != listed:
             print(
@@ -103,22 +130,30 @@ class ImageFolder(ImageDataset):
 
     def _part_folders(self) -> dict[int, str]:
         """Return the folders of train (0), val (1) and test (2), if the classes lie in such."""
-        found = {}
+        found, others = {}, 0
         with scan(self.image_dir) as entries:
             for entry in entries:
-                part = PARTS.get(entry.name.lower())
+                part = SPLITS.get(entry.name.lower())
                 if part is not None and entry.is_dir() and has_folders(entry.path):
                     found[part] = entry.path
-        return found if 0 in found and len(found) > 1 else {}
+                    continue
+                others += entry.is_dir() and not entry.name.startswith(".")
+        to_evaluate = set(found) == {2} and not others
+        return found if to_evaluate or (0 in found and len(found) > 1) else {}
 
     def _part_lists(self, folders: dict[int, str]) -> Lists:
-        labels = {name: label for label, name in enumerate(class_folders(folders[0]))}
+        # A class has its place in the first of the lists that is there.
+        first = folders[min(folders)]
+        labels = {name: label for label, name in enumerate(class_folders(first))}
         lists: Lists = ([], [], [])
         for part, folder in folders.items():
+            count_outside(folder, self._passed)
             for name in class_folders(folder):
                 if name not in labels:
-                    raise UserError(f"class '{name}' of {folder} is not in {folders[0]}; add it")
-                lists[part].extend(class_items(os.path.join(folder, name), labels[name], name))
+                    raise UserError(f"class '{name}' of {folder} is not in {first}; add it")
+                lists[part].extend(
+                    self._class_items(os.path.join(folder, name), labels[name], name)
+                )
         return _test_or_val(lists)
 
     def _table_lists(self) -> Lists:
@@ -129,7 +164,7 @@ class ImageFolder(ImageDataset):
         for image, name, part in self._table:
             impath = os.path.join(self.image_dir, image)
             item = Datum(impath=impath, label=labels[name], classname=name)
-            (lists[PARTS[part]] if part else undecided[name]).append(item)
+            (lists[SPLITS[part]] if part else undecided[name]).append(item)
         for name in sorted(undecided):
             extend(lists, split_class(undecided[name], f"class '{name}'"))
         return _test_or_val(lists)
@@ -138,42 +173,6 @@ class ImageFolder(ImageDataset):
 def _test_or_val(lists: Lists) -> Lists:
     train, val, test = lists
     return train, val, test or val
-
-
-def _read_table(path: str) -> list[TableRow]:
-    """Return the rows of a CSV file.
-
-    Its first row names the columns, or they are path, class and split in this order.
-    """
-    rows = [[cell.strip() for cell in row] for row in read_csv(path) if any(row)]
-    header = [cell.lower() for cell in rows[0]] if rows else []
-    at = {
-        column: next((header.index(name) for name in names if name in header), None)
-        for column, names in COLUMNS.items()
-    }
-    if at["path"] is None or at["class"] is None:
-        at = {"path": 0, "class": 1, "split": 2}
-    else:
-        del rows[0]
-    table = [tuple(_cell(row, at[column]) for column in COLUMNS) for row in rows]
-    if not table or not all(image and name for image, name, _ in table):
-        raise UserError(f"{path}: every row must hold a path, a class and, if given, a split")
-    return [(image, name, part.lower()) for image, name, part in table]
-
-
-def _cell(row: list[str], column: int | None) -> str:
-    return row[column] if column is not None and column < len(row) else ""
-
-
-def _has_split(table: list[TableRow], path: str) -> bool:
-    """Return whether the table gives the split. Raises UserError if it does for some rows only."""
-    parts = {part for _, _, part in table}
-    odd = sorted(parts - {"", *PARTS})
-    if odd:
-        raise UserError(f"{path}: unknown split '{odd[0]}'; it is train, val or test")
-    if "" in parts and len(parts) > 1:
-        raise UserError(f"{path}: some rows have no split; give it for all rows or for none")
-    return "" not in parts
 
 
 def _read_template(path: str) -> str:

@@ -18,6 +18,7 @@ from dassl.data.datasets import Datum
 from dassl.utils import UserError, atomic_write, check_kind, json_text, read_json, suggest
 
 from .annotations import Row, class_folders, image_files
+from .tables import local_path
 
 Items = list[Datum]
 Lists = tuple[Items, Items, Items]  # train, val, test
@@ -154,7 +155,8 @@ def _datum(entry: Any, folder: str, where: str) -> Datum:
         fine = False
     if not fine:
         raise UserError(f"{where} is {entry!r}; expected [path, label from 0, class name]")
-    return Datum(impath=os.path.join(folder, path), label=number, classname=classname)
+    path = os.path.join(folder, local_path(path, folder))
+    return Datum(impath=path, label=number, classname=classname)
 
 
 def rows_of(items: Iterable[Datum], folder: str) -> list[Row]:

@@ -4,6 +4,7 @@
     python scripts/prepare_data.py all --root DATA
     python scripts/prepare_data.py --check --root DATA            what is there, in a table
     python scripts/prepare_data.py --check EuroSAT --decode --root DATA
+    python scripts/prepare_data.py --check ImageFolder --decode --root MY_IMAGES
     python scripts/prepare_data.py --convert-fewshot EuroSAT --root DATA
 
 The same command again goes on where it stopped. Names are those of configs/datasets/ or of the

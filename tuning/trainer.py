@@ -20,6 +20,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, count_num_param, file_sha256, resolve_seed
 
 from . import original_checkpoints
+from .class_names import cut_names, say_alike
 from .further_data import classes_of, digests_of
 from .inputs import Inputs, resolve_views
 from .loading import autocast, load_encoders, load_into, resolve_precision
@@ -139,6 +140,8 @@ class PromptTrainer(Seeing, Inputs):
     @classmethod
     def build_method(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> Method:
         """The method as the config says, on the CPU; its teacher, if it has one, is unread."""
+        classes = cut_names(classes, cfg.DATASET.NAME_TOKENS)
+        say_alike(classes)
         method = cls.method_class.from_cfg(cfg, encoders, classes)
         if method.teacher_key:
             method.teacher_run = Teacher(cfg, method.teacher_key, classes)

@@ -90,7 +90,7 @@ class PromptLayout(nn.Module):
             raise UserError(
                 f"the prompt of class {names[longest]!r} has {len(prompts[longest])} tokens with "
                 f"{n_ctx} for the context, the text tower takes {context_length}; "
-                "shorten the name or the context"
+                "shorten the name (DATASET.NAME_TOKENS cuts it) or the context"
             )
         full = torch.zeros(len(prompts), context_length, dtype=torch.long)
         own_index = torch.full_like(full, -1)

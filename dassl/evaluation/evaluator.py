@@ -109,7 +109,12 @@ class Classification(EvaluatorBase):
         return results
 
     def _evaluate_classes(self, counts: torch.Tensor) -> float:
-        """Print and keep the accuracy of each class that has images; return their mean."""
+        """Print and keep what is known of each class that has images.
+
+        The accuracy of a class is its recall. Its precision is None if nothing was taken for it.
+        Returns the mean of the accuracies.
+        """
+        predicted = counts.sum(dim=0).tolist()
         print("=> per-class result")
         self.per_class = []
         for label, row in enumerate(counts):
@@ -117,6 +122,8 @@ class Classification(EvaluatorBase):
                 correct = int(row[label])
                 name = self._lab2cname.get(label, "")
                 accuracy = 100.0 * correct / total
+                taken = predicted[label]
+                precision = 100.0 * correct / taken if taken else None
                 self.per_class.append(
                     {
                         "label": label,
@@ -124,11 +131,15 @@ class Classification(EvaluatorBase):
                         "total": total,
                         "correct": correct,
                         "accuracy": accuracy,
+                        "recall": accuracy,
+                        "predicted": taken,
+                        "precision": precision,
                     }
                 )
                 print(
                     f"* class: {label} ({name})\ttotal: {total:,}\tcorrect: {correct:,}\t"
-                    f"acc: {accuracy:.1f}%"
+                    f"acc: {accuracy:.1f}%\tprecision: "
+                    + (f"{precision:.1f}%" if taken else "none predicted")
                 )
         mean = sum(entry["accuracy"] for entry in self.per_class) / len(self.per_class)
         print(f"* average: {mean:.1f}%")

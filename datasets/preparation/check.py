@@ -22,6 +22,7 @@ class Finding:
     missing: list[str] = field(default_factory=list)
     unreadable: list[str] | None = None  # None: not decoded
     notes: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)  # worth a line, and nothing is wrong
 
     @property
     def complete(self) -> bool:
@@ -58,8 +59,10 @@ def check(reader: type[ImageDataset], root: str, decode: bool = False) -> Findin
     finding.found = True
     items = [item for part in lists for item in part]
     finding.sizes = (len({item.label for item in items}), *map(len, lists))
+    finding.remarks += data.remarks(lists)
     if data.split_file and not data.has_split_file():
-        finding.notes.append(f"no {data.split_path}: the first run would draw a split")
+        where = finding.notes if reader.sizes else finding.remarks
+        where.append(f"no {data.split_path}: the first run would draw a split")
     elif data.split_file and reader.sizes and "drawn_with_seed" in read_json(data.split_path):
         finding.notes.append(f"{data.split_path} was drawn here, it isn't the published one")
     finding.missing = missing_files(item.impath for item in items)
@@ -78,7 +81,7 @@ def table(findings: list[Finding], shown: int = 5) -> str:
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     for finding in findings:
-        lines += [f"{finding.name}: {note}" for note in finding.notes]
+        lines += [f"{finding.name}: {note}" for note in (*finding.notes, *finding.remarks)]
         for what, paths in (("missing", finding.missing), ("unreadable", finding.unreadable or [])):
             lines += [f"{finding.name}: {what}: {path}" for path in paths[:shown]]
             if len(paths) > shown:

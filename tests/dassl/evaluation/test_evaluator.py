@@ -56,7 +56,14 @@ def test_per_class(capsys):
         (0, "class 0", 50.0),
         (2, "class 2", 100.0),
     ]
-    assert "* average: 75.0%" in capsys.readouterr().out
+    assert [(c["recall"], c["predicted"], c["precision"]) for c in evaluator.per_class] == [
+        (50.0, 1, 100.0),
+        (100.0, 2, 100.0),
+    ]
+    told = capsys.readouterr().out
+    assert "* average: 75.0%" in told and "acc: 50.0%\tprecision: 100.0%" in told
+    evaluator, _ = evaluate([0, 1], [1, 1], PER_CLASS_RESULT=True)
+    assert [c["precision"] for c in evaluator.per_class] == [None, 50.0]
 
 
 def test_confusion_matrix(tmp_path):
