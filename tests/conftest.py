@@ -67,6 +67,7 @@ OPTIONS = {
     "TRAINER.LPPP.PREC": "fp32",
     "TRAINER.ADAPTER.PREC": "fp32",
     "TRAINER.ADAPTER.PASSES": 2,
+    "TRAINER.MP2.PREC": "fp32",
 }
 
 

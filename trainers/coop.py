@@ -15,7 +15,8 @@ from clip.compat import load_clip_to_cpu as load_clip_to_cpu  # files from elsew
 from clip.prompting import Encoders
 from dassl.config import CfgNode, declare_checks, whole
 from dassl.engine import TRAINER_REGISTRY
-from tuning.method import Classes, Method
+from dassl.utils import UserError
+from tuning.method import Classes, Features, Method
 from tuning.prompts import public_words, resolve_words, starting_context
 from tuning.trainer import PromptTrainer
 
@@ -70,6 +71,7 @@ class CoOpMethod(Method):
     """
 
     trained_modules: tuple[str, ...] = ("context",)
+    sees: tuple[str, ...] = ("other_data_sets",)
     # The words it starts from where none are given.
     own_words = ""
 
@@ -80,9 +82,15 @@ class CoOpMethod(Method):
         self.context = context
         if context.ctx.dim() == 3:
             self.class_bound = ("context.ctx",)
+            if classes.further:
+                raise UserError("TRAINER.COOP.CSC is for one data set: empty DATASET.FURTHER")
         self.words = context.words
         self.layout = encoders.text.layout(
             classes.names, context.ctx.shape[-2], position, context.words
+        )
+        self.further = nn.ModuleList(
+            encoders.text.layout(own.names, context.ctx.shape[-2], position, context.words)
+            for own in classes.further
         )
 
     @classmethod
@@ -108,6 +116,15 @@ class CoOpMethod(Method):
         c = cfg.TRAINER.COOP
         context = initial_context(c, encoders, classes, cls.starting_words(c))
         return cls(encoders, classes, context, c.CLASS_TOKEN_POSITION)
+
+    def features(
+        self, image: torch.Tensor, dataset: torch.Tensor | None = None, **known: torch.Tensor
+    ) -> Features:
+        """As the contract's; of a further data set's batch its classes' text features."""
+        if dataset is None or not int(dataset):
+            return super().features(image, **known)
+        layout = self.further[int(dataset) - 1]
+        return Features(self.encode_image(image), self.encoders.text(layout, self.context.ctx))
 
     def encode_text(self) -> torch.Tensor:
         """(C,D): of the prompts [SOS][V][class name][.][EOT]."""

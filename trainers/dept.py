@@ -246,6 +246,18 @@ class DePT(Method):
         """The method's; `own.losses` gives DePT's losses, the CAT head's among them."""
         return self.method.own_step(batch, own)
 
+    def has_phases(self) -> bool:
+        """As the method's."""
+        return self.method.has_phases()
+
+    def before_epoch(self, epoch: int, epochs: int) -> None:
+        """As the method's; the CAT head is trained in all."""
+        self.method.before_epoch(epoch, epochs)
+
+    def as_start(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """As the method's."""
+        return self.method.as_start(state)
+
     def own_optimizers(self, c: CfgNode) -> dict[str, tuple[Optimizer, LRScheduler | None]]:
         """As the method's; the CAT head is in the usual one."""
         return self.method.own_optimizers(c)

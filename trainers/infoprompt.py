@@ -91,6 +91,7 @@ class InfoPromptMethod(CoOpMethod):
     """
 
     trained_modules: tuple[str, ...] = ("context", "critic")
+    sees = ()  # its losses are one data set's
     head: torch.Tensor
     frozen_text: torch.Tensor
 

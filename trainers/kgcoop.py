@@ -37,6 +37,7 @@ class KgCoOpMethod(CoOpMethod):
     """
 
     own_words = WORDS
+    sees = ()  # its frozen text is one data set's
     frozen_text: torch.Tensor
 
     def __init__(

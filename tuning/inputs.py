@@ -192,6 +192,8 @@ class Inputs(TrainerX):
         if not self.method.draws():
             return {}
         place = f"{resolve_seed(self.cfg.SEED)} {self.epoch} {batch['index'].tolist()}"
+        if "dataset" in batch:
+            place += f" {int(batch['dataset'])}"
         generator = torch.Generator(self.device).manual_seed(crc32(place.encode()))
         return self.method.drawn(generator, (self.epoch + 1) / self.max_epoch)
 

@@ -100,6 +100,8 @@ def load_into(
         state, left = original_checkpoints.translate(state, method.names())
     if keys is None and others_classes:
         keys = []
+    if partial:
+        state = method.as_start(state)
     taken = method.load_trained(state, keys, partial)
     if not partial and not original:  # a start prepares by this run's images
         method.load_prepared(checkpoint.get("prepared", {}), keys)

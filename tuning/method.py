@@ -233,6 +233,19 @@ class Method(Saved):
         """
         return {}
 
+    def before_epoch(self, epoch: int, epochs: int) -> None:
+        """Called before each epoch, from 0 to epochs − 1, also of a run that goes on.
+
+        A trained parameter whose requires_grad is off rests: no optimizer touches it.
+        """
+
+    def as_start(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What this method makes of another run's parameters (MODEL.INIT_WEIGHTS), by name.
+
+        Names that it leaves out are neither taken nor missed.
+        """
+        return state
+
     def own_step(self, batch: dict[str, torch.Tensor], own: OwnStep) -> dict[str, torch.Tensor]:
         """A training step of its own, in place of the usual one; → its losses by name.
 
@@ -273,6 +286,10 @@ class Method(Saved):
     def draws(self) -> bool:
         """Whether it defines `drawn`."""
         return type(self).drawn is not Method.drawn
+
+    def has_phases(self) -> bool:
+        """Whether it defines `before_epoch`, so that what is trained may change."""
+        return type(self).before_epoch is not Method.before_epoch
 
     def image_layer(self) -> int | None:
         """The image tower's layer below which nothing changes or is read; None: nor is above it.

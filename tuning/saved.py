@@ -51,6 +51,9 @@ class Saved(nn.Module):
     zero_shot_rows = False
     # What of a loaded checkpoint can't be applied to this run's classes, in a line; "": nothing.
     left_out = ""
+    # Trained parameters with one row per data set trained on, the run's own first: a model for one
+    # takes the first of several.
+    data_set_bound: tuple[str, ...] = ()
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters this method trains, by the names they have in checkpoints.
@@ -98,6 +101,7 @@ class Saved(nn.Module):
         state = {names.get(name, name): value for name, value in state.items()}
         class_bound = {names[name] for name in self.class_bound if name in names}
         image_bound = {names[name] for name in self.image_bound}
+        data_set_bound = {names[name] for name in self.data_set_bound}
         _check_names(own, state, partial)
         taken = []
         for name, value in state.items():
@@ -118,6 +122,10 @@ class Saved(nn.Module):
                     continue
                 if value.shape[1:] == own[name].shape[1:]:
                     own[name].data = own[name].new_empty(value.shape)
+            if name in data_set_bound and partial and not len(value) == len(own[name]) == 1:
+                continue  # the rows of other data sets start nothing
+            if name in data_set_bound and len(own[name]) == 1:
+                value = value[:1]
             if value.shape != own[name].shape:
                 raise UserError(
                     f"{name} has shape {tuple(value.shape)} in the checkpoint and "

@@ -167,7 +167,8 @@ class PromptTrainer(Seeing, Inputs):
         print(f"Number of all: {count_num_param(self.method):,}")
         self._register_optimizers()
         replayed = self.device.type == "cuda" and cfg.MODEL.FAST and cfg.TRAIN.CUDA_GRAPH
-        replayed = replayed and not self.further  # a step differs by whose batch it is
+        # A step differs by whose batch it is, or by what rests.
+        replayed = replayed and not self.further and not self.method.has_phases()
         self.training_step = TrainingStep(
             BatchLosses(self.method, self.autocast),
             lambda: self.model_zero_grad(),
@@ -267,6 +268,10 @@ class PromptTrainer(Seeing, Inputs):
         """The training images, as a method sees them before its first step."""
         encoder = self.encoder if self.layer is None else None
         return TrainingData(self.cfg, self.dm.dataset, encoder, self.encode_views, self.device)
+
+    def before_epoch(self) -> None:
+        super().before_epoch()
+        self.method.before_epoch(self.epoch, self.max_epoch)
 
     @classmethod
     def prepares(cls) -> bool:
@@ -376,6 +381,17 @@ class PromptTrainer(Seeing, Inputs):
         checkpoint = original_checkpoints.read(path)
         self._load(checkpoint["state_dict"], checkpoint, partial=True, source=path)
 
+    def _remember_seen(self, checkpoint: dict, is_start: bool) -> None:
+        """Take what a checkpoint saw; a start also images of its own data set, if it is another."""
+        sees = checkpoint.get("sees")
+        settings = (checkpoint.get("identity") or {}).get("settings", {})
+        own = self.cfg.DATASET.NAME
+        classes = {*self.dm.label_space, *self.dm.class_keys}
+        known = classes.issuperset(checkpoint.get("class_keys") or ())
+        if is_start and not (known and settings.get("DATASET.NAME", own) == own):
+            sees = (*(sees or ()), "other_data_sets")
+        self.remember_seen(sees, is_start)
+
     def _load(
         self, state: dict, checkpoint: dict, partial: bool, source: str = "the checkpoint"
     ) -> None:
@@ -387,4 +403,4 @@ class PromptTrainer(Seeing, Inputs):
             partial,
             others_classes=self.cfg.DATASET.SUBSAMPLE_CLASSES == "new" and not partial,
         )
-        self.remember_seen(checkpoint.get("sees"), partial)
+        self._remember_seen(checkpoint, is_start=partial)

@@ -55,6 +55,7 @@ def test_what_is_not_wrapped():
             "LAMP",
             "LASP",
             "MaPLe",
+            "MP2",
             "PRE",
             "PromptSRC",
             "SPT",

@@ -63,8 +63,8 @@ def test_several_data_sets_are_part_of_a_run(run, further, tmp_path, command):
 
 
 def test_who_trains_on_one_data_set_says_so(make_trainer, further):
-    with pytest.raises(UserError, match="CoOp trains on one data set"):
-        make_trainer("CoOp", **further)
+    with pytest.raises(UserError, match="KgCoOp trains on one data set"):
+        make_trainer("KgCoOp", **further)
     with pytest.raises(UserError, match="one data set's classes"):
         make_trainer("DePT_OfOnSeveral", **further)
     with pytest.raises(UserError, match="no config file nowhere"):
