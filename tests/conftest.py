@@ -217,6 +217,23 @@ def run_folders(picture_root, backbone, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture
+def further(tmp_path):
+    """Config files of two further data sets, of two and of three classes."""
+    files = []
+    for number, count in enumerate((2, 3)):
+        root = tmp_path / f"set{number}"
+        for c in range(count):
+            (root / f"thing {number}{c}").mkdir(parents=True)
+            for i in range(10):
+                pixels = np.random.default_rng([number, c, i]).integers(0, 256, (40, 40, 3))
+                image = Image.fromarray(pixels.astype(np.uint8))
+                image.save(root / f"thing {number}{c}" / f"{i}.png")
+        files.append(tmp_path / f"set{number}.yaml")
+        files[-1].write_text(f"DATASET:\n  NAME: ImageFolder\n  ROOT: {root}\n")
+    return {"DATASET__FURTHER": str(tuple(map(str, files)))}
+
+
+@pytest.fixture
 def heeded_signals():
     """As in train.py itself; afterwards they are pytest's again."""
     before = [(n, signal.getsignal(n)) for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)]

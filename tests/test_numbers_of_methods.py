@@ -29,6 +29,7 @@ NEIGHBORS = (
     "IPT",
     "InfoPrompt",
     "StablePT",
+    "MP2",
 )  # named beside DePT
 ZERO_SHOT = ("ZeroshotCLIP", "ZeroshotCLIP2")
 WRAPPED = tuple(f"DePT_{name}" for name in METHODS + NEIGHBORS)
@@ -224,6 +225,20 @@ OF_METHOD = {
         "TRAINER.STABLEPT.CONTRAST_WEIGHT": 1.0,
         "TRAINER.STABLEPT.TEMPERATURE": 0.3,
         "TRAINER.STABLEPT.PREC": "fp16",
+    },
+    "MP2": {
+        **EP10,
+        "TRAINER.MP2.N_CTX": 4,
+        "TRAINER.MP2.CTX_INIT": "a photo of a",
+        "TRAINER.MP2.MODULES": 8,
+        "TRAINER.MP2.RANK": 64,
+        "TRAINER.MP2.FACTORED": False,
+        "TRAINER.MP2.TEMPERATURE": 1.0,
+        "TRAINER.MP2.ROUTER_EPOCHS": 5,
+        "TRAINER.MP2.THEN": "prompts",
+        "TRAINER.MP2.ROUTER_LR_MULT": 10.0,
+        "TRAINER.MP2.START_TASK": -1,
+        "TRAINER.MP2.PREC": "fp16",
     },
     "ZeroshotCLIP": {"TRAINER.ZEROSHOT.PREC": "fp16"},
     "ZeroshotCLIP2": {"TRAINER.ZEROSHOT.PREC": "fp16"},
@@ -421,6 +436,7 @@ FRESH = {
         r"mlp\.2\..*": ("linear", 32),
         "project.weight": ("all", 0.0),
     },
+    "MP2": {"z|rho": ("linear", 1e6), "a": ("linear", 4 * 64)},
 }
 FRESH_HEAD = {
     r"cat\.cwt_\w+\.scale": ("all", 1.0),
@@ -507,6 +523,7 @@ SHAPES |= {
         "mlp.2.bias": (64,),
         "project.weight": (32, 64),
     },
+    "MP2": {"z": (8, 64), "a": (64, 256), "rho": (1, 8)},
 }
 HEAD_SHAPES = {
     "cat.cwt_image.scale": (32,),

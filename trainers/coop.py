@@ -117,13 +117,12 @@ class CoOpMethod(Method):
         context = initial_context(c, encoders, classes, cls.starting_words(c))
         return cls(encoders, classes, context, c.CLASS_TOKEN_POSITION)
 
-    def features(
-        self, image: torch.Tensor, dataset: torch.Tensor | None = None, **known: torch.Tensor
-    ) -> Features:
+    def features(self, image: torch.Tensor, **known: torch.Tensor) -> Features:
         """As the contract's; of a further data set's batch its classes' text features."""
-        if dataset is None or not int(dataset):
+        dataset = int(known.get("dataset", 0))
+        if not dataset:
             return super().features(image, **known)
-        layout = self.further[int(dataset) - 1]
+        layout = self.further[dataset - 1]
         return Features(self.encode_image(image), self.encoders.text(layout, self.context.ctx))
 
     def encode_text(self) -> torch.Tensor:

@@ -270,6 +270,7 @@ class PromptTrainer(Seeing, Inputs):
         return TrainingData(self.cfg, self.dm.dataset, encoder, self.encode_views, self.device)
 
     def before_epoch(self) -> None:
+        """As Dassl's; the method may change what it trains."""
         super().before_epoch()
         self.method.before_epoch(self.epoch, self.max_epoch)
 

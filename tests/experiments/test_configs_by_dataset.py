@@ -158,6 +158,17 @@ OWN_SCHEDULES = {
             "TRAINER.STABLEPT.CONTRAST_WEIGHT": 1.0,
         },
     ),
+    ("MP2", "vit_b16_mp2"): (
+        *(32, 3e-4, 50),
+        {
+            "OPTIM.NAME": "adamw",
+            "OPTIM.LR_SCHEDULER": "single_step",
+            "OPTIM.STEPSIZE": (-1,),
+            "OPTIM.WARMUP_EPOCH": 0,
+            "TRAINER.MP2.ROUTER_EPOCHS": 25,
+            "TRAINER.MP2.ROUTER_LR_MULT": 10.0,
+        },
+    ),
     ("TipAdapterF", "vit_b16_tip_adapter_f"): (
         *(256, 0.001, 20),
         {"OPTIM.NAME": "adamw", "OPTIM.WEIGHT_DECAY": 0.01, "INPUT.RRCROP_SCALE": (0.5, 1.0)},
@@ -177,7 +188,8 @@ def test_the_originals_own_schedules(trainer, config):
     assert found == (batch, rate, epochs)
     assert cfg.MODEL.BACKBONE.NAME == "ViT-B/16"
     assert more.get("OPTIM.NAME", "sgd") == cfg.OPTIM.NAME
-    assert (cfg.OPTIM.LR_SCHEDULER, cfg.OPTIM.WARMUP_CONS_LR) == ("cosine", 1e-5)
+    schedule = more.get("OPTIM.LR_SCHEDULER", "cosine")
+    assert (schedule, 1e-5) == (cfg.OPTIM.LR_SCHEDULER, cfg.OPTIM.WARMUP_CONS_LR)
     for key, value in more.items():
         assert reduce(getitem, key.split("."), cfg) == value
     assert f"configs/trainers/{trainer}/{config}.yaml" in Path("docs/reproduce.md").read_text()

@@ -1,6 +1,5 @@
 """Several data sets in one run."""
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -10,23 +9,6 @@ from tests.tuning.small_methods import same, with_seeds
 from tuning import feature_cache
 
 pytestmark = pytest.mark.usefixtures("small_methods")
-
-
-@pytest.fixture
-def further(tmp_path):
-    """Config files of two further data sets, of two and of three classes."""
-    files = []
-    for number, count in enumerate((2, 3)):
-        root = tmp_path / f"set{number}"
-        for c in range(count):
-            (root / f"thing {number}{c}").mkdir(parents=True)
-            for i in range(10):
-                pixels = np.random.default_rng([number, c, i]).integers(0, 256, (40, 40, 3))
-                image = Image.fromarray(pixels.astype(np.uint8))
-                image.save(root / f"thing {number}{c}" / f"{i}.png")
-        files.append(tmp_path / f"set{number}.yaml")
-        files[-1].write_text(f"DATASET:\n  NAME: ImageFolder\n  ROOT: {root}\n")
-    return {"DATASET__FURTHER": str(tuple(map(str, files)))}
 
 
 def test_several_data_sets_are_trained_on_in_turn(make_trainer, further):
