@@ -101,8 +101,8 @@ class Saved(nn.Module):
         state = {names.get(name, name): value for name, value in state.items()}
         class_bound = {names[name] for name in self.class_bound if name in names}
         image_bound = {names[name] for name in self.image_bound}
-        data_set_bound = {names[name] for name in self.data_set_bound}
         _check_names(own, state, partial)
+        self._fit_data_sets(state, partial)
         taken = []
         for name, value in state.items():
             if name in class_bound:
@@ -122,10 +122,6 @@ class Saved(nn.Module):
                     continue
                 if value.shape[1:] == own[name].shape[1:]:
                     own[name].data = own[name].new_empty(value.shape)
-            if name in data_set_bound and partial and not len(value) == len(own[name]) == 1:
-                continue  # the rows of other data sets start nothing
-            if name in data_set_bound and len(own[name]) == 1:
-                value = value[:1]
             if value.shape != own[name].shape:
                 raise UserError(
                     f"{name} has shape {tuple(value.shape)} in the checkpoint and "
@@ -134,6 +130,15 @@ class Saved(nn.Module):
             own[name].copy_(value)
             taken.append(name)
         return taken
+
+    def _fit_data_sets(self, state: dict[str, torch.Tensor], partial: bool) -> None:
+        """Take the run's own row of what has one per data set; a start takes none of several."""
+        own, names = self.trained(), self.names()
+        for name in (names[name] for name in self.data_set_bound if names[name] in state):
+            if partial and not len(state[name]) == len(own[name]) == 1:
+                del state[name]
+            elif len(own[name]) == 1:
+                state[name] = state[name][:1]
 
     def _own_rows(
         self, name: str, value: torch.Tensor, keys: Sequence[str] | None

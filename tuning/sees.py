@@ -54,6 +54,7 @@ class Seeing:
     """The part of a trainer that knows what its run saw."""
 
     cfg: Any
+    dm: Any
     method: Method
     method_class: type[Method]
     further: Any  # other data sets that it trains on
@@ -83,9 +84,18 @@ class Seeing:
             sees |= {"teacher", *self.method.teacher_run.sees}
         return list(known({*sees, *self._start_saw}))
 
-    def remember_seen(self, words: Iterable[str] | None, start: bool) -> None:
-        """Take what a checkpoint says: of the model itself, or of the one that it starts from."""
+    def remember_seen(self, checkpoint: dict[str, Any], start: bool) -> None:
+        """Take what a checkpoint says: of the model itself, or of the one that it starts from.
+
+        One to start from has also seen its images, where they are of another data set.
+        """
+        words = checkpoint.get("sees")
         if start:
-            self._start_saw = known(words or ())
+            settings = (checkpoint.get("identity") or {}).get("settings", {})
+            name = self.cfg.DATASET.NAME
+            classes = {*self.dm.label_space, *self.dm.class_keys}
+            own = classes.issuperset(checkpoint.get("class_keys") or ())
+            own = own and settings.get("DATASET.NAME", name) == name
+            self._start_saw = known((*(words or ()), *(() if own else ("other_data_sets",))))
         else:
             self._model_saw = None if words is None else known(words)

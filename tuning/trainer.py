@@ -382,17 +382,6 @@ class PromptTrainer(Seeing, Inputs):
         checkpoint = original_checkpoints.read(path)
         self._load(checkpoint["state_dict"], checkpoint, partial=True, source=path)
 
-    def _remember_seen(self, checkpoint: dict, is_start: bool) -> None:
-        """Take what a checkpoint saw; a start also images of its own data set, if it is another."""
-        sees = checkpoint.get("sees")
-        settings = (checkpoint.get("identity") or {}).get("settings", {})
-        own = self.cfg.DATASET.NAME
-        classes = {*self.dm.label_space, *self.dm.class_keys}
-        known = classes.issuperset(checkpoint.get("class_keys") or ())
-        if is_start and not (known and settings.get("DATASET.NAME", own) == own):
-            sees = (*(sees or ()), "other_data_sets")
-        self.remember_seen(sees, is_start)
-
     def _load(
         self, state: dict, checkpoint: dict, partial: bool, source: str = "the checkpoint"
     ) -> None:
@@ -404,4 +393,4 @@ class PromptTrainer(Seeing, Inputs):
             partial,
             others_classes=self.cfg.DATASET.SUBSAMPLE_CLASSES == "new" and not partial,
         )
-        self._remember_seen(checkpoint, is_start=partial)
+        self.remember_seen(checkpoint, partial)
