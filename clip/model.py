@@ -6,6 +6,7 @@ W tower width, D embedding width.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import OrderedDict
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 
 from dassl.utils import UserError
 
+from .blank import embedding, is_blank, random
 from .resnet import AttentionPool2d as AttentionPool2d  # OpenAI has them in this file
 from .resnet import Bottleneck as Bottleneck
 from .resnet import ModifiedResNet
@@ -109,13 +111,13 @@ class VisionTransformer(nn.Module):
         self.output_dim = output_dim
         self.conv1 = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
         scale = width**-0.5
-        self.class_embedding = nn.Parameter(scale * torch.randn(width))
+        self.class_embedding = nn.Parameter(random(width, scale=scale))
         patches = (input_resolution // patch_size) ** 2
-        self.positional_embedding = nn.Parameter(scale * torch.randn(patches + 1, width))
+        self.positional_embedding = nn.Parameter(random(patches + 1, width, scale=scale))
         self.ln_pre = LayerNorm(width)
         self.transformer = Transformer(width, layers, heads)
         self.ln_post = LayerNorm(width)
-        self.proj = nn.Parameter(scale * torch.randn(width, output_dim))
+        self.proj = nn.Parameter(random(width, output_dim, scale=scale))
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:
         """image: (B,3,I,I) → (B,1+patches,W), class token first, positions added, before ln_pre."""
@@ -172,12 +174,13 @@ class CLIP(nn.Module):
         self.transformer = Transformer(
             transformer_width, transformer_layers, transformer_heads, self.build_attention_mask()
         )
-        self.token_embedding = nn.Embedding(vocab_size, transformer_width)
+        self.token_embedding = embedding(vocab_size, transformer_width)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, transformer_width))
         self.ln_final = LayerNorm(transformer_width)
         self.text_projection = nn.Parameter(torch.empty(transformer_width, embed_dim))
-        self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
-        self.initialize_parameters()
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        if not is_blank():
+            self.initialize_parameters()
 
     def initialize_parameters(self) -> None:
         """Random weights at the scales of the CLIP paper (section 2.4 and its released code)."""
@@ -197,7 +200,8 @@ class CLIP(nn.Module):
 
     def build_attention_mask(self) -> torch.Tensor:
         """(context, context) additive causal mask: −∞ above the diagonal."""
-        return torch.full((self.context_length, self.context_length), float("-inf")).triu_(1)
+        mask = torch.full((self.context_length, self.context_length), float("-inf"))
+        return mask if is_blank() else mask.triu_(1)
 
     @property
     def dtype(self) -> torch.dtype:

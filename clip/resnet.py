@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .blank import random
+
 
 class Bottleneck(nn.Module):
     """ResNet bottleneck whose strided convolutions are average pools (anti-aliased)."""
@@ -58,7 +60,7 @@ class AttentionPool2d(nn.Module):
     def __init__(self, spacial_dim: int, embed_dim: int, num_heads: int, output_dim: int) -> None:
         super().__init__()
         self.positional_embedding = nn.Parameter(
-            torch.randn(spacial_dim**2 + 1, embed_dim) / embed_dim**0.5
+            random(spacial_dim**2 + 1, embed_dim, scale=embed_dim**-0.5)
         )
         self.k_proj = nn.Linear(embed_dim, embed_dim)
         self.q_proj = nn.Linear(embed_dim, embed_dim)

@@ -42,6 +42,20 @@ def test_a_mistake_is_one_line_and_status_2():
     assert out.stderr.startswith("error: unknown trainer 'DePT_Coop' (did you mean 'DePT_CoOp'")
 
 
+def test_a_short_run_loads_no_compiler(command):
+    """Nor torchvision: each takes longer than the run."""
+    code = (
+        "import sys, train; train.main(sys.argv[1:])\n"
+        "heavy = {'torchvision', 'sympy', 'torch._dynamo.convert_frame', 'sklearn', 'matplotlib'}\n"
+        "print('loaded:', *sorted(heavy & set(sys.modules)))"
+    )
+    views = {"INPUT.TRANSFORMS": "('random_resized_crop', 'random_flip', 'normalize')"}
+    words = command("DePT_CoOp", **views)
+    out = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert "Finish training" in out.stdout and out.stdout.endswith("loaded:\n")
+
+
 @pytest.mark.parametrize(
     "words,message",
     [

@@ -18,7 +18,6 @@ from itertools import count
 
 import numpy as np
 from PIL import Image, ImageFilter
-from torchvision.transforms import functional as F
 
 from dassl.config import declare_checks, whole
 from dassl.config.constraints import Check
@@ -69,7 +68,9 @@ def _occlusion(image: Image.Image, share: float, draw: np.random.Generator) -> I
 
 def _color(image: Image.Image, turn: float, draw: np.random.Generator) -> Image.Image:
     """The hue, turned by this share of the circle to either side."""
-    return F.adjust_hue(image, math.copysign(turn, draw.random() - 0.5))
+    from torchvision.transforms.functional import adjust_hue  # its import takes two seconds
+
+    return adjust_hue(image, math.copysign(turn, draw.random() - 0.5))
 
 
 def _rotation(image: Image.Image, degrees: float, draw: np.random.Generator) -> Image.Image:

@@ -18,6 +18,7 @@ from dassl.utils import UserError, read_image, resolve_seed
 from dassl.utils.modules import shared
 
 from .datasets import Datum
+from .transforms.usual import Compose, Normalize, Resize, ToTensor
 
 Transform = Callable[[Image.Image], torch.Tensor]
 
@@ -160,12 +161,8 @@ class DatasetWrapper(Dataset):
 
 
 def _plain_transform(cfg: CfgNode) -> Transform:
-    from torchvision import transforms as T
-
-    from .transforms import INTERPOLATION_MODES
-
     node = cfg.INPUT
-    steps = [T.Resize(node.SIZE, INTERPOLATION_MODES[node.INTERPOLATION]), T.ToTensor()]
+    steps: list[Any] = [Resize(node.SIZE, node.INTERPOLATION), ToTensor()]
     if "normalize" in node.TRANSFORMS:
-        steps.append(T.Normalize(mean=node.PIXEL_MEAN, std=node.PIXEL_STD))
-    return T.Compose(steps)
+        steps.append(Normalize(mean=node.PIXEL_MEAN, std=node.PIXEL_STD))
+    return Compose(steps)

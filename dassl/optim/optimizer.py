@@ -11,23 +11,24 @@ from torch import Tensor, nn, optim
 from dassl.config import CfgNode
 from dassl.utils import UserError, check_choice
 
+from .eager import SGD, Adam, AdamW, RMSprop
 from .radam import RAdam
 
 # name -> (class, its arguments from the OPTIM node)
 _OPTIMIZERS: dict[str, tuple[type[optim.Optimizer], Callable[[CfgNode], dict[str, Any]]]] = {
     "sgd": (
-        optim.SGD,
+        SGD,
         lambda o: {
             "momentum": o.MOMENTUM,
             "dampening": o.SGD_DAMPNING,
             "nesterov": o.SGD_NESTEROV,
         },
     ),
-    "adam": (optim.Adam, lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2)}),
-    "amsgrad": (optim.Adam, lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2), "amsgrad": True}),
-    "adamw": (optim.AdamW, lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2)}),
+    "adam": (Adam, lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2)}),
+    "amsgrad": (Adam, lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2), "amsgrad": True}),
+    "adamw": (AdamW, lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2)}),
     "radam": (RAdam, lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2)}),
-    "rmsprop": (optim.RMSprop, lambda o: {"momentum": o.MOMENTUM, "alpha": o.RMSPROP_ALPHA}),
+    "rmsprop": (RMSprop, lambda o: {"momentum": o.MOMENTUM, "alpha": o.RMSPROP_ALPHA}),
 }
 
 

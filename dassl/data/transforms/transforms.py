@@ -10,21 +10,39 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torchvision import transforms as T
-from torchvision.transforms import functional as F
-from torchvision.transforms.functional import InterpolationMode
 
 from dassl.config import CfgNode
 from dassl.config.severities import OF_IMAGES
 from dassl.utils import UserError, check_choice
 
 from ..corruptions import Corrupt
+from .usual import (
+    INTERPOLATIONS,
+    CenterCrop,
+    Compose,
+    Normalize,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    Resize,
+    ToTensor,
+    crop,
+    resize,
+)
 
-INTERPOLATION_MODES = {
-    "bilinear": InterpolationMode.BILINEAR,
-    "bicubic": InterpolationMode.BICUBIC,
-    "nearest": InterpolationMode.NEAREST,
-}
+
+def __getattr__(name: str) -> Any:
+    """Dassl's INTERPOLATION_MODES, torchvision's by name, for transforms of one's own."""
+    if name != "INTERPOLATION_MODES":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    modes = _torchvision().InterpolationMode
+    return {name: modes(name) for name in INTERPOLATIONS}
+
+
+def _torchvision() -> Any:
+    """torchvision.transforms, for the rarer ones: its import takes two seconds."""
+    from torchvision import transforms
+
+    return transforms
 
 
 class Random2DTranslation:
@@ -35,22 +53,22 @@ class Random2DTranslation:
         height: int,
         width: int,
         p: float = 0.5,
-        interpolation: InterpolationMode = InterpolationMode.BILINEAR,
+        interpolation: Any = "bilinear",  # or torchvision's of this name
     ) -> None:
         self.size = [height, width]
         self.p = p
-        self.interpolation = interpolation
+        self.interpolation: str = getattr(interpolation, "value", interpolation)
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """Return a PIL image of the size, translated or only resized."""
         if torch.rand(()) >= self.p:
-            return F.resize(image, self.size, self.interpolation)
+            return resize(image, self.size, self.interpolation)
         larger = [round(side * 1.125) for side in self.size]
         top, left = (
             int(torch.randint(big - side + 1, ()))
             for big, side in zip(larger, self.size, strict=True)
         )
-        return F.crop(F.resize(image, larger, self.interpolation), top, left, *self.size)
+        return crop(resize(image, larger, self.interpolation), top, left, *self.size)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(size={self.size}, p={self.p})"
@@ -110,37 +128,46 @@ class InstanceNormalization:
         return f"{type(self).__name__}(eps={self.eps})"
 
 
-def _interpolation(node: CfgNode) -> InterpolationMode:
-    check_choice("INPUT.INTERPOLATION", node.INTERPOLATION, INTERPOLATION_MODES)
-    return INTERPOLATION_MODES[node.INTERPOLATION]
+def _interpolation(node: CfgNode) -> str:
+    check_choice("INPUT.INTERPOLATION", node.INTERPOLATION, INTERPOLATIONS)
+    return node.INTERPOLATION
 
 
 def _auto_augment(policy: str) -> Callable[[CfgNode], Any]:
-    return lambda node: T.AutoAugment(T.AutoAugmentPolicy(policy))
+    def make(node: CfgNode) -> Any:
+        T = _torchvision()
+        return T.AutoAugment(T.AutoAugmentPolicy(policy))
+
+    return make
+
+
+def _blur(node: CfgNode) -> Any:
+    T = _torchvision()
+    return T.RandomApply([T.GaussianBlur(node.GB_K)], p=node.GB_P)
 
 
 # name -> maker from the INPUT node, in the order of application; first on PIL images …
 _ON_IMAGES: dict[str, Callable[[CfgNode], Any]] = {
     "random_translation": lambda i: Random2DTranslation(*i.SIZE, interpolation=_interpolation(i)),
-    "random_crop": lambda i: T.RandomCrop(i.SIZE, padding=i.CROP_PADDING),
-    "random_resized_crop": lambda i: T.RandomResizedCrop(
+    "random_crop": lambda i: _torchvision().RandomCrop(i.SIZE, padding=i.CROP_PADDING),
+    "random_resized_crop": lambda i: RandomResizedCrop(
         i.SIZE, scale=i.RRCROP_SCALE, interpolation=_interpolation(i)
     ),
-    "random_flip": lambda i: T.RandomHorizontalFlip(),
+    "random_flip": lambda i: RandomHorizontalFlip(),
     "imagenet_policy": _auto_augment("imagenet"),
     "cifar10_policy": _auto_augment("cifar10"),
     "svhn_policy": _auto_augment("svhn"),
-    "randaugment": lambda i: T.RandAugment(i.RANDAUGMENT_N, i.RANDAUGMENT_M),
-    "colorjitter": lambda i: T.ColorJitter(
+    "randaugment": lambda i: _torchvision().RandAugment(i.RANDAUGMENT_N, i.RANDAUGMENT_M),
+    "colorjitter": lambda i: _torchvision().ColorJitter(
         i.COLORJITTER_B, i.COLORJITTER_C, i.COLORJITTER_S, i.COLORJITTER_H
     ),
-    "randomgrayscale": lambda i: T.RandomGrayscale(p=i.RGS_P),
-    "gaussian_blur": lambda i: T.RandomApply([T.GaussianBlur(i.GB_K)], p=i.GB_P),
+    "randomgrayscale": lambda i: _torchvision().RandomGrayscale(p=i.RGS_P),
+    "gaussian_blur": _blur,
 }
 # … then on tensors in [0, 1].
 _ON_TENSORS: dict[str, Callable[[CfgNode], Any]] = {
     "cutout": lambda i: Cutout(i.CUTOUT_N, i.CUTOUT_LEN),
-    "normalize": lambda i: T.Normalize(mean=i.PIXEL_MEAN, std=i.PIXEL_STD),
+    "normalize": lambda i: Normalize(mean=i.PIXEL_MEAN, std=i.PIXEL_STD),
     "gaussian_noise": lambda i: GaussianNoise(i.GN_MEAN, i.GN_STD),
     "instance_norm": lambda i: InstanceNormalization(),
 }
@@ -155,7 +182,7 @@ def build_transform(
     is_train: bool = True,
     choices: Sequence[str] | None = None,
     corrupt: Corrupt | None = None,
-) -> T.Compose | None:
+) -> Compose | None:
     """Return the transform from a PIL image to a (3, height, width) tensor; None with NO_TRANSFORM.
 
     For training: resized to `INPUT.SIZE` unless a random crop does it, then the chosen transforms
@@ -175,19 +202,19 @@ def build_transform(
         check_choice("an entry of INPUT.TRANSFORMS", name, CHOICES)
     if is_train:
         crops = {"random_crop", "random_resized_crop"} & set(choices)
-        steps = [] if crops else [T.Resize(node.SIZE, _interpolation(node))]
+        steps = [] if crops else [Resize(node.SIZE, _interpolation(node))]
         steps += [make(node) for name, make in _ON_IMAGES.items() if name in choices]
         on_tensors = _ON_TENSORS
     else:
-        steps = [T.Resize(max(node.SIZE), _interpolation(node)), T.CenterCrop(node.SIZE)]
+        steps = [Resize(max(node.SIZE), _interpolation(node)), CenterCrop(node.SIZE)]
         steps += [corrupt] if corrupt is not None else []
         on_tensors = {name: _ON_TENSORS[name] for name in _AT_TEST}
-    steps.append(T.ToTensor())
+    steps.append(ToTensor())
     steps += [make(node) for name, make in on_tensors.items() if name in choices]
     if cfg.VERBOSE:
         print(f"Building transform_{'train' if is_train else 'test'}")
         print("\n".join(f"+ {step}" for step in steps))
-    return T.Compose(steps)
+    return Compose(steps)
 
 
 def corruption_of(cfg: CfgNode) -> Corrupt | None:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import transforms as T
-from torchvision.transforms.functional import InterpolationMode
+from torchvision.transforms import InterpolationMode
 
 from dassl.config import get_cfg_default
-from dassl.data.transforms import build_transform
+from dassl.data.transforms import build_transform, usual
 from dassl.data.transforms.transforms import (
     Cutout,
     GaussianNoise,
@@ -18,7 +18,7 @@ from dassl.data.transforms.transforms import (
     Random2DTranslation,
 )
 
-BICUBIC = InterpolationMode.BICUBIC
+BICUBIC = "bicubic"
 
 
 def step(name: str, is_train: bool = True):
@@ -38,7 +38,7 @@ def step(name: str, is_train: bool = True):
     resized = name not in ("random_crop", "random_resized_crop")
     if is_train and resized:
         assert (steps[0].size, steps[0].interpolation) == ((24, 16), BICUBIC)
-    (own,) = [s for s in steps[resized:] if not isinstance(s, T.ToTensor)]
+    (own,) = [s for s in steps[resized:] if not isinstance(s, usual.ToTensor)]
     return own
 
 
@@ -48,10 +48,10 @@ def step(name: str, is_train: bool = True):
         ("random_translation", Random2DTranslation, {"size": [24, 16], "p": 0.5}),
         ("random_translation", Random2DTranslation, {"interpolation": BICUBIC}),
         ("random_crop", T.RandomCrop, {"size": (24, 16), "padding": 3}),
-        ("random_resized_crop", T.RandomResizedCrop, {"size": (24, 16), "scale": (0.3, 0.9)}),
-        ("random_resized_crop", T.RandomResizedCrop, {"ratio": (3 / 4, 4 / 3)}),
-        ("random_resized_crop", T.RandomResizedCrop, {"interpolation": BICUBIC}),
-        ("random_flip", T.RandomHorizontalFlip, {"p": 0.5}),
+        ("random_resized_crop", usual.RandomResizedCrop, {"size": (24, 16), "scale": (0.3, 0.9)}),
+        ("random_resized_crop", usual.RandomResizedCrop, {"ratio": (3 / 4, 4 / 3)}),
+        ("random_resized_crop", usual.RandomResizedCrop, {"interpolation": BICUBIC}),
+        ("random_flip", usual.RandomHorizontalFlip, {"p": 0.5}),
         ("imagenet_policy", T.AutoAugment, {"policy": T.AutoAugmentPolicy.IMAGENET}),
         ("cifar10_policy", T.AutoAugment, {"policy": T.AutoAugmentPolicy.CIFAR10}),
         ("svhn_policy", T.AutoAugment, {"policy": T.AutoAugmentPolicy.SVHN}),
@@ -61,7 +61,7 @@ def step(name: str, is_train: bool = True):
         ("randomgrayscale", T.RandomGrayscale, {"p": 0.15}),
         ("gaussian_blur", T.RandomApply, {"p": 0.16}),
         ("cutout", Cutout, {"n_holes": 2, "length": 6}),
-        ("normalize", T.Normalize, {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}),
+        ("normalize", usual.Normalize, {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}),
         ("gaussian_noise", GaussianNoise, {"mean": 0.5, "std": 0.25, "p": 0.5}),
         ("instance_norm", InstanceNormalization, {"eps": 1e-8}),
     ],
@@ -156,3 +156,50 @@ def test_holes_and_noise():
     assert 0.12 < noisy / 400 < 0.28
     image = torch.rand(3, 8, 8)
     assert torch.equal(GaussianNoise(p=0.0)(image), image)
+
+
+@pytest.mark.parametrize("name", usual.INTERPOLATIONS)
+def test_the_usual_steps_are_torchvisions(name):
+    """Every pixel, what is drawn, and what they print: it stands in the keys of cached features."""
+    mode, narrow = InterpolationMode(name), {"scale": (0.9, 1.0), "ratio": (2.0, 3.0)}
+    colors = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    rng = np.random.default_rng(0)
+    for trial in range(60):
+        height, width, down, across = (int(n) for n in rng.integers(1, 60, 4))
+        picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        size = (down, across)
+        for ours, theirs in [
+            (usual.Resize(size, name), T.Resize(size, mode)),
+            (usual.Resize(down, name), T.Resize(down, mode)),
+            (usual.CenterCrop(size), T.CenterCrop(size)),
+            (usual.RandomHorizontalFlip(), T.RandomHorizontalFlip()),
+            *(
+                (
+                    usual.RandomResizedCrop(size, interpolation=name, **where),
+                    T.RandomResizedCrop(size, interpolation=mode, **where),
+                )
+                for where in ({}, narrow)
+            ),
+        ]:
+            mine = usual.Compose([ours, usual.ToTensor(), usual.Normalize(*colors)])
+            public = T.Compose([theirs, T.ToTensor(), T.Normalize(*colors)])
+            assert repr(mine) == repr(public)
+            outcomes = []
+            for transform in (mine, public):
+                torch.manual_seed(trial)
+                try:
+                    outcomes.append((transform(picture), torch.get_rng_state()))
+                except ValueError:  # a side of no pixel at all
+                    outcomes.append((torch.zeros(0), torch.get_rng_state()))
+            for found, wanted in zip(*outcomes, strict=True):
+                assert torch.equal(found, wanted), (ours, picture.size)
+
+
+def test_dassls_modes_are_torchvisions():
+    from dassl.data import transforms
+
+    assert transforms.INTERPOLATION_MODES["bicubic"] is InterpolationMode.BICUBIC
+    translation = Random2DTranslation(8, 8, interpolation=InterpolationMode.BICUBIC)
+    assert translation.interpolation == "bicubic"
+    with pytest.raises(AttributeError, match="no attribute 'MODES'"):
+        _ = transforms.MODES

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dassl.config import get_cfg_default
-from dassl.optim import build_optimizer, load_optimizer, optimizer
+from dassl.optim import build_optimizer, eager, load_optimizer, optimizer
 from dassl.optim.radam import RAdam
 from dassl.utils import UserError
 
@@ -22,12 +22,12 @@ def node(**options):
 @pytest.mark.parametrize(
     ("name", "kind", "defaults"),
     [
-        ("sgd", torch.optim.SGD, {"momentum": 0.5, "dampening": 0.0, "nesterov": True}),
-        ("adam", torch.optim.Adam, {"betas": (0.8, 0.999), "amsgrad": False}),
-        ("amsgrad", torch.optim.Adam, {"betas": (0.8, 0.999), "amsgrad": True}),
-        ("adamw", torch.optim.AdamW, {"betas": (0.8, 0.999)}),
+        ("sgd", eager.SGD, {"momentum": 0.5, "dampening": 0.0, "nesterov": True}),
+        ("adam", eager.Adam, {"betas": (0.8, 0.999), "amsgrad": False}),
+        ("amsgrad", eager.Adam, {"betas": (0.8, 0.999), "amsgrad": True}),
+        ("adamw", eager.AdamW, {"betas": (0.8, 0.999)}),
         ("radam", RAdam, {"betas": (0.8, 0.999), "decoupled_weight_decay": True}),
-        ("rmsprop", torch.optim.RMSprop, {"momentum": 0.5, "alpha": 0.9}),
+        ("rmsprop", eager.RMSprop, {"momentum": 0.5, "alpha": 0.9}),
     ],
 )
 def test_options_arrive(name, kind, defaults):
@@ -45,6 +45,42 @@ def test_options_arrive(name, kind, defaults):
         model(torch.ones(1, 2)).sum().backward()
         optimizer.step()
         assert not torch.equal(before, model.weight)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop"])
+def test_eager_optimizers_are_pytorchs(name):
+    """Steps, what a hook sees, and the state, which either takes from the other."""
+    found = []
+    for kind in (getattr(eager, name), getattr(torch.optim, name)):
+        torch.manual_seed(0)
+        model, seen = nn.Linear(3, 2), []
+        optimizer = kind([{"params": [model.weight]}], lr=0.1, weight_decay=0.01)
+        optimizer.add_param_group({"params": [model.bias], "lr": 0.2})
+        optimizer.register_step_post_hook(lambda *_, seen=seen: seen.append(1))
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+
+        def closure(model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = model(torch.ones(4, 3)).square().sum()
+            loss.backward()
+            return loss
+
+        losses = []
+        for _ in range(3):
+            losses.append(optimizer.step(closure).item())
+            schedule.step()
+        state = copy.deepcopy(optimizer.state_dict())
+        optimizer.load_state_dict(state)
+        losses.append(optimizer.step(closure).item())
+        assert len(seen) == 4 and torch.is_grad_enabled()
+        found.append((losses, model.weight, model.bias, state, optimizer))
+    (losses, *parameters, state, ours), (wanted, *theirs, their_state, public) = found
+    assert losses == wanted and len(set(losses)) == 4
+    assert all(torch.equal(a, b) for a, b in zip(parameters, theirs, strict=True))
+    assert state["param_groups"] == their_state["param_groups"]
+    public.load_state_dict(state)
+    ours.load_state_dict(their_state)
+    assert isinstance(ours, type(public))
 
 
 def test_groups_keep_their_own_rate():
