@@ -50,6 +50,11 @@ def footnotes(words: Iterable[str]) -> list[str]:
     return [f"[{SEES[word].mark}] sees {SEES[word].meaning}" for word in known(words)]
 
 
+def meanings(words: Iterable[str]) -> str:
+    """What the words say, one after the other; "nothing further" for none."""
+    return "; ".join(SEES[word].meaning for word in known(words)) or "nothing further"
+
+
 class Seeing:
     """The part of a trainer that knows what its run saw."""
 

@@ -18,10 +18,10 @@ import sys
 from dassl.utils import UserError, atomic_write, suggest, user_errors
 from dassl.utils.cli import Parser, distinct_seeds, output_file, seed_list
 from experiments.results.configs import CONFIGS
+from experiments.results.rendering import FORMATS
 from experiments.results.scores import load_scores
 from experiments.results.summary import Summary, summarize
 from experiments.results.sweeps import add_sweeps
-from experiments.results.tables import FORMATS
 from experiments.results.under_corruption import add_corruptions
 
 
@@ -39,6 +39,11 @@ def parse_args() -> object:
     parser.add_argument("--seeds", nargs="+", type=seed_list, default=[], help="1-3: those wanted")
     parser.add_argument("--datasets", nargs="+", default=[], help="those wanted (all that exist)")
     parser.add_argument("--trainers", nargs="+", default=[], help="those shown (all)")
+    parser.add_argument(
+        "--group-by",
+        choices=("sees",),
+        help="tables apart by what methods see beside labeled training images and class names",
+    )
     parser.add_argument(
         "--plot",
         type=output_file,
@@ -78,7 +83,8 @@ def main() -> int:
     """Print the tables; return the exit status."""
     args = parse_args()
     summary = read_summary(args)
-    content = FORMATS[args.format](summary)
+    by_sees = args.group_by == "sees"
+    content = FORMATS[args.format](summary, by_sees)
     if args.out:
         with atomic_write(args.out) as file:
             file.write(content + "\n")
@@ -98,7 +104,7 @@ def main() -> int:
     if args.html:
         from experiments.results.report import write_report
 
-        write_report(summary, args.html)
+        write_report(summary, args.html, by_sees)
     for line in summary.missing:
         print(f"missing: {line}", file=sys.stderr)
     for line in summary.notes:

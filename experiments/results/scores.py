@@ -25,6 +25,7 @@ from experiments.results import published
 from experiments.results.configs import CONFIGS, settings_by_dataset
 from experiments.results.folders import Place, read_place
 from tuning.naming import wrapped_name
+from tuning.sees import known
 
 # DePT around a trainer is this and the trainer's name, in the public DePT code.
 _OLD_TRAINER = re.compile(r"ExtrasLinearProbe(\w.*)")
@@ -68,6 +69,11 @@ class Score:
     def identity(self) -> Identity:
         """What the numbers depend on. Only where it is `identified`."""
         return self.result["identity"]
+
+    @property
+    def sees(self) -> tuple[str, ...]:
+        """What the run saw, in the words of tuning/sees.py; () where it doesn't say."""
+        return known(self.result.get("sees") or ())
 
     @property
     def backbone(self) -> str:
@@ -189,6 +195,7 @@ _ENTRIES: dict[str, type | tuple[type, ...]] = {
     "versions": dict,
     "corruption": (dict, type(None)),
     "per_class": list,
+    "sees": list,
 }
 
 

@@ -17,6 +17,7 @@ from experiments.results import published
 from experiments.results.agreement import check_data, shared_settings
 from experiments.results.folders import changed_settings
 from experiments.results.scores import Score
+from tuning.sees import known
 
 AVERAGE = "average"
 TRANSFERS = ("cross_dataset", "domain_generalization")
@@ -53,6 +54,7 @@ class Row:
     cells: dict[tuple[str, str], BySeed] = field(default_factory=lambda: defaultdict(dict))
     settings: dict[str, Any] = field(default_factory=dict)
     backbone: str = ""  # its name or file, as far as the runs say
+    sees: tuple[str, ...] = ()  # what its runs saw, in the words of tuning/sees.py
 
     @property
     def name(self) -> str:
@@ -84,7 +86,7 @@ class Row:
         """Return a line of this row; the paper's numbers are dropped where they don't compare."""
         shown = paper if paper and self.has_papers_backbone and not self.changes else {}
         key = (self.protocol, self.trainer, self.config, self.shots)
-        return Record(*key, dataset, metrics, shown, self.source)
+        return Record(*key, dataset, metrics, shown, self.source, sees=self.sees)
 
     def papers(self, dataset: str) -> dict[str, float]:
         """Return the paper's numbers for a data set, or its average; {} if there are none."""
@@ -108,6 +110,7 @@ class Record:
     classes: str = ""  # base, new or all, where a record is of one of them
     corruption: str = ""  # of what was tested; "clean" and "mean" beside them
     severity: int = 0
+    sees: tuple[str, ...] = ()
 
 
 @dataclass
@@ -135,7 +138,7 @@ class Summary:
         return (
             f"{number} of {len(self.scores)} results don't say what their numbers depend on "
             "(written before there were identities, or by other code): whether their data agree "
-            "isn't checked"
+            "isn't checked, and what they saw isn't marked"
         )
 
     @property
@@ -201,6 +204,7 @@ def _fill(row: Row, scores: list[Score]) -> list[str]:
         first[key] = score
         row.cells[score.dataset, score.classes][score.seed] = score.accuracy
     row.backbone = next((score.backbone for score in scores if score.backbone), "")
+    row.sees = known(word for score in scores for word in score.sees)
     row.settings, unknown = shared_settings(scores)
     check_data(scores)
     if not unknown:

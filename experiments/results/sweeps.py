@@ -126,6 +126,7 @@ def _lines(
                 row_base_new_h(row, names),
                 published.lookup(table, **keys) if comparable else {},
                 source=AVERAGE if len(names) > 1 else names[0],
+                sees=row.sees,
             )
         )
     return records

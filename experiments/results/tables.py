@@ -1,21 +1,17 @@
-"""Records as tables, laid out as the paper does; text, Markdown, LaTeX, CSV and JSON."""
+"""Records as tables, laid out as the paper does; rendering.py writes them."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 
-from tabulate import SEPARATING_LINE, DataRow, TableFormat, tabulate
-
-from dassl.utils import json_text
-from dassl.utils.cli import escape_markdown, markdown_table, write_csv_rows
 from experiments.results import published
 from experiments.results.scores import Score
 from experiments.results.summary import AVERAGE, TRANSFERS, Record, Row, Stat, Summary
 from experiments.results.sweeps import is_swept
 from experiments.results.under_corruption import COLUMNS, CORRUPTED
 from tuning.naming import bare_name
+from tuning.sees import footnotes, known, marks, meanings
 
 TITLES = {
     "base_to_new": "Base to new",
@@ -49,14 +45,32 @@ class Table:
     columns: list[str]
     lines: list[Line]
     grouped: bool = False  # lines with the same first key stand together
+    notes: list[str] = field(default_factory=list)  # beneath it
 
     def has_published(self) -> bool:
         """Whether the paper has a number for any cell."""
         return any(line.published for line in self.lines)
 
 
-def make_tables(summary: Summary) -> list[Table]:
-    """Return the tables of all protocols that have records."""
+def make_tables(summary: Summary, by_sees: bool = False) -> list[Table]:
+    """Return the tables of all protocols that have records.
+
+    Args:
+        summary: of the runs.
+        by_sees: apart for each choice of what methods see, those that see least first.
+    """
+    if not by_sees:
+        return _tables(summary)
+    groups = sorted({known(r.sees) for r in summary.records}, key=lambda g: (len(g), marks(g)))
+    tables = []
+    for group in groups:
+        alike = [record for record in summary.records if known(record.sees) == group]
+        for table in _tables(replace(summary, records=alike)):
+            tables.append(replace(table, title=f"{table.title}; seen: {meanings(group)}"))
+    return tables
+
+
+def _tables(summary: Summary) -> list[Table]:
     tables = []
     base_to_new = [r for r in summary.of("base_to_new") if not is_swept(r.config)]
     for shots in sorted({r.shots for r in base_to_new}, reverse=True):
@@ -77,13 +91,13 @@ def make_tables(summary: Summary) -> list[Table]:
     for protocol, head in (("lambda", "λ"), ("ablation", "Setting")):
         records = summary.of(protocol)
         for source in sorted({r.source for r in records}):
+            mine = [r for r in records if r.source == source]
             lines = [
-                Line([r.dataset, r.trainer, str(r.shots)], r.metrics, r.published)
-                for r in records
-                if r.source == source
+                Line([r.dataset, _marked(r.trainer, r), str(r.shots)], r.metrics, r.published)
+                for r in mine
             ]
-            title = f"{TITLES[protocol]}, {source}"
-            tables.append(Table(title, [head, "Method", "Shots"], ["base", "new", "h"], lines))
+            title, heads = f"{TITLES[protocol]}, {source}", [head, "Method", "Shots"]
+            tables.append(Table(title, heads, ["base", "new", "h"], lines, notes=_notes(mine)))
     return tables
 
 
@@ -105,7 +119,8 @@ def _by_dataset(title: str, records: list[Record]) -> Table:
         for r in sorted(records, key=method_order)
         if r.dataset == name
     ]
-    return Table(title, ["Data set", "Method"], ["base", "new", "h"], lines, grouped=True)
+    heads, columns = ["Data set", "Method"], ["base", "new", "h"]
+    return Table(title, heads, columns, lines, grouped=True, notes=_notes(records))
 
 
 def _one_line_per_method(title: str, records: list[Record]) -> Table:
@@ -118,7 +133,7 @@ def _one_line_per_method(title: str, records: list[Record]) -> Table:
         line.cells[record.dataset] = record.metrics["accuracy"]
         if record.published:
             line.published[record.dataset] = record.published["accuracy"]
-    return Table(title, ["Method"], columns, list(lines.values()))
+    return Table(title, ["Method"], columns, list(lines.values()), notes=_notes(records))
 
 
 def _few_shot(summary: Summary) -> list[Table]:
@@ -135,7 +150,8 @@ def _few_shot(summary: Summary) -> list[Table]:
         chosen.sort(key=lambda r: (r.dataset, method_order(r), r.shots))
         lines = [Line([r.dataset, method(r), str(r.shots)], r.metrics, r.published) for r in chosen]
         title = f"{TITLES['few_shot']}, {TITLES[protocol].lower()}"
-        tables.append(Table(title, ["Data set", "Method", "Shots"], columns, lines, grouped=True))
+        heads = ["Data set", "Method", "Shots"]
+        tables.append(Table(title, heads, columns, lines, grouped=True, notes=_notes(chosen)))
     return tables
 
 
@@ -155,16 +171,32 @@ def _corruptions(summary: Summary) -> list[Table]:
         severity, classes, shots = key
         title = f"{TITLES[CORRUPTED]}, severity {severity}, {classes} classes, {_shots(shots)}"
         heads, columns = ["Data set", "Method"], list(COLUMNS)
-        tables.append(Table(title, heads, columns, list(lines.values()), grouped=True))
+        made, notes = list(lines.values()), _notes(chosen)
+        tables.append(Table(title, heads, columns, made, grouped=True, notes=notes))
     return tables
 
 
 def _method_names(records: Iterable[Record]) -> Callable[[Record], str]:
-    """Return how to name a record's method: its trainer, and its config if there are several."""
+    """Return how to name a record's method: its trainer, and its config if there are several.
+
+    Letters say what it sees beside labeled training images and their classes' names.
+    """
     configs: dict[str, set[str]] = {}
     for record in records:
         configs.setdefault(record.trainer, set()).add(record.config)
-    return lambda r: r.trainer if len(configs[r.trainer]) == 1 else f"{r.trainer} {r.config}"
+    return lambda r: _marked(
+        r.trainer if len(configs[r.trainer]) == 1 else f"{r.trainer} {r.config}", r
+    )
+
+
+def _marked(name: str, record: Record) -> str:
+    found = marks(record.sees)
+    return f"{name} [{found}]" if found else name
+
+
+def _notes(records: Iterable[Record]) -> list[str]:
+    """Return what the letters behind names of methods say."""
+    return footnotes({word for record in records for word in record.sees})
 
 
 def method_order(record: Record | Row | Score) -> tuple:
@@ -173,200 +205,3 @@ def method_order(record: Record | Row | Score) -> tuple:
     known = published.methods()
     place = known.index(bare) if bare in known else -1
     return place, bare, record.trainer != bare, record.config
-
-
-def _head(column: str) -> str:
-    return HEADS.get(column, column)
-
-
-def _seeds(line: Line) -> str:
-    """Return the seeds behind a line; "1-3" for a run of them, "1 2 / 1-3" where cells differ."""
-    groups = dict.fromkeys(stat.seeds for stat in line.cells.values())
-    return " / ".join(_ranges(seeds) for seeds in groups)
-
-
-def _ranges(seeds: tuple[int, ...]) -> str:
-    if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
-        return f"{seeds[0]}-{seeds[-1]}"
-    return ",".join(map(str, seeds)) or "none in common"
-
-
-def number(stat: Stat | None) -> str:
-    """Return "81.50 ± 0.32"."""
-    if stat is None:
-        return "missing"
-    return f"{stat.mean:.2f}" + ("" if stat.std is None else f" ± {stat.std:.2f}")
-
-
-@dataclass
-class GridRow:
-    """A row of text cells. `kind`: head, ours, paper (its numbers), gap (ours less the paper's)."""
-
-    kind: str
-    cells: list[str]
-
-    @property
-    def beneath(self) -> bool:
-        """Whether it belongs to the row of ours above it."""
-        return self.kind in ("paper", "gap")
-
-
-def grid(table: Table, number: Callable[[Stat | None], str] = number) -> list[GridRow]:
-    """Return the table as text cells, the head first; the paper's numbers and gaps beneath ours."""
-    head = [*table.heads, *(_head(column) for column in table.columns), "Seeds"]
-    rows = [GridRow("head", head)]
-    blank = [""] * (len(table.heads) - 1)
-    for line in table.lines:
-        stats = [line.cells.get(column) for column in table.columns]
-        rows.append(GridRow("ours", [*line.keys, *map(number, stats), _seeds(line)]))
-        if line.published:
-            paper = [line.published.get(column) for column in table.columns]
-            shown = ["" if p is None else f"{p:.2f}" for p in paper]
-            rows.append(GridRow("paper", [*blank, "paper", *shown, ""]))
-            gaps = [
-                "" if p is None or s is None else f"{s.mean - p:+.2f}"
-                for p, s in zip(paper, stats, strict=True)
-            ]
-            rows.append(GridRow("gap", [*blank, "gap", *gaps, ""]))
-    return rows
-
-
-def _indented(table: Table, row: GridRow) -> list[str]:
-    """Return a row's cells, the last key of what stands beneath ours set in."""
-    last = len(table.heads) - 1
-    return [f"  {c}" if row.beneath and i == last else c for i, c in enumerate(row.cells)]
-
-
-_PLAIN = TableFormat(None, None, None, None, *[DataRow("", "  ", "")] * 2, 0, None)
-
-
-def as_text(tables: list[Table]) -> str:
-    """Return aligned columns for a terminal."""
-    return "\n\n".join(map(_text_of, tables))
-
-
-def _text_of(table: Table) -> str:
-    rows: list[list[str] | str] = []
-    previous = ""
-    for row in grid(table):
-        ours = row.kind == "ours"
-        if ours and table.grouped and row.cells[0] != previous:
-            rows.append(SEPARATING_LINE)
-        cells = _indented(table, row)
-        if ours and cells[0] == previous and len(table.heads) > 1:
-            cells[0] = ""
-        previous = row.cells[0] if ours else previous
-        rows.append(cells)
-    keys = len(table.heads)
-    lines = tabulate(
-        rows,
-        tablefmt=_PLAIN,
-        colalign=["left"] * keys + ["right"] * (len(table.columns) + 1),
-        disable_numparse=True,
-        preserve_whitespace=True,
-    ).split("\n")
-    rule = "-" * len(lines[0])
-    body = (
-        lines[2:] if table.grouped and table.lines else lines[1:]
-    )  # the first group is at the top
-    return "\n".join([table.title, rule, lines[0], rule, *body])
-
-
-def as_markdown(tables: list[Table]) -> str:
-    """Return GitHub's Markdown tables."""
-    blocks = []
-    for table in tables:
-        rows = [[escape_markdown(text) for text in _indented(table, row)] for row in grid(table)]
-        title = escape_markdown(table.title)
-        blocks.append(f"**{title}**\n\n{markdown_table(rows, len(table.heads))}")
-    return "\n\n".join(blocks)
-
-
-_LATEX = str.maketrans(
-    {
-        **{c: rf"\{c}" for c in "_%&#${}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "@": r"{@}",
-        "λ": r"$\lambda$",
-    }
-)
-
-
-def _latex_number(stat: Stat | None) -> str:
-    text = number(stat)
-    mean, sign, std = text.partition(" ± ")
-    return rf"{mean}{{\scriptsize$\,\pm\,${std}}}" if sign else mean
-
-
-def as_latex(tables: list[Table]) -> str:
-    """Return booktabs tables, one float each."""
-    blocks = []
-    for table in tables:
-        rows = [_indented(table, row) for row in grid(table, _latex_number)]
-        keys = len(table.heads)
-        rows[0] = [text.translate(_LATEX) for text in rows[0]]
-        for row in rows[1:]:
-            row[:keys] = [text.translate(_LATEX) for text in row[:keys]]
-        body = [" & ".join(row) + r" \\" for row in rows]
-        caption = f"{table.title}. Accuracy in percent: mean, standard deviation over seeds."
-        block = [
-            r"\begin{table}[t]",
-            r"\centering",
-            rf"\caption{{{caption.translate(_LATEX)}}}",
-            rf"\begin{{tabular}}{{{'l' * keys}{'r' * (len(rows[0]) - keys)}}}",
-            r"\toprule",
-            body[0],
-            r"\midrule",
-            *body[1:],
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-        ]
-        blocks.append("\n".join(block))
-    return "\n\n".join(blocks)
-
-
-METRICS = ("base", "new", "h", "accuracy")
-
-
-def as_csv(summary: Summary) -> str:
-    """Return one line per record: full precision, empty where a protocol has no such number."""
-    head = ["protocol", "trainer", "config", "shots", "source", "dataset"]
-    head += ["classes", "corruption", "severity", "seeds"]
-    for metric in METRICS:
-        head += [metric, f"{metric}_std", f"published_{metric}", f"gap_{metric}"]
-    out = io.StringIO()
-    rows = [head]
-    for r in summary.records:
-        seeds = sorted({seed for stat in r.metrics.values() for seed in stat.seeds})
-        row = [r.protocol, r.trainer, r.config, r.shots, r.source, r.dataset]
-        row += [r.classes, r.corruption, r.severity or ""]
-        row.append(" ".join(map(str, seeds)))
-        for metric in METRICS:
-            stat, paper = r.metrics.get(metric), r.published.get(metric)
-            gap = None if stat is None or paper is None else stat.mean - paper
-            row += [stat and stat.mean, stat and stat.std, paper, gap]
-        rows.append(row)
-    write_csv_rows(out, rows)
-    return out.getvalue().rstrip("\n")
-
-
-def as_json(summary: Summary) -> str:
-    """Return the records, the missing runs and the refused rows."""
-    content = {
-        "records": [asdict(record) for record in summary.records],
-        "missing": summary.missing,
-        "refused": summary.refused,
-    }
-    return json_text(content, indent=2)
-
-
-FORMATS: dict[str, Callable[[Summary], str]] = {
-    "text": lambda summary: as_text(make_tables(summary)),
-    "markdown": lambda summary: as_markdown(make_tables(summary)),
-    "latex": lambda summary: as_latex(make_tables(summary)),
-    "csv": as_csv,
-    "json": as_json,
-}

@@ -53,6 +53,7 @@ def _records(rows: list[Row], clean: list[Row], classes: str) -> list[Record]:
             classes=classes,
             corruption=column,
             severity=row.severity,
+            sees=row.sees,
         )
         for name, line in lines.items()
         for column, stat in line.items()

@@ -9,10 +9,10 @@ import os
 import pytest
 
 from experiments.results.plots import base_new_arrows, save
+from experiments.results.rendering import FORMATS
 from experiments.results.report import write_report
 from experiments.results.scores import load_scores
 from experiments.results.summary import summarize
-from experiments.results.tables import FORMATS
 from tests.experiments.fake_runs import add_pair
 
 NAMES = [

@@ -36,6 +36,7 @@ def page(tmp_path_factory) -> Path:
             for seed in (1, 2, 3):
                 gains = [{"classname": f"class {c}", "accuracy": 50 + c * i} for c in range(6)]
                 options = {"seed": seed, "trainer": trainer, "per_class": gains}
+                options["sees"] = ["teacher"] if trainer == "DePT_CoOp" else []
                 add_pair(root, dataset, 70 + 5 * i + seed, 60 + i, **options)
             add_pair(root, dataset, 60, 50, shots=4, trainer=trainer)
     add_pair(root, "mini_shapes", 66, 55, config=f"tiny@{LAMBDA}=0.3", trainer="DePT_CoOp")
@@ -57,6 +58,7 @@ def test_the_page_stands_alone(page):
     for title in ("Weight of the CAT loss", "Gain of DePT per class"):
         assert f"<h2>{title}" in text
     assert "98.17" in text  # the paper's CoOp on Caltech101
+    assert "DePT_CoOp [T]" in text and "<p class=note>[T] sees a second trained model</p>" in text
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium here")
