@@ -14,7 +14,8 @@ class DescribableTextures(ImageDataset):
     image_dir = "images"
     split_file = "split_zhou_DescribableTextures.json"
     template = "a photo of a {}, a type of texture."
-    other_templates = {"zeroshot": "{} texture."}  # CLIP's own
+    # CLIP's own, and what TCP's context stands in.
+    other_templates = {"zeroshot": "{} texture.", "tcp_context": "a photo of a {} texture."}
     sizes = (47, 2820, 1128, 1692)
 
     def read_official(self) -> Lists:

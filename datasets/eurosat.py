@@ -14,6 +14,7 @@ class EuroSAT(ImageDataset):
     image_dir = "2750"
     split_file = "split_zhou_EuroSAT.json"
     template = "a centered satellite photo of {}."
+    other_templates = {"tcp_context": "a photo of a {}."}  # what TCP's context stands in
     sizes = (10, 13500, 5400, 8100)
 
     renamed = {

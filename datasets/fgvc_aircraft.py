@@ -17,6 +17,11 @@ class FGVCAircraft(ImageDataset):
     dataset_dir = "fgvc_aircraft"
     image_dir = "images"
     template = "a photo of a {}, a type of aircraft."
+    # What TCP's class features are of, and what its context stands in.
+    other_templates = {
+        "tcp": "a photo of an aircraft {}.",
+        "tcp_context": "a photo of a {}, a type of aircraft.",
+    }
     sizes = (100, 3334, 3333, 3333)
 
     def read_official(self) -> Lists:

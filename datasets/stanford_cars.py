@@ -19,6 +19,7 @@ class StanfordCars(ImageDataset):
 
     dataset_dir = "stanford_cars"
     split_file = "split_zhou_StanfordCars.json"
+    other_templates = {"tcp_context": "a photo of a {}, a type of car"}  # TCP's, without a dot
     sizes = (196, 6509, 1635, 8041)
 
     def read_official(self) -> Lists:

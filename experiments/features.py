@@ -13,6 +13,7 @@ import torch
 
 from dassl.data import DataManager
 from dassl.utils import NOT_FINITE, UserError, set_random_seed
+from tuning.further_data import other_templates_of
 from tuning.method import Classes
 from tuning.run import Run, open_run
 
@@ -66,7 +67,13 @@ def load_run(
         set_random_seed(cfg.SEED)
         data = DataManager(cfg)
     template = opened.trainer_class.template_of(cfg, data.dataset)
-    chosen = Classes(list(data.classnames), list(data.class_keys), template, dict(data.label_space))
+    chosen = Classes(
+        list(data.classnames),
+        list(data.class_keys),
+        template,
+        dict(data.label_space),
+        other_templates=other_templates_of(cfg, data.dataset),
+    )
     opened.method(chosen)
     return Analyzed(opened, data, chosen)
 

@@ -31,8 +31,9 @@ NEIGHBORS = (
     "StablePT",
     "MP2",
 )  # named beside DePT
+COMPARED = ("TCP",)  # what people compare with now
 ZERO_SHOT = ("ZeroshotCLIP", "ZeroshotCLIP2")
-WRAPPED = tuple(f"DePT_{name}" for name in METHODS + NEIGHBORS)
+WRAPPED = tuple(f"DePT_{name}" for name in METHODS + NEIGHBORS + COMPARED)
 
 
 def config(trainer: str, protocol: str = "base_to_new", dataset: str = "caltech101", name=""):
@@ -240,6 +241,15 @@ OF_METHOD = {
         "TRAINER.MP2.START_TASK": -1,
         "TRAINER.MP2.PREC": "fp16",
     },
+    "TCP": {
+        **EP10,
+        "TRAINER.COOP.N_CTX": 4,
+        "TRAINER.COOP.CTX_INIT": "",
+        "TRAINER.COOP.PREC": "fp16",
+        "TRAINER.TCP.W": 8.0,
+        "TRAINER.TCP.LAYER": 8,
+        "TRAINER.TCP.REDUCTION": 4,
+    },
     "ZeroshotCLIP": {"TRAINER.ZEROSHOT.PREC": "fp16"},
     "ZeroshotCLIP2": {"TRAINER.ZEROSHOT.PREC": "fp16"},
 }
@@ -253,7 +263,7 @@ DEPT = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS + NEIGHBORS + WRAPPED + ZERO_SHOT)
+@pytest.mark.parametrize("name", METHODS + NEIGHBORS + COMPARED + WRAPPED + ZERO_SHOT)
 def test_base_to_new(name):
     cfg = config(name)
     expected = {**SHARED, **OF_METHOD[name.removeprefix("DePT_")]}
@@ -263,7 +273,7 @@ def test_base_to_new(name):
 
 def test_every_trainer_is_in_the_tables():
     ours = {n for n in TRAINER_REGISTRY.registered_names() if not n.startswith("Elsewhere")}
-    assert {*METHODS, *NEIGHBORS, *WRAPPED, *ZERO_SHOT} <= ours
+    assert {*METHODS, *NEIGHBORS, *COMPARED, *WRAPPED, *ZERO_SHOT} <= ours
 
 
 SRC_TRANSFER = {
@@ -318,6 +328,13 @@ OTHERS = [
         *("MaPLe", "vit_b16_maple_cross_dataset"),
         schedule(4, 0.0026, 2, **{"TRAINER.MAPLE.PROMPT_DEPTH": 3}),
     ),
+    (
+        *("TCP", "vit_b16_tcp"),
+        schedule(
+            *(32, 0.002, 50),
+            **{"OPTIM.NAME": "adam", "OPTIM.ADAM_EPS": 1e-3, "DATALOADER.TEST.BATCH_SIZE": 500},
+        ),
+    ),
     ("KgCoOp", "vit_b16_kgcoop", schedule(128, 0.002, 100, **{"TRAINER.COOP.W": 8.0})),
     ("CoOp", "vit_b16_coop_ep50", schedule(32, 0.002, 50, **{"TRAINER.COOP.N_CTX": 16})),
     ("CoOp", "vit_b16_coop_ep100", schedule(32, 0.002, 100)),
@@ -356,7 +373,7 @@ def test_protocols_defaults():
 
 # Learning rates of the epochs, the published schedule: lr (1 + cos(π (e − 1) / T)) / 2 from the
 # second epoch on, 1e-5 in the first for every group; the CAT head's group at 6.5 times the rate.
-@pytest.mark.parametrize("name", METHODS + NEIGHBORS + WRAPPED)
+@pytest.mark.parametrize("name", METHODS + NEIGHBORS + COMPARED + WRAPPED)
 def test_rates_of_every_epoch(name):
     cfg = config(name)
     groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": cfg.OPTIM.LR}]
@@ -437,6 +454,11 @@ FRESH = {
         "project.weight": ("all", 0.0),
     },
     "MP2": {"z|rho": ("linear", 1e6), "a": ("linear", 4 * 64)},
+    "TCP": {
+        "ctx": ("normal", 0.02),
+        r"meta_net\.linear1\..*": ("linear", 32),
+        r"meta_net\.linear2\..*": ("linear", 8),
+    },
 }
 FRESH_HEAD = {
     r"cat\.cwt_\w+\.scale": ("all", 1.0),
@@ -524,6 +546,13 @@ SHAPES |= {
         "project.weight": (32, 64),
     },
     "MP2": {"z": (8, 64), "a": (64, 256), "rho": (1, 8)},
+    "TCP": {
+        "ctx": (16, 64),
+        "meta_net.linear1.weight": (8, 32),
+        "meta_net.linear1.bias": (8,),
+        "meta_net.linear2.weight": (1024, 8),
+        "meta_net.linear2.bias": (1024,),
+    },
 }
 HEAD_SHAPES = {
     "cat.cwt_image.scale": (32,),
@@ -554,7 +583,7 @@ def check_fresh(values: torch.Tensor, kind: str, what, encoders, name: str) -> N
             assert largest > 2 * std, name  # not uniform
 
 
-@pytest.mark.parametrize("name", METHODS + NEIGHBORS + WRAPPED)
+@pytest.mark.parametrize("name", METHODS + NEIGHBORS + COMPARED + WRAPPED)
 def test_fresh_parameters(make_trainer, name):
     bare = name.removeprefix("DePT_")
     trainer = make_trainer(name, TRAINER__COOP__N_CTX=16)

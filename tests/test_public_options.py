@@ -149,6 +149,12 @@ FILES = {
             **node("LASP", NEGATIVES="all", ENABLE_IMPLICIT_OP=None),
         },
     ),
+    "TCP": (
+        "TCP",
+        schedule(32, 0.002, 50, 5, **{"OPTIM.NAME": "adam", "DATALOADER.TEST.BATCH_SIZE": 500})
+        | node("COOP", CTX_INIT=False, N_CTX=4, CSC=False, W=1.0, ALPHA=1.0),
+        node("COOP", CTX_INIT="", ALPHA=None),
+    ),
     "DePT MaPLe": ("DePT_MaPLe", schedule(4, 0.0035, 10) | maple(9), SAME),
 }
 

@@ -21,6 +21,7 @@ METHODS = (
     *("zsclip", "clip_adapter", "coop", "cocoop", "kgcoop", "vpt", "maple", "promptsrc", "dept"),
     *("pre", "lasp", "ept", "lamp", "spt", "ipt", "infoprompt", "stablept"),
     *("tip_adapter", "taskres", "lppp", "clap", "mp2"),
+    *("tcp",),
 )
 
 

@@ -183,7 +183,7 @@ class DePT(Method):
         if not 0 <= weight <= 1:
             raise UserError(f"TRAINER.DEPT.WEIGHT is {weight}; λ lies between 0 and 1")
         self.method = method
-        self.words = method.words
+        self.words, self.tail = method.words, method.tail
         self.cat = head
         # A tensor, so that runs of several λ can be trained as one.
         self.register_buffer("weight", torch.tensor(weight, dtype=torch.float64), persistent=False)

@@ -18,7 +18,7 @@ from dassl.config import CfgNode
 from dassl.config.identity import cache_folder, data_of
 from dassl.data import DataManager
 from dassl.data.data_manager import template_of
-from dassl.data.datasets import build_dataset
+from dassl.data.datasets import DatasetBase, build_dataset
 from dassl.utils import UserError
 
 from .method import Classes
@@ -55,7 +55,19 @@ def classes_of(cfg: CfgNode, manager: DataManager, template_name: str) -> Classe
         template_of(cfg, data, template_name),
         template_joins_ensembles=data.template_joins_ensembles,
         images=len(data.train_x or ()),
+        other_templates=other_templates_of(cfg, data),
     )
+
+
+def other_templates_of(
+    cfg: CfgNode, dataset: DatasetBase | type[DatasetBase], names: Iterable[str] | None = None
+) -> dict[str, str]:
+    """A data set's templates by name, of these names or all.
+
+    None where DATASET.TEMPLATE takes their place.
+    """
+    known = {} if cfg.DATASET.TEMPLATE else dict(dataset.other_templates)
+    return known if names is None else {name: known[name] for name in names if name in known}
 
 
 def digests_of(cfg: CfgNode, template_name: str) -> dict[str, str]:

@@ -74,6 +74,8 @@ class Classes:
     others: names by key of the label space's other classes, in a run whose method declares that it
     sees "new_class_names". images: how many there are to train on; 0 outside of a training run.
     further: those of the data sets that are trained on beside the run's own (DATASET.FURTHER).
+    other_templates: the data set's templates under other names; {} where DATASET.TEMPLATE was asked
+    for, which then stands for all of them.
     """
 
     names: list[str]
@@ -84,6 +86,11 @@ class Classes:
     others: Mapping[str, str] = field(default_factory=dict)
     images: int = 0
     further: tuple[Classes, ...] = ()
+    other_templates: Mapping[str, str] = field(default_factory=dict)
+
+    def template_named(self, name: str) -> str:
+        """The data set's template of this name; its usual one where it has none."""
+        return self.other_templates.get(name, self.template)
 
     def with_others(self) -> Classes:
         """These C classes, then the `others`: for features of further names."""
@@ -114,6 +121,8 @@ class Method(Saved):
 
     # Which of a data set's templates it reads, where there is one of that name.
     template_name = ""
+    # Others that it reads beside that, by `Classes.template_named`.
+    further_templates: tuple[str, ...] = ()
     # Its losses that are the fit to the labels: what DePT scales by 1−λ. None: DePT can't wrap it.
     label_fit: tuple[str, ...] = ("itm",)
     # Whether a view's image features never change: no trained input enters the image tower.
@@ -131,6 +140,8 @@ class Method(Saved):
     teacher_run: Teacher | None = None
     # Token ids of the frozen words between context and class name, the same in all prompts.
     words: Sequence[int] = ()
+    # What follows the class name in its prompts.
+    tail = "."
 
     def __init__(self, encoders: Encoders, classes: Classes) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """Checkpoints of the original CoOp, CoCoOp, KgCoOp, MaPLe, VPT, PromptSRC, LASP, PRE and DePT code.
 
-And of TaskRes's and CLAP's. They are recognized by their content: the names in their `state_dict`.
+And of TaskRes's, CLAP's and TCP's. They are recognized by their content: the names in their
+`state_dict`.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def kind(state: Iterable[str]) -> str:
     elif has(r"bias_vectors"):
         method = "KgCoOp"
     elif has(r"meta_net\."):
-        method = "CoCoOp"
+        method = "CoCoOp or TCP"
     else:
         method = "CoOp or KgCoOp"
     return f"DePT on {method}" if has("^film_lp_|^linear_probe_proj") else method
@@ -158,7 +159,7 @@ def class_keys(state: dict[str, torch.Tensor], method: Method) -> list[str] | No
     space = {**classes.label_space, **dict(zip(classes.keys, classes.names, strict=True))}
     n_ctx = encoder.context_length - 1 - suffix.shape[1]
     # Whatever the class token position, the original code's buffer has the class name first.
-    layout = encoder.layout(list(space.values()), n_ctx, words=method.words)
+    layout = encoder.layout(list(space.values()), n_ctx, words=method.words, tail=method.tail)
     ids = layout.tokens[:, 1 + n_ctx :]
     with torch.no_grad():
         known = _fingerprints(encoder.token_embedding(row) for row in ids)

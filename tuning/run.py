@@ -302,7 +302,13 @@ class Run:
         keys = self.class_keys if classes is None else names
         if len(set(keys)) < len(keys):
             raise UserError("a class is named twice")
-        return Classes(names, keys, self.template)
+        import datasets  # noqa: F401 - registers the data sets
+        from dassl.data.datasets import DATASET_REGISTRY
+        from tuning.further_data import other_templates_of
+
+        dataset = DATASET_REGISTRY.get(self.cfg.DATASET.NAME)
+        others = other_templates_of(self.cfg, dataset)
+        return Classes(names, keys, self.template, other_templates=others)
 
     def _build(self, classes: Classes) -> Method:
         import torch

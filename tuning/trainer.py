@@ -21,7 +21,7 @@ from dassl.utils import UserError, count_num_param, file_sha256, resolve_seed
 
 from . import original_checkpoints
 from .class_names import cut_names, say_alike
-from .further_data import classes_of, digests_of
+from .further_data import classes_of, digests_of, other_templates_of
 from .inputs import Inputs, resolve_views
 from .loading import autocast, load_encoders, load_into, resolve_precision
 from .method import Classes, Method
@@ -106,6 +106,8 @@ class PromptTrainer(Seeing, Inputs):
             cfg.merge_from_list([key, ""])
         identity = super().identity_of(cfg, dataset, model)
         further = digests_of(cfg, cls.method_class.template_name)
+        others = other_templates_of(cfg, dataset, cls.method_class.further_templates)
+        identity["data"]["template"] = "; ".join([identity["data"]["template"], *others.values()])
         return {**identity, "files": {**identity["files"], **further}}
 
     @classmethod
@@ -205,6 +207,7 @@ class PromptTrainer(Seeing, Inputs):
                 classes_of(manager.cfg, manager, self.method_class.template_name)
                 for manager in self.further
             ),
+            other_templates_of(cfg, dm.dataset),
         )
 
     def _register_optimizers(self) -> None:

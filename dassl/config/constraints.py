@@ -127,6 +127,7 @@ CHECKS: dict[str, Check] = {
     "OPTIM.RMSPROP_ALPHA": below_one,
     "OPTIM.ADAM_BETA1": below_one,
     "OPTIM.ADAM_BETA2": below_one,
+    "OPTIM.ADAM_EPS": rate,
     "OPTIM.NEW_LAYERS": several(name),
     "OPTIM.BASE_LR_MULT": rate,
     "OPTIM.STEPSIZE": several(whole()),

@@ -14,6 +14,11 @@ from dassl.utils import UserError, check_choice
 from .eager import SGD, Adam, AdamW, RMSprop
 from .radam import RAdam
 
+
+def _adam(o: CfgNode) -> dict[str, Any]:
+    return {"betas": (o.ADAM_BETA1, o.ADAM_BETA2), "eps": o.ADAM_EPS}
+
+
 # name -> (class, its arguments from the OPTIM node)
 _OPTIMIZERS: dict[str, tuple[type[optim.Optimizer], Callable[[CfgNode], dict[str, Any]]]] = {
     "sgd": (
@@ -24,10 +29,10 @@ _OPTIMIZERS: dict[str, tuple[type[optim.Optimizer], Callable[[CfgNode], dict[str
             "nesterov": o.SGD_NESTEROV,
         },
     ),
-    "adam": (Adam, lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2)}),
-    "amsgrad": (Adam, lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2), "amsgrad": True}),
-    "adamw": (AdamW, lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2)}),
-    "radam": (RAdam, lambda o: {"betas": (o.ADAM_BETA1, o.ADAM_BETA2)}),
+    "adam": (Adam, _adam),
+    "amsgrad": (Adam, lambda o: {**_adam(o), "amsgrad": True}),
+    "adamw": (AdamW, _adam),
+    "radam": (RAdam, _adam),
     "rmsprop": (RMSprop, lambda o: {"momentum": o.MOMENTUM, "alpha": o.RMSPROP_ALPHA}),
 }
 

@@ -175,6 +175,10 @@ OWN_SCHEDULES = {
     ),
     ("ZSLP", "vit_b16_zslp"): (256, 0.1, 300, {"OPTIM.WEIGHT_DECAY": 0.0}),
     ("CLAP", "vit_b16_clap"): (256, 0.1, 300, {"TRAINER.ADAPTER.CONSTRAINT": "l2"}),
+    ("TCP", "vit_b16_tcp"): (
+        *(32, 0.002, 50),
+        {"OPTIM.NAME": "adam", "OPTIM.ADAM_EPS": 1e-3, "TRAINER.COOP.N_CTX": 4},
+    ),
     ("CLIPAdapter", "vit_b16_clip_adapter"): (32, 0.002, 50, {"TRAINER.CLIP_ADAPTER.PREC": "fp32"}),
 }
 

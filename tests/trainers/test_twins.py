@@ -62,6 +62,7 @@ def test_what_is_not_wrapped():
             "VPT",
             "InfoPrompt",
             "StablePT",
+            "TCP",
         ),
     }
     assert not any(can_be_wrapped(TRAINER_REGISTRY.get(wrapped_name(name))) for name in bare)

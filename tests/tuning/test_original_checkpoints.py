@@ -71,6 +71,12 @@ def pre():
     return {**coop(), **under("encoder_network.lstm_head", lstm)}
 
 
+def tcp():
+    net = {"linear1.weight": torch.randn(8, 32), "linear1.bias": torch.randn(8)}
+    net |= {"linear2.weight": torch.randn(256, 8), "linear2.bias": torch.randn(256)}
+    return {**coop(), **under("meta_net", net)}
+
+
 def lasp():
     norms = {
         f"image_encoder.transformer.resblocks.{i}.{norm}.{kind}": torch.randn(64)
@@ -108,6 +114,7 @@ LAYOUTS = {
         },
     ),
     "PRE": ("prompt_learner", pre),
+    "TCP": ("prompt_learner", tcp),
     "LASP": ("prompt_learner", lasp),
     "DePT_CoOp": ("PromptLearner", lambda: {**under("prompt_learner", coop()), **head(3)}),
     "DePT_KgCoOp": ("PromptLearner", lambda: {**under("prompt_learner", coop()), **head(3)}),
@@ -177,7 +184,7 @@ def test_evaluates_on_base_and_new_and_starts_training(
     base.load_model(str(tmp_path / "original"), epoch=10)
     said = capsys.readouterr().out
     method = name.removeprefix("DePT_")
-    if name in ("CoOp", "KgCoOp", "CoCoOp", "MaPLe", "PromptSRC", "PRE", "LASP"):
+    if name in ("CoOp", "KgCoOp", "CoCoOp", "MaPLe", "PromptSRC", "PRE", "LASP", "TCP"):
         assert "a checkpoint of the original code" in said and method in said
     taken = base.method.trained_state()
     new = make_trainer(name, output=tmp_path / "b", DATASET__SUBSAMPLE_CLASSES="new")

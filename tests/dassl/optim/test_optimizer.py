@@ -23,17 +23,17 @@ def node(**options):
     ("name", "kind", "defaults"),
     [
         ("sgd", eager.SGD, {"momentum": 0.5, "dampening": 0.0, "nesterov": True}),
-        ("adam", eager.Adam, {"betas": (0.8, 0.999), "amsgrad": False}),
-        ("amsgrad", eager.Adam, {"betas": (0.8, 0.999), "amsgrad": True}),
-        ("adamw", eager.AdamW, {"betas": (0.8, 0.999)}),
-        ("radam", RAdam, {"betas": (0.8, 0.999), "decoupled_weight_decay": True}),
+        ("adam", eager.Adam, {"betas": (0.8, 0.999), "eps": 0.2, "amsgrad": False}),
+        ("amsgrad", eager.Adam, {"betas": (0.8, 0.999), "eps": 0.2, "amsgrad": True}),
+        ("adamw", eager.AdamW, {"betas": (0.8, 0.999), "eps": 0.2}),
+        ("radam", RAdam, {"betas": (0.8, 0.999), "eps": 0.2, "decoupled_weight_decay": True}),
         ("rmsprop", eager.RMSprop, {"momentum": 0.5, "alpha": 0.9}),
     ],
 )
 def test_options_arrive(name, kind, defaults):
     options = node(
         NAME=name, LR=0.3, WEIGHT_DECAY=0.1, MOMENTUM=0.5, SGD_NESTEROV=True, ADAM_BETA1=0.8,
-        RMSPROP_ALPHA=0.9,
+        ADAM_EPS=0.2, RMSPROP_ALPHA=0.9,
     )  # fmt: skip
     model = nn.Linear(2, 2)
     for source in (model, model.parameters()):
