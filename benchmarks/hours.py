@@ -198,13 +198,12 @@ def method_costs(
     """Of a trainer's step, text features and test image, by number of classes."""
     costs: dict[str, dict[int, Cost]] = {"step": {}, "text": {}, "test image": {}}
     device = model.logit_scale.device
-    feature = torch.randn(1, SIZES[args.backbone]["embed_dim"], device=device)
     image = images(batch, model)
     given: tuple = ()
     for classes in args.classes:
         settings = Settings(trainer, args.backbone, classes, batch, args.precision)
         setup = MethodSetup(settings, model, fast=True)
-        text = partial(setup.score, feature, fresh=True)
+        text = partial(setup.score, setup.encoded(1), fresh=True)
         costs["text"][classes] = cost(text, args.repeats, device)
         if setup.trains:
             given = given or setup.ahead(image)  # the same, however many classes there are

@@ -9,7 +9,7 @@ import contextlib
 import io
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -210,8 +210,16 @@ class MethodSetup:
             return self.method.eval().encode_image(image)
 
     @torch.no_grad()
-    def score(self, image: torch.Tensor, fresh: bool) -> torch.Tensor:
-        """Logits of a test batch whose image features (B,D) are known.
+    def encoded(self, rows: int) -> torch.Tensor | Features:
+        """What `score` takes, of so many random images."""
+        if not self.method.image_reads():
+            return torch.randn(rows, self.method.encoders.embed_dim, device=self.device)
+        with self.autocast():  # it reads more of the tower than a feature
+            return self.method.eval().features(images(rows, self.model))
+
+    @torch.no_grad()
+    def score(self, image: torch.Tensor | Features, fresh: bool) -> torch.Tensor:
+        """Logits of a test batch whose image features (B,D), or what else is read, are known.
 
         fresh: the text features of an earlier batch are not at hand.
         """
@@ -219,7 +227,9 @@ class MethodSetup:
         if fresh:
             method.forget_text()
         with self.autocast():
-            if method.image_layer() is None:
+            if isinstance(image, Features):
+                features = replace(image, text=method.text_features())
+            elif method.image_layer() is None:
                 features = method.features(image)
             else:
                 features = Features(image=image, text=method.text_features())

@@ -109,6 +109,28 @@ FILES = {
     ),
     "MaPLe": ("MaPLe", schedule(4, 0.0035, 5) | maple(9), SAME),
     "MaPLe transfer": ("MaPLe", schedule(4, 0.0026, 2) | maple(3), SAME),
+    "MMA": (
+        "MMA",
+        schedule(16, 0.0015, 5, **{"OPTIM.WARMUP_EPOCH": 0, "OPTIM.WARMUP_TYPE": "linear"})
+        | node("MMADAPTER", TEXT_CTX_INIT=WORDS, ADAPTER_START=5, ADAPTER_END=12)
+        | node("MMADAPTER", ADAPTER_DIM=32, ADAPTER_SCALE=0.001, PREC="amp"),
+        SAME,
+    ),
+    "MMRL": (
+        "MMRL",
+        schedule(4, 0.001, 10, **{"OPTIM.NAME": "adamw", "INPUT.RRCROP_SCALE": (0.5, 1)})
+        | node("MMRL", ALPHA=0.7, REG_WEIGHT=1.0, N_REP_TOKENS=5, REP_DIM=512, PREC="amp")
+        | node("MMRL", REP_LAYERS=[6, 7, 8, 9, 10, 11, 12])
+        | {"TASK": "B2N"},
+        {"TASK": None},
+    ),
+    "MMRL++": (
+        "MMRLpp",
+        schedule(32, 0.002, 100, **{"OPTIM.NAME": "adamw"})
+        | node("MMRLpp", ALPHA=0.7, BETA=0.9, REG_WEIGHT=1.0, N_REP_TOKENS=5, REP_DIM=512)
+        | node("MMRLpp", PREC="amp", PROJ_LORA_DIM=64, RES_LORA_DIM=4),
+        SAME,
+    ),
     "MaPLe VPT": ("VPT", schedule(4, 0.0025, 5) | VPT8, SAME),
     "MaPLe IVLP": (
         "PromptSRC",

@@ -22,13 +22,13 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from clip.prompting import Encoders
+from clip.prompting import Encoders, Reads
 from dassl.config import UNCHANGED, CfgNode, declare_checks, public, real
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError, check_choice
 from tuning.method import Classes, Features, Method, cosine_logits
 from tuning.naming import is_wrapped, wrapped_name
-from tuning.saved import ASSUMED, rows_of
+from tuning.saved import ASSUMED, rows_of, untrained_classes
 from tuning.step import OwnStep
 from tuning.trainer import PromptTrainer
 from tuning.training_data import TrainingData
@@ -210,6 +210,10 @@ class DePT(Method):
         """As the method's: (B,3,I,I) → (B,D)."""
         return self.method.encode_image(image)
 
+    def image_reads(self) -> Reads:
+        """As the method's."""
+        return self.method.image_reads()
+
     def image_layer(self) -> int | None:
         """As the method's."""
         return self.method.image_layer()
@@ -383,16 +387,8 @@ class DePT(Method):
                 f"the checkpoint doesn't tell which {trained} classes it is for, and this run has "
                 f"{len(own)}"
             )
-        if not keys:
-            return None, "the checkpoint doesn't tell its classes, and this run's are the new ones"
-        known = set(keys)
-        new = [key for key in own if key not in known]
-        if not new:
-            return rows_of(own, keys), ""
-        if len(new) == len(own):
-            return None, f"this run's {len(own)} classes are new to it"
-        shown = ", ".join(new[:3]) + (" …" if len(new) > 3 else "")
-        return None, f"{len(new)} of this run's {len(own)} classes are new to it ({shown})"
+        why = untrained_classes(own, keys or ())
+        return (None, why) if why else (rows_of(own, keys or ()), "")
 
     def _check_head(self, head: dict[str, torch.Tensor], partial: bool = False) -> None:
         """Raise UserError unless the head's values fit, or with `partial` those there are."""

@@ -108,7 +108,9 @@ def unit(x: torch.Tensor) -> torch.Tensor:
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 
 
-def cosine_logits(image: torch.Tensor, text: torch.Tensor, temperature: torch.Tensor):
+def cosine_logits(
+    image: torch.Tensor, text: torch.Tensor, temperature: torch.Tensor | float
+) -> torch.Tensor:
     """τ f̂ êᵀ: image (B,D), text (C,D) or (B,C,D) → (B,C)."""
     image, text = unit(image), unit(text)
     if text.dim() == 3:

@@ -11,18 +11,20 @@ import os
 import re
 from collections import defaultdict, deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
 
+from clip.prompting import PromptLayout
 from dassl.utils import UserError, load_checkpoint
 
-if TYPE_CHECKING:
-    from tuning.method import Method
+from .method import Classes, Method
 
 # Original name → ours; a VPT layer's own prompts are numbered from its second layer on.
 _RENAMED = [
     (r"(?:prompt_learner\.)?ctx", lambda m: "ctx"),
+    (r"((?:text|visual|shared)_adapter\..+)", lambda m: m[1]),
+    (r"representation_learner\.(.+)", lambda m: m[1]),
+    (r"image_encoder\.(proj_rep|A|B)", lambda m: m[1]),
     (r"(?:prompt_learner\.)?meta_net\.(.+)", lambda m: f"meta_net.{m[1]}"),
     (r"prompt_learner\.proj\.(.+)", lambda m: f"projections.0.{m[1]}"),
     (r"prompt_learner\.compound_prompts_text\.(\d+)", lambda m: f"deep.{m[1]}"),
@@ -59,7 +61,8 @@ _UNUSED = re.compile(r"(?:prompt_learner\.)?bias_vectors|(?:.+\.)?base_text_feat
 
 # Names only the original code's state dicts have.
 _ORIGINAL = re.compile(
-    r"prompt_learner\.|token_prefix|token_suffix|film_lp_|linear_probe_proj|image_encoder\."
+    r"(?:text|visual|shared)_adapter\.|representation_learner\."
+    r"|prompt_learner\.|token_prefix|token_suffix|film_lp_|linear_probe_proj|image_encoder\."
     r"|text_encoder\.|bias_vectors|encoder_network\.|base_text_features"
 )
 
@@ -97,6 +100,12 @@ def kind(state: Iterable[str]) -> str:
 
     if has("compound_prompts_text"):
         method = "MaPLe"
+    elif has(r"^representation_learner\.srra_"):
+        method = "MMRL++"
+    elif has(r"^representation_learner\."):
+        method = "MMRL"
+    elif has("^shared_adapter"):
+        method = "MMA"
     elif has(r"^(prompt_learner\.)?text_feature_residuals"):
         method = "TaskRes"
     elif has(r"^(adapter\.)?prototypes"):
@@ -145,13 +154,16 @@ def class_keys(state: dict[str, torch.Tensor], method: Method) -> list[str] | No
     """The classes a checkpoint was trained on, told by its stored class-name embeddings.
 
     The original code keeps no class names, but `token_suffix` holds the token embeddings of each
-    prompt after its context, the class name's and those of frozen words before it. Its rows are
-    looked up in the data set's label space, where equal names are told apart by their order.
+    prompt after its context, the class name's and those of frozen words before it, and MMRL's
+    `prompt_embeddings` those of whole sentences. Their rows are looked up in the data set's label
+    space, where equal names are told apart by their order.
 
     Returns:
         One key per trained class, one that no class has where the class isn't in the label space;
         None when the checkpoint lacks the buffer.
     """
+    if "prompt_embeddings" in state:
+        return _of_sentences(state["prompt_embeddings"], method)
     suffix = next((v for k, v in state.items() if k.endswith("token_suffix")), None)
     if suffix is None:
         return None
@@ -170,6 +182,24 @@ def class_keys(state: dict[str, torch.Tensor], method: Method) -> list[str] | No
             "its logits: set CTX_INIT and the number of vectors as in training"
         )
     return _in_order(_fingerprints(suffix), dict(zip(space, known, strict=True)))
+
+
+def _of_sentences(prompts: torch.Tensor, method: Method) -> list[str] | None:
+    """`class_keys` by the embeddings prompts (C,77,d_t) of the template with every class name.
+
+    None where they don't begin with SOS's.
+    """
+    classes, encoder = method.classes, method.encoders.text
+    space = {**classes.label_space, **dict(zip(classes.keys, classes.names, strict=True))}
+    sentences = Classes(list(space.values()), list(space), classes.template).sentences()
+    layout = PromptLayout.of_texts(sentences, encoder.context_length)
+    ids = layout.tokens.to(encoder.positional_embedding.device)
+    with torch.no_grad():
+        known = _fingerprints(encoder.token_embedding(row) for row in ids)
+        start = encoder.token_embedding(ids[:1, 0]).to("cpu", torch.float16)
+    if prompts.dim() != 3 or not (prompts[:, 0].to("cpu", torch.float16) == start).all():
+        return None
+    return _in_order(_fingerprints(prompts), dict(zip(space, known, strict=True)))
 
 
 def _fingerprints(rows: Iterable[torch.Tensor]) -> list[bytes]:

@@ -29,6 +29,23 @@ def rows_of(keys: Sequence[str], among: Sequence[str]) -> list[int] | None:
     return [place[key] for key in keys]
 
 
+def untrained_classes(own: Sequence[str], keys: Sequence[str]) -> str:
+    """Why not all of a run's classes `own` are among those a checkpoint knows; "" if they are.
+
+    keys: of the checkpoint's classes; empty if unknown but others than this run's.
+    """
+    if not keys:
+        return "the checkpoint doesn't tell its classes, and this run's are the new ones"
+    known = set(keys)
+    new = [key for key in own if key not in known]
+    if not new:
+        return ""
+    if len(new) == len(own):
+        return f"this run's {len(own)} classes are new to it"
+    shown = ", ".join(new[:3]) + (" …" if len(new) > 3 else "")
+    return f"{len(new)} of this run's {len(own)} classes are new to it ({shown})"
+
+
 class Saved(nn.Module):
     """A method's part that names, saves and loads what it trains and what it prepared."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from clip.open_clip_parts import selected_imagenet_templates
-from clip.prompting import Encoders
+from clip.prompting import Encoders, PromptLayout, TextEncoder
 
 from .method import Classes, unit
 
@@ -48,3 +48,15 @@ def template_features(
         features.append(unit(encoded) if normalized else encoded)
     mean = torch.stack(features).mean(dim=0)
     return unit(mean) if normalized else mean
+
+
+def template_layout(encoder: TextEncoder, classes: Classes) -> PromptLayout:
+    """The layout of the data set's template filled with every class name.
+
+    The words before the name are shared by all classes, where a space ends them.
+    """
+    head, name, tail = classes.template.partition("{}")
+    if name and "{}" not in tail and (not head or head.endswith(" ")):
+        return encoder.layout(classes.names, 0, words=encoder.token_ids(head), tail=tail)
+    layout = PromptLayout.of_texts(classes.sentences(), encoder.context_length)
+    return layout.to(encoder.positional_embedding.device)

@@ -30,6 +30,7 @@ class Tokens:
         images also (n,N,W), n sets that serve B/n consecutive images each.
     at: None: the end of an image's sequence, with `insert`.
     keep: so much of what stood there is added: vectors + keep · old.
+    normed: at an image's layer 0 they come behind ln_pre instead of before it.
     """
 
     layer: int
@@ -37,8 +38,11 @@ class Tokens:
     at: int | None = 1
     insert: bool = False
     keep: float = 0.0
+    normed: bool = False
 
     def __post_init__(self) -> None:
+        if self.normed and self.layer:
+            raise UserError("only before layer 0 is there a norm that tokens can come behind")
         if self.insert and self.keep:
             raise UserError("tokens that are inserted replace nothing that could be kept")
 

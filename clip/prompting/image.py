@@ -190,10 +190,10 @@ class ImageEncoder(nn.Module):
         blocks = layers_of(self.vit.transformer.resblocks, changes)
         for i in range(start, last):
             look(i, x)
-            for change in at_layer(changes, i, Tokens):
-                vectors = change.vectors
-                x = put(x, change, vectors.repeat_interleave(len(x) // len(vectors), dim=0))
+            tokens = at_layer(changes, i, Tokens)
+            x = _put(x, [change for change in tokens if not change.normed])
             x = self.vit.ln_pre(x) if i == 0 else x
+            x = _put(x, [change for change in tokens if change.normed])
             if self.fast:
                 x = blocks[i].run(x, self._needed(i, x.shape[1], changes, names, stop))[0]
             else:
@@ -236,6 +236,14 @@ class ImageEncoder(nn.Module):
                 f"width {self.width}"
             )
         return replace(change, vectors=vectors)
+
+
+def _put(x: torch.Tensor, changes: Sequence[Tokens]) -> torch.Tensor:
+    """`changes` done to tokens x (B,L,W)."""
+    for change in changes:
+        vectors = change.vectors
+        x = put(x, change, vectors.repeat_interleave(len(x) // len(vectors), dim=0))
+    return x
 
 
 def _positions(name: str, read: Read, length: int, at_end: bool) -> int | slice:

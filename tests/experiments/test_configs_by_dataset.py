@@ -130,6 +130,7 @@ OF_SPT = {
     "OPTIM.WARMUP_TYPE": "linear",
     "OPTIM.WARMUP_MIN_LR": 1e-8,
 }
+OF_MMRL = {"OPTIM.NAME": "adamw", "OPTIM.WEIGHT_DECAY": 5e-4, "INPUT.RRCROP_SCALE": (0.5, 1.0)}
 # Trainer, config → batch, learning rate, epochs, further values: what the methods' own code runs.
 OWN_SCHEDULES = {
     ("CoOp", "vit_b16_coop_ep50"): (32, 0.002, 50, {"TRAINER.COOP.N_CTX": 16}),
@@ -139,6 +140,22 @@ OWN_SCHEDULES = {
     ("KgCoOp", "vit_b16_kgcoop"): (128, 0.002, 100, {"TRAINER.COOP.W": 8.0}),
     ("MaPLe", "vit_b16_maple"): (4, 0.0035, 5, {"TRAINER.MAPLE.PROMPT_DEPTH": 9}),
     ("MaPLe", "vit_b16_maple_cross_dataset"): (4, 0.0026, 2, {"TRAINER.MAPLE.PROMPT_DEPTH": 3}),
+    ("MMA", "vit_b16_mma"): (16, 0.0015, 5, {"OPTIM.WARMUP_EPOCH": 0}),
+    ("MMA", "vit_b16_mma_imagenet"): (128, 0.0015, 5, {"OPTIM.WARMUP_EPOCH": 0}),
+    ("MMRL", "vit_b16_mmrl"): (4, 0.001, 10, {**OF_MMRL, "TRAINER.MMRL.REG_WEIGHT": 1.0}),
+    ("MMRL", "vit_b16_mmrl_imagenet"): (32, 0.001, 5, OF_MMRL),
+    ("MMRL", "vit_b16_mmrl_few_shot"): (32, 0.001, 50, OF_MMRL),
+    ("MMRL", "vit_b16_mmrl_cross_dataset"): (
+        *(32, 0.001, 1),
+        {**OF_MMRL, "OPTIM.WARMUP_EPOCH": 0, "TRAINER.MMRL.REG_WEIGHT": 0.2},
+    ),
+    ("MMRLpp", "vit_b16_mmrlpp"): (4, 0.001, 10, {**OF_MMRL, "TRAINER.MMRLpp.BETA": 0.9}),
+    ("MMRLpp", "vit_b16_mmrlpp_imagenet"): (32, 0.001, 5, OF_MMRL),
+    ("MMRLpp", "vit_b16_mmrlpp_few_shot"): (32, 0.002, 100, OF_MMRL),
+    ("MMRLpp", "vit_b16_mmrlpp_cross_dataset"): (
+        *(32, 0.001, 1),
+        {**OF_MMRL, "OPTIM.WARMUP_EPOCH": 0, "TRAINER.MMRLpp.REG_WEIGHT": 0.1},
+    ),
     ("VPT", "vit_b16_maple"): (4, 0.0025, 5, {"TRAINER.VPT.PROMPT_DEPTH_VISION": 12}),
     ("PromptSRC", "vit_b16_promptsrc"): (4, 0.0025, 20, {"TRAINER.PROMPTSRC.GPA_MEAN": 15.0}),
     ("PromptSRC", "vit_b16_cross_dataset"): (4, 0.0025, 20, {"TRAINER.PROMPTSRC.GPA_MEAN": 6.0}),
@@ -232,3 +249,39 @@ def test_lasps_schedules(dataset, batch, rate, epochs, warm_up, weight):
     assert found == (batch, rate, epochs)
     found = (cfg.OPTIM.WARMUP_EPOCH, cfg.TRAINER.LASP.LASP_LOSS_WEIGHT, cfg.TRAINER.LASP.PREC)
     assert found == (warm_up, weight, "amp")
+
+
+# λ of MMRL, λ and β of MMRL++, by data set: as their code has them.
+PUBLISHED = {
+    "imagenet": (0.5, 0.2, 0.9),
+    "caltech101": (0.5, 3.0, 0.6),
+    "oxford_pets": (0.2, 0.01, 0.7),
+    "stanford_cars": (7.0, 6.0, 0.7),
+    "oxford_flowers": (4.0, 7.0, 0.4),
+    "food101": (5.0, 1.0, 0.1),
+    "fgvc_aircraft": (6.0, 2.0, 0.9),
+    "sun397": (6.0, 3.0, 0.5),
+    "dtd": (6.0, 7.0, 0.9),
+    "eurosat": (0.01, 0.01, 0.2),
+    "ucf101": (3.0, 3.0, 0.9),
+}
+
+
+@pytest.mark.parametrize("dataset", ELEVEN)
+@pytest.mark.parametrize("protocol", ["base_to_new", "few_shot"])
+def test_mmrls_settings_of_each_data_set(protocol, dataset):
+    own, other, beta = PUBLISHED[dataset]
+    few = protocol == "few_shot"
+    for trainer, weight, epochs in (("MMRL", own, 50), ("MMRLpp", other, 100)):
+        name = f"vit_b16_published{'_few_shot' * few}"
+        words = ["--trainers", trainer, "--config", name, "--seeds", "1", "--shots", "16"]
+        chain = chains(protocol, *words, "--datasets", dataset)[-1]
+        cfg = setup_cfg(parse_run(list(chain.jobs[0].arguments)))
+        assert weight == cfg.TRAINER[trainer].REG_WEIGHT
+        assert cfg.TRAINER.SETTINGS_PER_DATA_SET
+        large = trainer == "MMRL" and dataset == "eurosat"
+        assert (2048 if large else 512) == cfg.TRAINER[trainer].REP_DIM
+        of_imagenet = dataset == "imagenet"
+        assert (5 if of_imagenet else epochs if few else 10) == cfg.OPTIM.MAX_EPOCH
+        assert (32 if of_imagenet or few else 4) == cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+    assert beta == cfg.TRAINER.MMRLpp.BETA

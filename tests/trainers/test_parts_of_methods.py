@@ -232,6 +232,17 @@ SWITCHES = [
     ("MaPLe", "MAPLE__PROMPT_DEPTH", 2, lambda m: len(m.prompts.projections)),
     ("VPT", "VPT__N_CTX_VISION", 5, lambda m: len(m.prompts["vision"].prompts)),
     ("VPT", "VPT__PROMPT_DEPTH_VISION", 1, lambda m: 1 + len(m.prompts["vision"].deep)),
+    ("MMA", "MMADAPTER__ADAPTER_START", 3, lambda m: m.image_layer() + 1),
+    ("MMA", "MMADAPTER__ADAPTER_DIM", 5, lambda m: len(m.adapters.shared_adapter["3"][0].bias)),
+    ("MMA", "MMADAPTER__ADAPTER_SCALE", 0.5, lambda m: m.scale),
+    ("MMRL", "MMRL__ALPHA", 0.4, lambda m: m.alpha),
+    ("MMRL", "MMRL__REG_WEIGHT", 7.0, lambda m: m.weight),
+    ("MMRL", "MMRL__N_REP_TOKENS", 3, lambda m: len(m.learner.compound_rep_tokens)),
+    ("MMRL", "MMRL__REP_DIM", 24, lambda m: m.learner.compound_rep_tokens.shape[1]),
+    ("MMRL", "MMRL__REP_LAYERS", (1, 3), lambda m: m.layers),
+    ("MMRLpp", "MMRLpp__BETA", 0.25, lambda m: 1 - m.keep),
+    ("MMRLpp", "MMRLpp__RES_LORA_DIM", 2, lambda m: len(m.learner.srra_r2tproj.srra[0].B)),
+    ("MMRLpp", "MMRLpp__PROJ_LORA_DIM", 6, lambda m: len(m.learner.B)),
     ("CLIPAdapter", "CLIP_ADAPTER__RATIO", 0.6, lambda m: m.ratio),
     ("CLIPAdapter", "CLIP_ADAPTER__REDUCTION", 2, lambda m: 32 // len(m.adapter.fc[0].weight)),
     ("PromptSRC", "PROMPTSRC__N_CTX_TEXT", 3, lambda m: len(m.prompts.ctx)),
@@ -364,6 +375,6 @@ def test_the_models_folder_has_the_original_codes_name(name, folder):
 def test_which_methods_touch_the_image_tower(make_trainer, name):
     method = make_trainer(name).method
     bare = name.removeprefix("DePT_")
-    touched = bare in ("MaPLe", "VPT", "PromptSRC", "LASP", "SPT", "IPT")
+    touched = bare in ("MMA", "MMRL", "MMRLpp", "MaPLe", "VPT", "PromptSRC", "LASP", "SPT", "IPT")
     assert method.image_tower_untouched == (not touched)
-    assert method.compares_with_frozen_image == (bare == "PromptSRC")
+    assert method.compares_with_frozen_image == (bare in ("PromptSRC", "MMRL", "MMRLpp"))
