@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +19,17 @@ from tqdm import tqdm
 from dassl.utils import UserError, file_sha256, is_disk_error, suggest
 from dassl.utils.tensor_files import read_tensors
 
+from .architecture import (
+    CLIP_MEAN,
+    CLIP_STD,
+    OPENAI,
+    Architecture,
+    beside,
+    download,
+    of_openclip,
+    of_weights,
+    split_name,
+)
 from .model import CLIP, build_model
 from .simple_tokenizer import END, START, SimpleTokenizer
 
@@ -34,9 +46,11 @@ class _Models(dict):
     def __missing__(self, name: str) -> str:
         if os.path.isfile(name):
             return os.fspath(name)
+        if weights := split_name(name):
+            return download(*weights)
         raise UserError(
             f"backbone {name!r} is neither a known model nor a file"
-            f"{suggest(name, self)}; known: {', '.join(self)}"
+            f"{suggest(name, self)}; known: {', '.join(self)}, and OpenCLIP's MODEL/TAG"
         )
 
 
@@ -161,13 +175,62 @@ def find_model(name: str, download_root: str | os.PathLike | None = None) -> str
     return _download(_MODELS[name], download_root or _CACHE)
 
 
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone on disk. digest: what tells it from all others."""
+
+    path: str
+    architecture: Architecture
+    digest: str
+
+    def build(self) -> CLIP:
+        """The model, on the CPU; OpenAI's matrices in fp16 (`model.float()` for fp32)."""
+        state = load_state_dict(self.path)
+        if self.architecture is _ASSUMED and "input_resolution" not in state:
+            print(
+                f"{self.path} doesn't say its activation: QuickGELU and heads of width 64 are "
+                "assumed, as OpenAI's have; MODEL.BACKBONE.ARCHITECTURE names OpenCLIP's"
+            )
+        return build_model(state, self.architecture)
+
+
+_ASSUMED = Architecture(source="nothing")
+
+
+def find_backbone(
+    name: str, model: str = "", download_root: str | os.PathLike | None = None
+) -> Backbone:
+    """The backbone of a name (see `find_model`), with what its weights don't say.
+
+    Args:
+        name: a model's name, OpenCLIP's MODEL/TAG, or a checkpoint's path.
+        model: the OpenCLIP model whose architecture it has; "": as the name or the files beside
+            it say, else OpenAI's.
+        download_root: where OpenAI's files are kept, if not in ~/.cache/clip.
+
+    Raises:
+        UserError: unknown, or with towers that aren't CLIP's.
+    """
+    path = find_model(name, download_root)
+    sha256 = file_sha256(path)
+    if model:
+        architecture = of_openclip(model)
+    elif name in _MODELS or sha256 in _SHA256.values() or sha256 == file_sha256(_TINY):
+        architecture = OPENAI
+    elif not os.path.isfile(name) and (weights := split_name(name)):
+        architecture = of_weights(*weights)
+    else:
+        architecture = beside(path) or _ASSUMED
+    return Backbone(path, architecture, architecture.digest(sha256))
+
+
 def load_model(name: str, download_root: str | os.PathLike | None = None) -> tuple[CLIP, str]:
     """The CLIP that `name` (a model's name or a checkpoint's path) stands for, and its file.
 
-    The model is on the CPU, its matrices in fp16 (`model.float()` for fp32).
+    The model is on the CPU, OpenAI's matrices in fp16 (`model.float()` for fp32).
     """
-    path = find_model(name, download_root)
-    return build_model(load_state_dict(path)), path
+    backbone = find_backbone(name, download_root=download_root)
+    return backbone.build(), backbone.path
 
 
 def load(
@@ -202,9 +265,7 @@ def _transform(n_px: int) -> Callable:
             transforms.CenterCrop(n_px),
             lambda image: image.convert("RGB"),
             transforms.ToTensor(),
-            transforms.Normalize(
-                (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-            ),
+            transforms.Normalize(CLIP_MEAN, CLIP_STD),
         ]
     )
 

@@ -103,22 +103,29 @@ class _Product(torch.autograd.Function):
 
 
 def mlp(layers: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
-    """`layers(x)` for a block's c_fc, QuickGELU, c_proj. x: (…,W)."""
+    """`layers(x)` for a block's c_fc, QuickGELU or exact GELU, c_proj. x: (…,W)."""
     fc, proj = layers.get_submodule("c_fc"), layers.get_submodule("c_proj")
     weights = (fc.weight, fc.bias, proj.weight, proj.bias)
     if any(w.requires_grad for w in weights) or torch.is_autocast_enabled(x.device.type):
         return layers(x)
-    arguments = (x.flatten(0, -2), *weights)
+    gelu = layers.get_submodule("gelu")
+    quick = type(gelu) is QuickGELU
+    if not quick and not (type(gelu) is nn.GELU and gelu.approximate == "none"):
+        return layers(x)
+    arguments = (x.flatten(0, -2), *weights, quick)
     if torch.is_grad_enabled():
         return _FrozenMLP.apply(*arguments)[0].view(x.shape)
     return _mlp(*arguments, inplace=True)[0].view(x.shape)
 
 
-def _mlp(x, fc_weight, fc_bias, proj_weight, proj_bias, inplace: bool = False):
-    """x: (n,W) → the output, and what QuickGELU acts on times its β = 1.702.
+def _mlp(x, fc_weight, fc_bias, proj_weight, proj_bias, quick: bool, inplace: bool = False):
+    """x: (n,W) → the output, and what GELU acts on, or QuickGELU times its β = 1.702.
 
     h σ(βh) is silu(βh) / β, one kernel; the factors are taken into the matrix products.
     """
+    if not quick:
+        hidden = linear(x, fc_weight, fc_bias)
+        return linear(F.gelu(hidden), proj_weight, proj_bias), hidden
     beta = QuickGELU.beta
     hidden = _affine(fc_bias, x, fc_weight, beta=beta, alpha=beta)
     active = F.silu(hidden, inplace=inplace)
@@ -134,7 +141,7 @@ class _FrozenMLP(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _, fc_weight, _, proj_weight, _ = inputs
+        _, fc_weight, _, proj_weight, _, ctx.quick = inputs
         hidden = output[1]
         ctx.mark_non_differentiable(hidden)
         ctx.set_materialize_grads(False)
@@ -144,9 +151,10 @@ class _FrozenMLP(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad, _):
         hidden, fc_weight, proj_weight = ctx.saved_tensors
-        # The factors β and 1/β cancel.
-        grad = torch.ops.aten.silu_backward(linear(grad, proj_weight.t(), None), hidden)
-        return linear(grad, fc_weight.t(), None), None, None, None, None
+        # Of QuickGELU the factors β and 1/β cancel.
+        through = torch.ops.aten.silu_backward if ctx.quick else torch.ops.aten.gelu_backward
+        grad = through(linear(grad, proj_weight.t(), None), hidden)
+        return linear(grad, fc_weight.t(), None), *(None,) * 5
 
     @staticmethod
     def vmap(info, in_dims, x, *weights):

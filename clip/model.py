@@ -17,6 +17,7 @@ from torch import nn
 
 from dassl.utils import UserError
 
+from .architecture import OPENAI, QUICK_GELU, Architecture
 from .blank import embedding, is_blank, random
 from .resnet import AttentionPool2d as AttentionPool2d  # OpenAI has them in this file
 from .resnet import Bottleneck as Bottleneck
@@ -50,15 +51,23 @@ class ResidualAttentionBlock(nn.Module):
 
     mlp: Any  # its layers have names
 
-    def __init__(self, width: int, heads: int, attn_mask: torch.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        attn_mask: torch.Tensor | None = None,
+        hidden: int | None = None,
+        activation: str = QUICK_GELU,
+    ) -> None:
         super().__init__()
+        hidden = hidden or width * 4
         self.attn = nn.MultiheadAttention(width, heads)
         self.ln_1 = LayerNorm(width)
         self.mlp = nn.Sequential(
             OrderedDict(
-                c_fc=nn.Linear(width, width * 4),
-                gelu=QuickGELU(),
-                c_proj=nn.Linear(width * 4, width),
+                c_fc=nn.Linear(width, hidden),
+                gelu=QuickGELU() if activation == QUICK_GELU else nn.GELU(),
+                c_proj=nn.Linear(hidden, width),
             )
         )
         self.ln_2 = LayerNorm(width)
@@ -80,13 +89,22 @@ class Transformer(nn.Module):
     resblocks: Any  # of `ResidualAttentionBlock`
 
     def __init__(
-        self, width: int, layers: int, heads: int, attn_mask: torch.Tensor | None = None
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        attn_mask: torch.Tensor | None = None,
+        hidden: int | None = None,
+        activation: str = QUICK_GELU,
     ) -> None:
         super().__init__()
         self.width = width
         self.layers = layers
         self.resblocks = nn.Sequential(
-            *(ResidualAttentionBlock(width, heads, attn_mask) for _ in range(layers))
+            *(
+                ResidualAttentionBlock(width, heads, attn_mask, hidden, activation)
+                for _ in range(layers)
+            )
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -105,6 +123,8 @@ class VisionTransformer(nn.Module):
         layers: int,
         heads: int,
         output_dim: int,
+        hidden: int | None = None,
+        activation: str = QUICK_GELU,
     ) -> None:
         super().__init__()
         self.input_resolution = input_resolution
@@ -115,7 +135,7 @@ class VisionTransformer(nn.Module):
         patches = (input_resolution // patch_size) ** 2
         self.positional_embedding = nn.Parameter(random(patches + 1, width, scale=scale))
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(width, layers, heads)
+        self.transformer = Transformer(width, layers, heads, hidden=hidden, activation=activation)
         self.ln_post = LayerNorm(width)
         self.proj = nn.Parameter(random(width, output_dim, scale=scale))
 
@@ -147,6 +167,10 @@ class CLIP(nn.Module):
         transformer_width: int,
         transformer_heads: int,
         transformer_layers: int,
+        vision_heads: int | None = None,
+        vision_hidden: int | None = None,
+        transformer_hidden: int | None = None,
+        activation: str = QUICK_GELU,
     ) -> None:
         super().__init__()
         self.context_length = context_length
@@ -168,11 +192,18 @@ class CLIP(nn.Module):
                 patch_size=vision_patch_size,
                 width=vision_width,
                 layers=vision_layers,
-                heads=vision_width // 64,
+                heads=vision_heads or vision_width // 64,
                 output_dim=embed_dim,
+                hidden=vision_hidden,
+                activation=activation,
             )
         self.transformer = Transformer(
-            transformer_width, transformer_layers, transformer_heads, self.build_attention_mask()
+            transformer_width,
+            transformer_layers,
+            transformer_heads,
+            self.build_attention_mask(),
+            transformer_hidden,
+            activation,
         )
         self.token_embedding = embedding(vocab_size, transformer_width)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, transformer_width))
@@ -247,7 +278,7 @@ def convert_weights(model: nn.Module, dtype: torch.dtype = torch.float16) -> Non
 _DESCRIPTIONS = ("input_resolution", "context_length", "vocab_size")
 
 
-def _architecture(state: dict[str, torch.Tensor]) -> dict:
+def _sizes(state: dict[str, torch.Tensor]) -> dict:
     """Read the sizes of `CLIP.__init__` off the shapes of a state dict."""
 
     def count(pattern: str) -> int:
@@ -279,22 +310,41 @@ def _architecture(state: dict[str, torch.Tensor]) -> dict:
         "transformer_width": width,
         "transformer_heads": width // 64,
         "transformer_layers": count(r"transformer\.resblocks\.(\d+)\."),
+        "vision_hidden": _hidden(state, "visual.transformer."),
+        "transformer_hidden": _hidden(state, "transformer."),
     }
 
 
-def build_model(state_dict: dict[str, torch.Tensor]) -> CLIP:
+def _hidden(state: dict[str, torch.Tensor], tower: str) -> int | None:
+    """The width between the MLPs' two layers; None if the tower has no blocks."""
+    weight = state.get(f"{tower}resblocks.0.mlp.c_fc.weight")
+    return None if weight is None else weight.shape[0]
+
+
+def build_model(state_dict: dict[str, torch.Tensor], architecture: Architecture = OPENAI) -> CLIP:
     """Build a CLIP in eval mode from a state dict with OpenAI's names, sizes read off its shapes.
 
-    As in the release, matrices become fp16 whatever the file holds: a fp32 run (`model.float()`)
-    then sees the same rounded weights here as in every published CLIP prompt-tuning number.
+    As in OpenAI's release, matrices become fp16 whatever the file holds: a fp32 run
+    (`model.float()`) then sees the same rounded weights here as in every published CLIP
+    prompt-tuning number. Those of other releases stay as they are (`architecture.half`).
 
     Raises:
         UserError: a tensor is missing, unknown, or of another shape than the model needs.
     """
     state = {k: v.to_dense() if v.is_sparse else v for k, v in state_dict.items()}
     state = {k: v for k, v in state.items() if k not in _DESCRIPTIONS}
+    if any(key.startswith("text.") for key in state):
+        raise UserError(
+            "these weights have a text tower of their own (keys start with 'text.', as SigLIP's "
+            "do): it isn't CLIP's and can't be run here"
+        )
     try:
-        sizes = _architecture(state)
+        sizes = _sizes(state)
+        sizes |= {
+            "activation": architecture.activation,
+            "vision_heads": architecture.vision_heads,
+            "transformer_heads": architecture.text_heads or sizes["transformer_heads"],
+        }
     except KeyError as error:
         raise UserError(
             f"not a CLIP state dict: it has no {error} (keys start with {sorted(state)[:3]}); "
@@ -322,7 +372,8 @@ def build_model(state_dict: dict[str, torch.Tensor]) -> CLIP:
         )
     state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     model.load_state_dict(state, assign=True)
-    convert_weights(model)
+    if architecture.half:
+        convert_weights(model)
     mask = CLIP.build_attention_mask(model)  # the meta device's mask has no values
     for block in model.transformer.resblocks:
         block.attn_mask = mask

@@ -12,13 +12,18 @@ from pathlib import Path
 from types import ModuleType
 
 
-@cache
-def load_part(name: str) -> ModuleType:
-    """Load `open_clip/<name>.py` alone. Raises ImportError when open_clip_torch isn't installed."""
+def package_folder() -> Path:
+    """The folder of the package. Raises ImportError when open_clip_torch isn't installed."""
     package = importlib.util.find_spec("open_clip")
     if package is None or not package.submodule_search_locations:
         raise ImportError("open_clip_torch is missing: pip install -r requirements.txt")
-    path = Path(package.submodule_search_locations[0]) / f"{name}.py"
+    return Path(package.submodule_search_locations[0])
+
+
+@cache
+def load_part(name: str) -> ModuleType:
+    """Load `open_clip/<name>.py` alone. Raises ImportError when open_clip_torch isn't installed."""
+    path = package_folder() / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"_open_clip_{name}", path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python module")

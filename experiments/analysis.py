@@ -96,7 +96,7 @@ def nearest_words(args: argparse.Namespace) -> None:
     """Print and save, for each learned context token, the vocabulary's nearest embeddings."""
     import torch
 
-    from clip.clip import load_model
+    from clip.clip import find_backbone
     from clip.simple_tokenizer import SimpleTokenizer
     from tuning.run import open_run
 
@@ -105,7 +105,7 @@ def nearest_words(args: argparse.Namespace) -> None:
     contexts = {name: value for name, value in state.items() if name.split(".")[-1] == "ctx"}
     if not contexts:
         raise UserError(f"{run.cfg.TRAINER.NAME} learns no context; it has: {', '.join(state)}")
-    model, _ = load_model(run.backbone_name())
+    model = find_backbone(run.backbone_name(), run.cfg.MODEL.BACKBONE.ARCHITECTURE).build()
     embedding = model.token_embedding.weight.detach().float()
     known = embedding.abs().sum(dim=1).nonzero().squeeze(1)  # a small model stores few words
     decoder = SimpleTokenizer()

@@ -5,15 +5,17 @@ Shape letters: method.py's.
 
 from __future__ import annotations
 
+import math
 from weakref import WeakValueDictionary
 
 import torch
 
-from clip.clip import find_model, load_state_dict
-from clip.model import build_model, convert_weights
+from clip.architecture import Architecture
+from clip.clip import find_backbone
+from clip.model import convert_weights
 from clip.prompting import Encoders
 from dassl.config import CfgNode
-from dassl.utils import UserError, file_sha256
+from dassl.utils import UserError
 
 from . import original_checkpoints
 from .method import Method
@@ -43,24 +45,24 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def load_encoders(cfg: CfgNode, precision: str, device: torch.device) -> tuple[Encoders, str]:
-    """The frozen towers, shared by all that are alive at a time, and SHA-256 of their file.
+    """The frozen towers, shared by all that are alive at a time, and their digest.
 
     Raises:
         UserError: no such backbone, or INPUT.SIZE isn't its images'.
     """
-    path = find_model(cfg.MODEL.BACKBONE.NAME)
-    sha256 = file_sha256(path)
-    key = (sha256, precision, str(device), cfg.MODEL.FAST)
+    backbone = find_backbone(cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.ARCHITECTURE)
+    key = (backbone.digest, precision, str(device), cfg.MODEL.FAST)
     encoders = _ENCODERS.get(key)
     if encoders is None:
-        clip_model = build_model(load_state_dict(path))
+        clip_model = backbone.build()
         if precision != "fp16":
             clip_model.float()
-        if precision == "bf16":
-            convert_weights(clip_model, torch.bfloat16)
+        if precision in ("fp16", "bf16"):
+            half = torch.float16 if precision == "fp16" else torch.bfloat16
+            convert_weights(clip_model, half)
         encoders = _ENCODERS[key] = Encoders(clip_model.to(device), cfg.MODEL.FAST)
-    _check_resolution(cfg, encoders.image.visual.input_resolution)
-    return encoders, sha256
+    _check_images(cfg, encoders.image.visual.input_resolution, backbone.architecture)
+    return encoders, backbone.digest
 
 
 def load_into(
@@ -115,10 +117,20 @@ def load_into(
         print(f"Not in it, so at their initial values: {', '.join(fresh)}")
 
 
-def _check_resolution(cfg: CfgNode, resolution: int) -> None:
+def _check_images(cfg: CfgNode, resolution: int, architecture: Architecture) -> None:
     size = cfg.INPUT.SIZE
     if tuple(size) != (resolution, resolution):
         raise UserError(
             f"INPUT.SIZE is {tuple(size)}, but backbone {cfg.MODEL.BACKBONE.NAME} takes "
             f"{resolution} x {resolution} images: set INPUT.SIZE to ({resolution}, {resolution})"
+        )
+    given = (*cfg.INPUT.PIXEL_MEAN, *cfg.INPUT.PIXEL_STD)
+    wanted = (*architecture.mean, *architecture.std)
+    if architecture.half:  # OpenAI's: what a run's config says is its own affair
+        return
+    if not all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip(given, wanted, strict=True)):
+        raise UserError(
+            f"backbone {cfg.MODEL.BACKBONE.NAME} was trained on images of other scales: set "
+            f"INPUT.PIXEL_MEAN to {list(architecture.mean)} and INPUT.PIXEL_STD to "
+            f"{list(architecture.std)}"
         )

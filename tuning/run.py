@@ -28,7 +28,6 @@ from dassl.utils import (
     UserError,
     check_checkpoint,
     check_kind,
-    file_sha256,
     find_checkpoint,
     load_checkpoint,
     read_json,
@@ -253,6 +252,7 @@ class Run:
             UserError: it isn't, or can't be told.
         """
         from clip import available_models
+        from clip.clip import find_backbone
 
         name = self.cfg.MODEL.BACKBONE.NAME
         if self.backbone or name in available_models():
@@ -268,7 +268,7 @@ class Run:
             raise UserError(
                 f"{self.folder} was trained on the backbone {name!r}, which isn't here: {say}"
             )
-        found = file_sha256(name)
+        found = find_backbone(name, self.cfg.MODEL.BACKBONE.ARCHITECTURE).digest
         if found != known:
             raise UserError(
                 f"{name} is not the backbone that {self.folder} was trained on (SHA-256 "

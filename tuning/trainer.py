@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clip.clip import find_model
+from clip.clip import find_backbone
 from clip.prompting import Encoders
 from dassl.config import CfgNode
 from dassl.data.data_manager import template_of
@@ -115,7 +115,7 @@ class PromptTrainer(Seeing, Inputs):
         """As the engine's; a backbone may also be named, and a teacher is a run."""
         if key == cls.method_class.teacher_key:
             return digest_of(open_run(name))
-        return file_sha256(find_model(name) if key == "MODEL.BACKBONE.NAME" else name)
+        return find_backbone(name).digest if key == "MODEL.BACKBONE.NAME" else file_sha256(name)
 
     @classmethod
     def template_of(cls, cfg: CfgNode, dataset: Any) -> str:

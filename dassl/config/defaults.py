@@ -87,6 +87,7 @@ _C.MODEL = CN()
 _C.MODEL.INIT_WEIGHTS = ""  # a checkpoint file whose parameters training starts from
 _C.MODEL.BACKBONE = CN()
 _C.MODEL.BACKBONE.NAME = ""
+_C.MODEL.BACKBONE.ARCHITECTURE = ""  # an OpenCLIP model's name, where a file doesn't say it
 _C.MODEL.BACKBONE.PRETRAINED = True
 _C.MODEL.HEAD = CN()
 _C.MODEL.HEAD.NAME = ""
