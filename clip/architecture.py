@@ -59,6 +59,12 @@ class Architecture:
         built = [sha256, self.activation, self.vision_heads, self.text_heads]
         return hashlib.sha256(json.dumps(built).encode()).hexdigest()
 
+    def settings(self) -> dict[str, Any]:
+        """What `CLIP.__init__` takes beside the sizes; heads only where they are known."""
+        heads = {"vision_heads": self.vision_heads, "transformer_heads": self.text_heads}
+        known = {name: value for name, value in heads.items() if value is not None}
+        return {"activation": self.activation, **known}
+
 
 OPENAI = Architecture()
 

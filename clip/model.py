@@ -187,23 +187,12 @@ class CLIP(nn.Module):
             )
         else:
             assert vision_patch_size is not None
-            self.visual = VisionTransformer(
-                input_resolution=image_resolution,
-                patch_size=vision_patch_size,
-                width=vision_width,
-                layers=vision_layers,
-                heads=vision_heads or vision_width // 64,
-                output_dim=embed_dim,
-                hidden=vision_hidden,
-                activation=activation,
-            )
+            heads = vision_heads or vision_width // 64
+            shape = (image_resolution, vision_patch_size, vision_width, vision_layers, heads)
+            self.visual = VisionTransformer(*shape, embed_dim, vision_hidden, activation)
+        sizes = (transformer_width, transformer_layers, transformer_heads)
         self.transformer = Transformer(
-            transformer_width,
-            transformer_layers,
-            transformer_heads,
-            self.build_attention_mask(),
-            transformer_hidden,
-            activation,
+            *sizes, self.build_attention_mask(), transformer_hidden, activation
         )
         self.token_embedding = embedding(vocab_size, transformer_width)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, transformer_width))
@@ -280,6 +269,11 @@ _DESCRIPTIONS = ("input_resolution", "context_length", "vocab_size")
 
 def _sizes(state: dict[str, torch.Tensor]) -> dict:
     """Read the sizes of `CLIP.__init__` off the shapes of a state dict."""
+    if any(key.startswith("text.") for key in state):
+        raise UserError(
+            "these weights have a text tower of their own (keys start with 'text.', as SigLIP's "
+            "do): it isn't CLIP's and can't be run here"
+        )
 
     def count(pattern: str) -> int:
         return len({m.group(1) for k in state if (m := re.match(pattern, k))})
@@ -333,18 +327,8 @@ def build_model(state_dict: dict[str, torch.Tensor], architecture: Architecture 
     """
     state = {k: v.to_dense() if v.is_sparse else v for k, v in state_dict.items()}
     state = {k: v for k, v in state.items() if k not in _DESCRIPTIONS}
-    if any(key.startswith("text.") for key in state):
-        raise UserError(
-            "these weights have a text tower of their own (keys start with 'text.', as SigLIP's "
-            "do): it isn't CLIP's and can't be run here"
-        )
     try:
-        sizes = _sizes(state)
-        sizes |= {
-            "activation": architecture.activation,
-            "vision_heads": architecture.vision_heads,
-            "transformer_heads": architecture.text_heads or sizes["transformer_heads"],
-        }
+        sizes = _sizes(state) | architecture.settings()
     except KeyError as error:
         raise UserError(
             f"not a CLIP state dict: it has no {error} (keys start with {sorted(state)[:3]}); "
