@@ -19,6 +19,7 @@ from dassl.utils import UserError, import_folder, leave_out
 # The methods that come with this code: their names can't be taken by a file that is added.
 METHODS = (
     *("zsclip", "clip_adapter", "coop", "cocoop", "kgcoop", "vpt", "maple", "promptsrc", "dept"),
+    "robustprompt",
     *("mma", "mmrl", "mmrlpp"),
     *("pre", "lasp", "ept", "lamp", "spt", "ipt", "infoprompt", "stablept"),
     *("tip_adapter", "taskres", "lppp", "clap", "mp2"),

@@ -436,6 +436,7 @@ _ROWS_ALONE = (
     "trains rows of its classes' own alone, and tests other classes zero-shot: they share nothing "
     "that DePT could decouple"
 )
+_NO_FIT = "declares no loss that fits the labels: there is nothing to decouple"
 
 
 def can_be_wrapped(trainer: type) -> bool:
@@ -465,8 +466,11 @@ def register_twins() -> None:
         trainer = TRAINER_REGISTRY.get(name)
         twin = wrapped_name(name)
         if not can_be_wrapped(trainer):
-            if getattr(getattr(trainer, "method_class", DePT), "zero_shot_rows", False):
+            method = getattr(trainer, "method_class", DePT)
+            if method.zero_shot_rows:
                 TRAINER_REGISTRY.refuse(twin, f"{name} {_ROWS_ALONE}")
+            elif not method.label_fit:
+                TRAINER_REGISTRY.refuse(twin, f"{name} {_NO_FIT}")
             continue
         if twin in TRAINER_REGISTRY:
             taken = TRAINER_REGISTRY.get(twin)

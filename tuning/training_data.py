@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dassl.data import DatasetWrapper
+from dassl.data.corruptions import Corrupt
 from dassl.data.data_manager import ImageLoader, build_data_loader
 from dassl.data.transforms import build_transform
 from dassl.utils import UserError
@@ -58,12 +59,14 @@ class TrainingData:
             image = batch["img"]
             yield (image[0] if isinstance(image, list) else image).to(self.device)
 
-    def features(self, epoch: int | None = None) -> torch.Tensor:
+    def features(self, epoch: int | None = None, corrupt: Corrupt | None = None) -> torch.Tensor:
         """(n,D), not normalized, of `images(epoch)` by the unprompted tower.
 
         They come from the feature cache where there is one.
+
+        corrupt: what happens to images seen as in a test.
         """
-        return self._features(self._loader(epoch))
+        return self._features(self._loader(epoch, corrupt=corrupt))
 
     def validation(self) -> tuple[torch.Tensor, torch.Tensor]:
         """As `features()` and `labels`, of the run's validation images.
@@ -89,13 +92,15 @@ class TrainingData:
         parts = [batch["img"] for batch in self.encoder.batches(loader, names=["img"])]
         return torch.cat([part[0] if isinstance(part, list) else part for part in parts])
 
-    def _loader(self, epoch: int | None, items: Any = None) -> ImageLoader:
+    def _loader(
+        self, epoch: int | None, items: Any = None, corrupt: Corrupt | None = None
+    ) -> ImageLoader:
         drawn = epoch is not None
         loader = build_data_loader(
             self.cfg,
             data_source=self.dataset.train_x if items is None else items,
             batch_size=self.cfg.DATALOADER.TEST.BATCH_SIZE,
-            tfm=build_transform(self.cfg, is_train=drawn),
+            tfm=build_transform(self.cfg, is_train=drawn, corrupt=corrupt),
             is_train=False,  # no image is left out
             dataset_wrapper=_Drawn if drawn else None,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,6 +35,8 @@ from .changes import (
 )
 from .layout import PromptLayout
 from .shared import run_shared
+
+_WORD = re.compile("([a-z]+)</w>")  # a token that ends one, and is all of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +128,13 @@ class TextEncoder(nn.Module):
     def token_ids(self, text: str) -> list[int]:
         """The token ids of some words, without SOS and EOT."""
         return _tokenizer.encode(text)
+
+    @torch.no_grad()
+    def words(self) -> list[str]:
+        """The words of letters a to z that are one token each and whose embedding isn't zero."""
+        known = self.token_embedding.weight.any(dim=1).tolist()
+        found = ((_WORD.fullmatch(token), i) for token, i in _tokenizer.encoder.items())
+        return [match[1] for match, i in found if match and known[i]]
 
     @torch.no_grad()
     def embed(self, ids: Sequence[int]) -> torch.Tensor:

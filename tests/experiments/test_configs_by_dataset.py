@@ -186,6 +186,10 @@ OWN_SCHEDULES = {
             "TRAINER.MP2.ROUTER_LR_MULT": 10.0,
         },
     ),
+    ("RobustPrompt", "vit_b16_robustprompt"): (
+        *(32, 0.002, 200),  # nothing is trained; the search's own are
+        {"TRAINER.ROBUSTPROMPT.POPULATION": 24, "TRAINER.ROBUSTPROMPT.ROUNDS": 40},
+    ),
     ("TipAdapterF", "vit_b16_tip_adapter_f"): (
         *(256, 0.001, 20),
         {"OPTIM.NAME": "adamw", "OPTIM.WEIGHT_DECAY": 0.01, "INPUT.RRCROP_SCALE": (0.5, 1.0)},
