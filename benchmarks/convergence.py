@@ -25,20 +25,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import trainers
 from dassl.utils import UserError, read_json, read_json_lines, user_errors
 from dassl.utils.cli import Parser, markdown_table, seed_list
+from tuning.claims import Row, declared
 
 REPO = Path(__file__).resolve().parents[1]
-WORDS = "a photo of a"
-ROWS: dict[str, tuple[str, dict[str, str]]] = {
-    "CoOp, words": ("CoOp", {"TRAINER.COOP.CTX_INIT": WORDS}),
-    "CoOp, N(0, .02²)": ("CoOp", {"TRAINER.COOP.N_CTX": "4"}),
-    "InfoPrompt, words": ("InfoPrompt", {}),
-    "InfoPrompt, N(0, .02²)": ("InfoPrompt", {"TRAINER.INFOPROMPT.CTX_INIT": ""}),
-    "StablePT, N(0, 1)": ("StablePT", {}),
-    "StablePT, N(0, .02²)": ("StablePT", {"TRAINER.STABLEPT.INIT_STD": "0.02"}),
-    "StablePT, words": ("StablePT", {"TRAINER.STABLEPT.CTX_INIT": WORDS}),
-}
+
+
+def starts() -> dict[str, Row]:
+    """The rows of the claims on starts, by name; controls come first."""
+    trainers.modules()
+    claims = [claim for claim in declared().values() if "starts" in claim.measures]
+    return {row.name: row for claim in claims for row in (*claim.controls, *claim.rows)}
+
+
+ROWS = starts()
 SHARE = 0.95
 COLUMNS = ("row", "runs", "cross entropy", "its sd", "epochs to 95 %", "accuracy", "its sd")
 
@@ -73,8 +75,8 @@ def commands(args: argparse.Namespace) -> list[list[str]]:
     """A command line of train.py for each run."""
     found = []
     for row in args.rows:
-        trainer, options = ROWS[row]
-        pairs = [word for pair in options.items() for word in pair]
+        trainer = ROWS[row].trainer
+        pairs = [word for pair in ROWS[row].options.items() for word in pair]
         for seed in seeds_of(args):
             found.append(
                 [

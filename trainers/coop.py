@@ -16,9 +16,15 @@ from clip.prompting import Encoders
 from dassl.config import CfgNode, declare_checks, whole
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError
+from tuning.claims import Row
 from tuning.method import Classes, Features, Method
-from tuning.prompts import public_words, resolve_words, starting_context
+from tuning.prompts import WORDS, public_words, resolve_words, starting_context
 from tuning.trainer import PromptTrainer
+
+# As controls of what other methods claim.
+FROM_WORDS = Row("CoOp, words", "CoOp", {"TRAINER.COOP.CTX_INIT": WORDS})
+FOUR_VECTORS = Row("CoOp, N(0, .02²)", "CoOp", {"TRAINER.COOP.N_CTX": "4"})
+SIXTEEN_VECTORS = Row("CoOp, 16 vectors", "CoOp", {"TRAINER.COOP.N_CTX": "16"})
 
 
 def extend_cfg(cfg: CfgNode) -> None:

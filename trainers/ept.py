@@ -26,9 +26,12 @@ from torch import nn
 from clip.prompting import Encoders, NameShift
 from dassl.config import CfgNode, declare_checks, real, whole
 from dassl.engine import TRAINER_REGISTRY
+from tuning.claims import Claim, Row
 from tuning.method import Classes, Method
 from tuning.prompts import WORDS, public_words, resolve_words, starting_context
 from tuning.trainer import PromptTrainer
+
+from .coop import FROM_WORDS, SIXTEEN_VECTORS
 
 
 def extend_cfg(cfg: CfgNode) -> None:
@@ -182,3 +185,9 @@ class EPT(PromptTrainer):
 
     method_class = EPTMethod
     config_node = "EPT"
+    claim = Claim(
+        "a short prompt, fused and projected, does more than CoOp's at about its cost",
+        (Row("EPT", "EPT"),),
+        (FROM_WORDS, SIXTEEN_VECTORS),
+        ("cost",),
+    )

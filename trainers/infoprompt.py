@@ -34,11 +34,12 @@ from torch import nn
 from clip.prompting import Encoders
 from dassl.config import CfgNode, declare_checks, real, whole
 from dassl.engine import TRAINER_REGISTRY
+from tuning.claims import Claim, Row
 from tuning.method import Classes, Features, unit
 from tuning.prompts import WORDS, public_words, resolve_words, starting_context
 from tuning.trainer import PromptTrainer
 
-from .coop import Context, CoOpMethod
+from .coop import FOUR_VECTORS, FROM_WORDS, Context, CoOpMethod
 
 
 def extend_cfg(cfg: CfgNode) -> None:
@@ -177,3 +178,12 @@ class InfoPrompt(PromptTrainer):
 
     method_class = InfoPromptMethod
     config_node = "INFOPROMPT"
+    claim = Claim(
+        "the start matters less than CoOp's, and training takes fewer epochs",
+        (
+            Row("InfoPrompt, words", "InfoPrompt"),
+            Row("InfoPrompt, N(0, .02²)", "InfoPrompt", {"TRAINER.INFOPROMPT.CTX_INIT": ""}),
+        ),
+        (FROM_WORDS, FOUR_VECTORS),
+        ("starts",),
+    )

@@ -30,6 +30,7 @@ from clip.prompting import Encoders, Tokens
 from dassl.config import CfgNode, declare_checks, whole
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError, check_choice
+from tuning.claims import Claim, Row
 from tuning.method import Classes, Method
 from tuning.prompts import WORDS, public_words, template_of
 from tuning.trainer import PromptTrainer
@@ -158,3 +159,8 @@ class IPT(PromptTrainer):
 
     method_class = IPTMethod
     config_node = "IPT"
+    claim = Claim(
+        "prompts made of each image's own tokens do better than VPT's, and than CoCoOp's",
+        (Row("IPT", "IPT"),),
+        (Row("VPT", "VPT"), Row("CoCoOp", "CoCoOp")),
+    )

@@ -25,9 +25,12 @@ from clip.prompting import Encoders
 from dassl.config import CfgNode, declare_checks, real, whole
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError
+from tuning.claims import Claim, Row
 from tuning.method import Classes, Method
 from tuning.prompts import WORDS, public_words, resolve_words, starting_context
 from tuning.trainer import PromptTrainer
+
+from .coop import FROM_WORDS, SIXTEEN_VECTORS
 
 
 def extend_cfg(cfg: CfgNode) -> None:
@@ -145,3 +148,9 @@ class LAMP(PromptTrainer):
 
     method_class = LAMPMethod
     config_node = "LAMP"
+    claim = Claim(
+        "16 tokens' worth at the cost of four, with fewer parameters",
+        (Row("LAMP", "LAMP"),),
+        (FROM_WORDS, SIXTEEN_VECTORS),
+        ("cost",),
+    )

@@ -33,10 +33,13 @@ from clip.prompting import Encoders, PromptLayout, Weights
 from dassl.config import CfgNode, declare_checks, public, real, whole
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError, check_choice
+from tuning.claims import Claim, Row
 from tuning.method import Classes, Features, Method, unit
 from tuning.prompts import WORDS, public_words, resolve_words, starting_context
 from tuning.saved import rows_of
 from tuning.trainer import PromptTrainer
+
+from .coop import FROM_WORDS, SIXTEEN_VECTORS
 
 NAMES = ("base", "all")
 NORM_LR_MULT = 0.1  # the LayerNorms' learning rate, in the context's
@@ -346,6 +349,11 @@ class LASP(PromptTrainer):
 
     method_class = LASPMethod
     config_node = "LASP"
+    claim = Claim(
+        "telling classes apart by their hand-written features keeps more of the new ones than CoOp",
+        (Row("LASP", "LASP"),),
+        (FROM_WORDS, SIXTEEN_VECTORS),
+    )
 
     def model_update(self, names: str | list[str] | None = None) -> None:
         """As every trainer's, after clipping the gradient over all that is trained."""

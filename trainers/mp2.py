@@ -32,9 +32,12 @@ from clip.prompting import Encoders
 from dassl.config import CfgNode, declare_checks, real, whole
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError, check_choice
+from tuning.claims import Claim, Row
 from tuning.method import Classes, Features, Method
 from tuning.prompts import WORDS, public_words, resolve_words, starting_context
 from tuning.trainer import PromptTrainer
+
+from .coop import FROM_WORDS
 
 THEN = ("prompts", "all", "router")
 
@@ -239,3 +242,12 @@ class MP2(PromptTrainer):
 
     method_class = MP2Method
     config_node = "MP2"
+    claim = Claim(
+        "modules of other data sets, chosen by a router, help more than a prompt learned there",
+        (Row("MP2", "MP2", library=True),),
+        (
+            Row("CoOp, pre-trained", "CoOp", {"TRAINER.COOP.N_CTX": "4"}, library=True),
+            FROM_WORDS,
+            Row("MP2, no library", "MP2"),
+        ),
+    )

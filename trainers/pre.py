@@ -22,9 +22,12 @@ from clip.prompting import Encoders
 from dassl.config import CfgNode, declare_checks, public, whole
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import check_choice
+from tuning.claims import Claim, Row
 from tuning.method import Classes, Method
 from tuning.prompts import WORDS, public_words, resolve_words, starting_context
 from tuning.trainer import PromptTrainer
+
+from .coop import FROM_WORDS, SIXTEEN_VECTORS
 
 # Layers of the LSTM, or how often the MLP is applied (with the same weights).
 _LSTMS = {"LSTM1": 1, "LSTM2": 2}
@@ -205,3 +208,8 @@ class PRE(PromptTrainer):
 
     method_class = PREMethod
     config_node = "PRE"
+    claim = Claim(
+        "an encoder of the context keeps more of the new classes than CoOp",
+        (Row("PRE", "PRE"),),
+        (FROM_WORDS, SIXTEEN_VECTORS),
+    )

@@ -41,9 +41,12 @@ from dassl.config.severities import CORRUPTIONS, OF_IMAGES, TYPOS
 from dassl.data.corruptions import Corrupt, misspelt
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError, check_choice
+from tuning.claims import Claim, Row
 from tuning.method import Classes, Method, cosine_logits, unit
 from tuning.trainer import PromptTrainer
 from tuning.training_data import TrainingData
+
+from .coop import FROM_WORDS
 
 SEARCHES = ("evolution", "random")
 _ROOM = 1024  # bytes of a saved prompt
@@ -283,6 +286,17 @@ class RobustPrompt(PromptTrainer):
 
     method_class = RobustPromptMethod
     config_node = "ROBUSTPROMPT"
+    claim = Claim(
+        "words searched under corruptions keep more accuracy under them than CoOp",
+        (Row("RobustPrompt", "RobustPrompt"),),
+        (
+            FROM_WORDS,
+            Row("random search", "RobustPrompt", {"TRAINER.ROBUSTPROMPT.SEARCH": "random"}),
+            Row("on clean images", "RobustPrompt", {"TRAINER.ROBUSTPROMPT.CORRUPTIONS": "()"}),
+            Row("zero-shot", "ZeroshotCLIP"),
+        ),
+        ("corruptions",),
+    )
 
     def result_extra(self) -> dict:
         """As the engine's, and the prompt."""

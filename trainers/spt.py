@@ -29,6 +29,7 @@ from clip.prompting import Encoders, Read
 from dassl.config import CfgNode, declare_checks, whole
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError, check_choice
+from tuning.claims import Claim, Row
 from tuning.method import Classes
 from tuning.prompts import VisionPrompts
 from tuning.trainer import PromptTrainer
@@ -105,6 +106,11 @@ class SPT(PromptTrainer):
 
     method_class = SPTMethod
     config_node = "VPT"
+    claim = Claim(
+        "prompts that start from the images' own tokens do better than VPT's",
+        (Row("SPT", "SPT"),),
+        (Row("VPT", "VPT"),),
+    )
 
     @classmethod
     def config_nodes(cls) -> tuple[str, ...]:

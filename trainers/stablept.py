@@ -34,9 +34,12 @@ from clip.prompting import Encoders, PromptLayout, Read
 from dassl.config import CfgNode, declare_checks, real, whole
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError
+from tuning.claims import Claim, Row
 from tuning.method import Classes, Features, Method, unit
-from tuning.prompts import public_words, resolve_words, starting_context
+from tuning.prompts import WORDS, public_words, resolve_words, starting_context
 from tuning.trainer import PromptTrainer
+
+from .coop import FOUR_VECTORS, FROM_WORDS
 
 
 def extend_cfg(cfg: CfgNode) -> None:
@@ -182,3 +185,13 @@ class StablePT(PromptTrainer):
 
     method_class = StablePTMethod
     config_node = "STABLEPT"
+    claim = Claim(
+        "the start matters less than CoOp's",
+        (
+            Row("StablePT, N(0, 1)", "StablePT"),
+            Row("StablePT, N(0, .02²)", "StablePT", {"TRAINER.STABLEPT.INIT_STD": "0.02"}),
+            Row("StablePT, words", "StablePT", {"TRAINER.STABLEPT.CTX_INIT": WORDS}),
+        ),
+        (FROM_WORDS, FOUR_VECTORS),
+        ("starts",),
+    )
