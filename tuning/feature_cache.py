@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
@@ -271,62 +270,6 @@ class Encoder:
         _remember(repr(key), features, loader)
         if self.disk is not None:
             self.disk.put(key, features)
-
-
-class NextEpoch:
-    """Epochs of encoded batches, the next one's encoded in a thread while this one's are used.
-
-    Args:
-        encoder: encodes them.
-        loader: of the training images. Its workers draw the views: in this process they would draw
-            from the generators that training draws from.
-        at_once: batches encoded together.
-        epochs: how many there are.
-    """
-
-    def __init__(self, encoder: Encoder, loader: ImageLoader, at_once: int, epochs: int) -> None:
-        self.encoder = encoder
-        self.loader = loader
-        self.at_once = at_once
-        self.epochs = epochs
-        self._next: tuple[int, Future] | None = None
-
-    def batches(self, epoch: int) -> list[dict[str, Any]]:
-        """The batches of an epoch (from 0), all encoded; the next epoch is begun."""
-        if self._next is not None and self._next[0] == epoch:
-            batches = self._next[1].result()
-        else:
-            batches = self._encode(epoch)
-        if epoch + 1 < self.epochs:
-            self._next = epoch + 1, _beside.submit(self._encode, epoch + 1)
-        return batches
-
-    def _encode(self, epoch: int) -> list[dict[str, Any]]:
-        self.loader.set_epoch(epoch)
-        device = self.encoder.device
-        if device.type != "cuda":
-            return list(self.encoder.batches(self.loader, self.at_once))
-        training = torch.cuda.default_stream(device)
-        beside = _stream(device)
-        with torch.cuda.stream(beside):
-            batches = list(self.encoder.batches(self.loader, self.at_once))
-        beside.synchronize()
-        for batch in batches:
-            for value in chain.from_iterable(
-                value if isinstance(value, list) else [value] for value in batch.values()
-            ):
-                if torch.is_tensor(value) and value.is_cuda:
-                    value.record_stream(training)  # its memory is in use there until freed here
-        return batches
-
-
-# One thread and one stream for all runs of this process: together they would only share the GPU.
-_beside = ThreadPoolExecutor(1, thread_name_prefix="views")
-
-
-@cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
 
 
 def _of(loader: ImageLoader) -> tuple[Any, Iterable[list[int]]]:

@@ -17,7 +17,8 @@ from dassl.data.data_manager import ImageLoader
 from dassl.engine import TrainerX
 from dassl.utils import UserError, resolve_seed
 
-from .feature_cache import Encoder, NextEpoch, Part
+from .ahead import Ahead
+from .feature_cache import Encoder, Part
 from .further_data import further_cfgs, in_turn
 from .method import Method
 from .step import Batch
@@ -51,7 +52,7 @@ class Inputs(TrainerX):
     method: Method
     backbone_sha256: str
     precision: str
-    next_epoch: NextEpoch | None
+    ahead: dict[ImageLoader, Ahead]  # by the loader of its views
     encoder: Encoder | None
 
     def build_data_loader(self) -> None:
@@ -82,7 +83,7 @@ class Inputs(TrainerX):
 
     def build_encoder(self) -> None:
         """Say what is kept of a view, by what the method declares."""
-        self.next_epoch = self.encoder = None
+        self.encoder, self.ahead = None, {}
         self.layer = self.method.image_layer()
         if not self.cfg.MODEL.FAST:
             return
@@ -143,19 +144,19 @@ class Inputs(TrainerX):
             return batches
         views = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE * self.cfg.DATALOADER.K_TRANSFORMS
         at_once = max(1, VIEWS_AT_ONCE[self.device.type == "cuda"] // views)
-        if self.layer is not None or self.further or not self.encodes_beside_training:
+        if not self.encodes_beside_training:
             return self.encoder.batches(batches, at_once)
-        if self.next_epoch is None or self.next_epoch.loader is not batches:
-            self.next_epoch = NextEpoch(self.encoder, batches, at_once, self.max_epoch)
-        return self.next_epoch.batches(self.epoch)
+        if batches not in self.ahead:
+            self.ahead[batches] = Ahead(self.encoder, batches, at_once, self.max_epoch)
+        return self.ahead[batches].batches(self.epoch)
 
     @property
     def encodes_beside_training(self) -> bool:
-        """Whether the next epoch's views are encoded while this one trains.
+        """Whether the next views are encoded while the steps use those before.
 
-        On a GPU a step is many small kernels, with room beside them; a CPU has none.
+        Only where workers draw them: drawn here they would change what training draws.
         """
-        return self.device.type == "cuda" and self.cfg.DATALOADER.NUM_WORKERS > 0
+        return self.cfg.DATALOADER.NUM_WORKERS > 0
 
     def testing_batches(self, loader: Iterable[dict]) -> Iterable[dict]:
         """As `training_batches`, for evaluation."""

@@ -234,10 +234,10 @@ class SideBySide(BatchLoop, TrainerBase):
         return going_on
 
     def _hand_over(self, ended: PromptTrainer) -> None:
-        """Leave the epoch whose views are being encoded to those that read the same ones."""
+        """Leave the views that are being encoded to those that read the same ones."""
         for run in self.runs:
             if run.train_loader_x is ended.train_loader_x:
-                run.next_epoch = run.next_epoch or ended.next_epoch
+                run.ahead = {**ended.ahead, **run.ahead}
 
     def _batches(self) -> list[Iterable[dict]]:
         """Each run's batches of the epoch; runs of one seed read the same ones."""

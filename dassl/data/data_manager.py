@@ -44,6 +44,11 @@ class ImageLoader(DataLoader):
             if batch is not None:
                 yield batch
 
+    @property
+    def has_started(self) -> bool:
+        """Whether its workers are at hand for the next pass."""
+        return self._iterator is not None
+
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch (from 0) the next pass belongs to."""
         for part in (self.dataset, self.sampler):
@@ -212,6 +217,12 @@ class DataManager:
         """The number of images that could not be read so far and were left out."""
         loaders = (self.train_loader_x, self.train_loader_u, self.val_loader, self.test_loader)
         return len(set().union(*(loader.skipped for loader in loaders if loader)))
+
+    @property
+    def decoding(self) -> dict[str, Any] | None:
+        """How often labeled training images were decoded, and what is kept; None where unknown."""
+        views = getattr(self.train_loader_x, "dataset", None)
+        return views.decoded.record() if isinstance(views, DatasetWrapper) else None
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch (from 0) the next pass over the training images belongs to."""

@@ -18,6 +18,7 @@ from dassl.utils import UserError, read_image, resolve_seed
 from dassl.utils.modules import shared
 
 from .datasets import Datum
+from .decoded import DecodedImages
 from .transforms.usual import Compose, Normalize, Resize, ToTensor
 
 Transform = Callable[[Image.Image], torch.Tensor]
@@ -83,10 +84,10 @@ class DatasetWrapper(Dataset):
         self._seed = resolve_seed(cfg.SEED)
         # Shared memory: workers that outlive an epoch see the change.
         self._epoch = shared(torch.zeros((), dtype=torch.int64))
-        # Each worker keeps those images it happens to read.
-        self._decoded: dict[int, Image.Image] = {}
-        workers = max(1, cfg.DATALOADER.NUM_WORKERS)
-        self._room = int(cfg.DATALOADER.DECODED_GB * 2**30) // workers if is_train else 0
+        node = cfg.DATALOADER
+        room = int(node.DECODED_GB * 2**30) if is_train else 0
+        # Test images are read once; their workers come and go.
+        self.decoded = DecodedImages(len(data_source), room, node.NUM_WORKERS if is_train else 0)
         self._plain = _plain_transform(cfg) if self.return_img0 else None
 
     def set_epoch(self, epoch: int) -> None:
@@ -123,13 +124,10 @@ class DatasetWrapper(Dataset):
 
     def _read(self, index: int) -> Image.Image:
         """Return an image; a training image stays decoded while there is room for it."""
-        image = self._decoded.get(index)
+        image = self.decoded.get(index)
         if image is None:
             image = read_image(self.data_source[index].impath)
-            size = image.width * image.height * 3
-            if size <= self._room:
-                self._decoded[index] = image
-                self._room -= size
+            self.decoded.add(index, image)
         return image
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any] | BadImage]:

@@ -113,6 +113,7 @@ class Testing(Resuming, TrainerBase):
             "selection": self._selection(),
             "seconds": self._seconds(),
             "skipped_images": self.dm.skipped_images,
+            "decoding": self.dm.decoding,
             "corruption": self._corruption(split),
             **self.result_extra(),
         }

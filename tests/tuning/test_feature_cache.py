@@ -189,49 +189,6 @@ def test_validation_images_are_encoded_once_per_process(make_trainer, count_enco
     assert sum(count_encoded) == images
 
 
-def test_epochs_encoded_beside_training_are_the_same(command, root, tmp_path, monkeypatch):
-    import threading
-
-    from tuning.trainer import PromptTrainer
-
-    options = {"DATALOADER__NUM_WORKERS": 1, "OPTIM__MAX_EPOCH": 3}
-    expected = run(command, root, "DePT_CoOp", tmp_path / "usual", "--no-cache", **options)
-    where, encode = [], PromptTrainer.encode_views
-
-    def told(self, image):
-        where.append(threading.current_thread() is threading.main_thread())
-        return encode(self, image)
-
-    monkeypatch.setattr(PromptTrainer, "encode_views", told)
-    monkeypatch.setattr(PromptTrainer, "encodes_beside_training", True)
-    actual = run(command, root, "DePT_CoOp", tmp_path / "beside", "--no-cache", **options)
-    assert actual == expected
-    # The first epoch's here, the two others' in the thread; then those of the test images.
-    assert where[0] and where[-1] and where.count(False) >= 2
-    switches = [a != b for a, b in zip(where, where[1:], strict=False)]
-    assert sum(switches) == 2
-
-
-def test_a_bad_image_met_beside_training_is_named(command, root, tmp_path, monkeypatch):
-    from dassl.utils import UserError
-    from tuning.feature_cache import Encoder
-    from tuning.trainer import PromptTrainer
-
-    encoded_, epochs = Encoder.batches, []
-
-    def fails(self, *args, **options):
-        epochs.append(1)
-        if len(epochs) == 2:
-            raise UserError("no image: b.png")
-        return encoded_(self, *args, **options)
-
-    monkeypatch.setattr(Encoder, "batches", fails)
-    monkeypatch.setattr(PromptTrainer, "encodes_beside_training", True)
-    with pytest.raises(UserError, match=r"b\.png"):
-        run(command, root, "CoOp", tmp_path / "run", DATALOADER__NUM_WORKERS=1)
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
-
-
 def test_what_another_run_encodes_meanwhile_is_read(
     command, root, tmp_path, count_encoded, monkeypatch, capsys
 ):

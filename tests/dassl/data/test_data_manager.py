@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from toy_engine import ToyImages, draw_images
 
 from dassl.config import config_values
@@ -56,6 +57,62 @@ def test_training_images_stay_decoded_while_there_is_room(make_cfg, monkeypatch,
     list(dm.test_loader)
     list(dm.test_loader)
     assert len(calls) == decoded + 2 * len(dm.test_loader.dataset)
+
+
+def test_workers_share_decoded_images(make_cfg, tmp_path, monkeypatch):
+    from dassl.data import wrapper
+
+    expected = [views(DataManager(make_cfg("DATALOADER.DECODED_GB", 0.0)), e) for e in (0, 1, 2)]
+    tally, read = tmp_path / "tally", wrapper.read_image
+
+    def counted(path):
+        with open(tally, "a") as file:  # of every process
+            file.write(f"{path}\n")
+        return read(path)
+
+    monkeypatch.setattr(wrapper, "read_image", counted)
+    batch = ("DATALOADER.TRAIN_X.BATCH_SIZE", 3)  # no image is left over
+    dm = DataManager(make_cfg("DATALOADER.NUM_WORKERS", 2, *batch))
+    for epoch in (0, 1, 2):
+        found = views(dm, epoch)
+        assert all(torch.equal(found[path], view) for path, view in expected[epoch].items())
+    paths = tally.read_text().splitlines()
+    assert len(paths) == len(set(paths)) == 18
+    sizes = [read(path).size for path in paths]
+    assert dm.decoding == {
+        "decoded": 18,
+        "kept": 18,
+        "kept_bytes": sum(3 * width * height for width, height in sizes),
+        "room_bytes": 2 << 30,
+        "workers_share": True,
+    }
+
+
+def test_workers_share_no_more_than_there_is_room_for(make_cfg):
+    room = 5 * 20 * 24 * 3
+    batch = ("DATALOADER.TRAIN_X.BATCH_SIZE", 3)
+    options = ("DATALOADER.NUM_WORKERS", 2, "DATALOADER.DECODED_GB", room / 2**30)
+    dm = DataManager(make_cfg(*options, *batch))
+    for epoch in (0, 1):
+        views(dm, epoch)
+    found = dm.decoding
+    assert (found["decoded"], found["kept"]) == (18 + 13, 5) and found["kept_bytes"] <= room
+
+
+def test_workers_that_are_not_forked_keep_their_own(monkeypatch):
+    from dassl.data import decoded
+
+    monkeypatch.setattr(decoded, "forks", lambda: False)
+    own = decoded.DecodedImages(4, 300, workers=2)
+    image = Image.new("RGB", (5, 10))  # 150 bytes
+    for index in (0, 1):
+        own.add(index, image)
+    assert own.get(0) is image and own.get(1) is None and own.get(2) is None
+    assert own.record() == {
+        **dict.fromkeys(("decoded", "kept", "kept_bytes")),
+        "room_bytes": 300,
+        "workers_share": False,
+    }
 
 
 def test_views_depend_on_the_seed(make_cfg):

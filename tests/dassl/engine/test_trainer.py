@@ -65,6 +65,7 @@ def test_what_a_run_leaves_behind(make_cfg):
     assert {name: result[name] for name in expected} == expected
     assert result["versions"]["torch"] == torch.__version__.split("+")[0]
     assert result["versions"]["dept"] == dassl.__version__
+    assert result["decoding"]["decoded"] == result["decoding"]["kept"] > 0
     assert result["seconds"] >= sum(epoch["seconds"] for epoch in epochs) > 0
     assert 50 < result["peak_memory_mb"] < 2**20  # torch alone takes more; no machine has so much
     assert [entry["classname"] for entry in result["per_class"]] == ["red", "green", "blue"]
