@@ -7,7 +7,7 @@ no more: that bounds the memory. An epoch's last one is followed by the first of
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from itertools import islice
 from typing import Any, NamedTuple
@@ -65,13 +65,15 @@ class Ahead:
             if stretch.error is not None:
                 raise stretch.error
             self._next = _beside.submit(next, self._source, None)
-            try:
-                yield from self._taken(stretch)
-            except GeneratorExit:  # training ends early: no lock stays held
-                self._next.result()
-                self._source.close()
-                raise
+            yield from self._taken(stretch)
             stretch = self._next.result()
+
+    def close(self) -> None:
+        """Drop what was made ahead, and the locks of what was being encoded."""
+        if self._next is not None:
+            wait([self._next])
+        self._next = None
+        self._source.close()
 
     def _stretches(self, first: int) -> Generator[_Stretch, None, None]:
         """From the beginning of epoch `first` to the end of the last."""

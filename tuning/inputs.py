@@ -150,6 +150,13 @@ class Inputs(TrainerX):
             self.ahead[batches] = Ahead(self.encoder, batches, at_once, self.max_epoch)
         return self.ahead[batches].batches(self.epoch)
 
+    def end_loading(self) -> None:
+        """As the engine's; what is encoded beside training ends before its workers do."""
+        for ahead in self.ahead.values():
+            ahead.close()
+        for manager in (*self.further, self.dm):
+            manager.close()
+
     @property
     def encodes_beside_training(self) -> bool:
         """Whether the next views are encoded while the steps use those before.

@@ -143,10 +143,22 @@ class SideBySide(BatchLoop, TrainerBase):
             for run in self.each():
                 run.train()
             return
-        bring_in_step([run._records for run in self.runs])
+        everyone = self.runs
+        try:
+            self._train_in_step(everyone)
+        finally:
+            for run in everyone:
+                run.end_loading()
+        self.runs = everyone
+        if self.diverged:
+            ended = f"{len(self.diverged)} of {len(everyone)} runs ended early"
+            raise UserError(f"{ended}: {'; '.join(self.diverged)}")
+
+    def _train_in_step(self, everyone: Sequence[PromptTrainer]) -> None:
+        """Train those that are at one place together."""
+        bring_in_step([run._records for run in everyone])
         for run in self.each():
             run.before_train()
-        everyone = self.runs
         # Where one was interrupted alone, or has ended, they go on apart.
         places = [(run.start_epoch, run.batches_done) for run in everyone]
         for place in sorted(set(places)):
@@ -154,10 +166,6 @@ class SideBySide(BatchLoop, TrainerBase):
             for run in self.runs:
                 run.side_by_side = run._records.together = len(self.runs)
             super().train(place[0], self.cfg.OPTIM.MAX_EPOCH)
-        self.runs = everyone
-        if self.diverged:
-            ended = f"{len(self.diverged)} of {len(everyone)} runs ended early"
-            raise UserError(f"{ended}: {'; '.join(self.diverged)}")
 
     def each(self) -> Iterator[PromptTrainer]:
         """The runs in turn, what is printed meanwhile going to each one's log."""

@@ -44,6 +44,16 @@ class ImageLoader(DataLoader):
             if batch is not None:
                 yield batch
 
+    def close(self) -> None:
+        """End its workers, which are kept for the next pass.
+
+        Left to the garbage collector each would take ten seconds to end: that closes the queues
+        first by which they are told.
+        """
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None:
+            iterator._shutdown_workers()
+
     @property
     def has_started(self) -> bool:
         """Whether its workers are at hand for the next pass."""
@@ -217,6 +227,12 @@ class DataManager:
         """The number of images that could not be read so far and were left out."""
         loaders = (self.train_loader_x, self.train_loader_u, self.val_loader, self.test_loader)
         return len(set().union(*(loader.skipped for loader in loaders if loader)))
+
+    def close(self) -> None:
+        """End the loaders' workers; they start again with the next pass."""
+        for loader in (self.train_loader_x, self.train_loader_u):
+            if isinstance(loader, ImageLoader):
+                loader.close()
 
     @property
     def decoding(self) -> dict[str, Any] | None:

@@ -160,7 +160,14 @@ class SimpleTrainer(Testing, BatchLoop, TrainerBase):
 
     def train(self) -> None:  # type: ignore[override]  # as Dassl has it
         """Train, evaluate and write the records."""
-        super().train(self.start_epoch, self.max_epoch)
+        try:
+            super().train(self.start_epoch, self.max_epoch)
+        finally:
+            self.end_loading()
+
+    def end_loading(self) -> None:
+        """Give back what loads the training images."""
+        self.dm.close()
 
     def before_train(self) -> None:
         """Go on from an interrupted run if there is one, and open the records."""

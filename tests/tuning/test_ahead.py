@@ -1,6 +1,7 @@
 """Views encoded beside training: the same numbers, one stretch ahead and no further."""
 
 import json
+import multiprocessing
 import threading
 
 import pytest
@@ -69,7 +70,6 @@ def test_no_more_than_a_stretch_is_made_ahead():
         ahead._next.result()
         in_use = (taken + 1) // 2 * 2
         assert len(loader.drawn) == in_use + 2
-    batches.close()
 
 
 def test_it_goes_on_from_any_epoch():
@@ -101,11 +101,13 @@ def test_workers_are_started_by_the_main_thread():
 
 def test_nothing_stays_open_where_training_ends_early():
     loader = Loader(6)
-    batches = Ahead(loader, loader, 2, epochs=2).batches(0)
-    next(batches)
+    ahead = Ahead(loader, loader, 2, epochs=2)
+    next(ahead.batches(0))
     assert not loader.closed
-    batches.close()
+    ahead.close()
     assert loader.closed == 1
+    ahead.close()
+    assert read(ahead, 1) == [(1, i) for i in range(6)]
 
 
 # Whole runs: without anything kept of the image; with the unprompted tower's features; with tokens.
@@ -133,6 +135,7 @@ def test_runs_are_the_same_to_the_digit(command, tmp_path, monkeypatch, name):
         state = torch.load(checkpoint, weights_only=True)["state_dict"]
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         result = json.loads((folder / "result.json").read_text())
+        assert not multiprocessing.active_children()  # the workers' end isn't left to chance
         return state, [json.loads(line)["losses"] for line in lines], result
 
     state, losses, result = run(tmp_path / "apart", False)
