@@ -48,7 +48,7 @@ def outcome(folder: str | Path) -> dict:
     for line in metrics:
         line.pop("seconds")
     result = read_json(folder / "result.json")
-    for name in ("seconds", "peak_memory_mb"):
+    for name in ("seconds", "peak_memory_mb", "decoding"):
         result.pop(name)
     checkpoints = {p.name: load_checkpoint(p) for p in folder.glob("model/model*")}
     return {"metrics": metrics, "result": result, "checkpoints": checkpoints}
