@@ -31,7 +31,7 @@ NEIGHBORS = (
     "StablePT",
     "MP2",
 )  # named beside DePT
-COMPARED = ("TCP",)  # what people compare with now
+COMPARED = ("TCP", "ProMetaR")  # what people compare with now
 ZERO_SHOT = ("ZeroshotCLIP", "ZeroshotCLIP2")
 WRAPPED = tuple(f"DePT_{name}" for name in METHODS + NEIGHBORS + COMPARED)
 
@@ -250,6 +250,24 @@ OF_METHOD = {
         "TRAINER.TCP.LAYER": 8,
         "TRAINER.TCP.REDUCTION": 4,
     },
+    "ProMetaR": {
+        **EP10,
+        "TRAINER.PROMETAR.N_CTX_TEXT": 4,
+        "TRAINER.PROMETAR.N_CTX_VISION": 4,
+        "TRAINER.PROMETAR.CTX_INIT": "a photo of a",
+        "TRAINER.PROMETAR.PROMPT_DEPTH_TEXT": 9,
+        "TRAINER.PROMETAR.PROMPT_DEPTH_VISION": 9,
+        "TRAINER.PROMETAR.TEXT_LOSS_WEIGHT": 50.0,
+        "TRAINER.PROMETAR.IMAGE_LOSS_WEIGHT": 20.0,
+        "TRAINER.PROMETAR.META": "loss",
+        "TRAINER.PROMETAR.ADAPT_LR": 0.0005,
+        "TRAINER.PROMETAR.LR_RATIO": 0.0005,
+        "TRAINER.PROMETAR.FAST_ADAPTATION": False,
+        "TRAINER.PROMETAR.MIXUP_ALPHA": 0.5,
+        "TRAINER.PROMETAR.MIXUP_BETA": 0.5,
+        "TRAINER.PROMETAR.DIM_RATE": 8,
+        "TRAINER.PROMETAR.PREC": "fp16",
+    },
     "ZeroshotCLIP": {"TRAINER.ZEROSHOT.PREC": "fp16"},
     "ZeroshotCLIP2": {"TRAINER.ZEROSHOT.PREC": "fp16"},
 }
@@ -460,6 +478,7 @@ FRESH = {
         r"meta_net\.linear2\..*": ("linear", 8),
     },
 }
+FRESH["ProMetaR"] = FRESH["PromptSRC"]
 FRESH_HEAD = {
     r"cat\.cwt_\w+\.scale": ("all", 1.0),
     r"cat\.cwt_\w+\.bias": ("all", 0.0),
@@ -491,6 +510,7 @@ SHAPES = {
     },
 }
 SHAPES |= {
+    "ProMetaR": SHAPES["PromptSRC"],
     "PRE": {
         "ctx": (4, 64),
         **{

@@ -64,6 +64,15 @@ def maple(depth):
 COOP = {"CTX_INIT": WORDS, "N_CTX": 4, "CSC": False, "CLASS_TOKEN_POSITION": "end"}
 VPT8 = node("VPT", N_CTX_VISION=8, CTX_INIT=WORDS, PREC="fp16", PROMPT_DEPTH_VISION=12)
 SAME = {}
+VNET = {
+    "OPTIM_VNET.NAME": "sgd",
+    "OPTIM_VNET.LR": 0.00025,
+    "OPTIM_VNET.MAX_EPOCH": 10,
+    "OPTIM_VNET.LR_SCHEDULER": "cosine",
+    "OPTIM_VNET.WARMUP_EPOCH": 1,
+    "OPTIM_VNET.WARMUP_TYPE": "constant",
+    "OPTIM_VNET.WARMUP_CONS_LR": 1e-6,
+}
 FOUR_WORDS = {"CTX_INIT": WORDS, "N_CTX": 4}
 # repository and file → (our trainer, what it sets, what that is here where it is something else)
 FILES = {
@@ -176,6 +185,14 @@ FILES = {
         schedule(32, 0.002, 50, 5, **{"OPTIM.NAME": "adam", "DATALOADER.TEST.BATCH_SIZE": 500})
         | node("COOP", CTX_INIT=False, N_CTX=4, CSC=False, W=1.0, ALPHA=1.0),
         node("COOP", CTX_INIT="", ALPHA=None),
+    ),
+    "ProMetaR": (
+        "ProMetaR",
+        schedule(4, 0.0025, 10)
+        | node("PROMETAR", N_CTX_VISION=4, N_CTX_TEXT=4, CTX_INIT=WORDS, PREC="fp16")
+        | node("PROMETAR", PROMPT_DEPTH_VISION=9, PROMPT_DEPTH_TEXT=9)
+        | VNET,
+        dict.fromkeys(VNET),
     ),
     "DePT MaPLe": ("DePT_MaPLe", schedule(4, 0.0035, 10) | maple(9), SAME),
 }

@@ -79,6 +79,25 @@ class IndependentPrompts(nn.Module):
         self.deep = deep_prompts(depth, *initial.shape)
         self.vision = vision
 
+    @classmethod
+    def from_cfg(cls, cfg: CfgNode, node: str, encoders: Encoders) -> IndependentPrompts:
+        """From N_CTX_*, CTX_INIT and PROMPT_DEPTH_* of TRAINER.<node>.
+
+        Raises:
+            UserError: the image tower is a ResNet, or a depth isn't among its tower's layers.
+        """
+        c = cfg.TRAINER[node]
+        vision_width = encoders.image.width
+        for key, depth, layers in (
+            ("PROMPT_DEPTH_VISION", c.PROMPT_DEPTH_VISION, encoders.image.layers),
+            ("PROMPT_DEPTH_TEXT", c.PROMPT_DEPTH_TEXT, encoders.text.layers),
+        ):
+            check_depth(f"TRAINER.{node}.{key}", depth, layers)
+        start = starting_context(encoders, c.CTX_INIT, c.N_CTX_TEXT, vectors=c.N_CTX_TEXT)
+        print(f"Initial context: {start.shown}")
+        vision = VisionPrompts(c.N_CTX_VISION, c.PROMPT_DEPTH_VISION, vision_width)
+        return cls(start.vectors, c.PROMPT_DEPTH_TEXT, vision, start.words)
+
     def text(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """→ (M,d_t) and (J−1,M,d_t)."""
         return self.ctx, stacked(self.deep)
@@ -124,20 +143,11 @@ class PromptSRCMethod(Method):
             UserError: the image tower is a ResNet, or a depth isn't among its tower's layers.
         """
         c = cfg.TRAINER.PROMPTSRC
-        vision_width = encoders.image.width
-        for key, depth, layers in (
-            ("PROMPT_DEPTH_VISION", c.PROMPT_DEPTH_VISION, encoders.image.layers),
-            ("PROMPT_DEPTH_TEXT", c.PROMPT_DEPTH_TEXT, encoders.text.layers),
-        ):
-            check_depth(f"TRAINER.PROMPTSRC.{key}", depth, layers)
-        start = starting_context(encoders, c.CTX_INIT, c.N_CTX_TEXT, vectors=c.N_CTX_TEXT)
-        print(f"Initial context: {start.shown}")
-        vision = VisionPrompts(c.N_CTX_VISION, c.PROMPT_DEPTH_VISION, vision_width)
         return cls(
             encoders,
             classes,
-            IndependentPrompts(start.vectors, c.PROMPT_DEPTH_TEXT, vision, start.words),
-            mean_text_features(encoders, classes, imagenet_templates()[:_TEMPLATES]),
+            IndependentPrompts.from_cfg(cfg, "PROMPTSRC", encoders),
+            mean_text_features(encoders, classes),
             c.TEXT_LOSS_WEIGHT,
             c.IMAGE_LOSS_WEIGHT,
         )
@@ -161,13 +171,20 @@ class PromptSRCMethod(Method):
             features.more["frozen_image"] = frozen_image
         return features
 
+    def distances(self, features: Features) -> dict[str, torch.Tensor]:
+        """w_t·mean|ê − ẽ| as "text" and w_i·mean|f̂ − f̃| as "image"."""
+        text = unit(features.text) - self.frozen_text
+        image = unit(features.image) - unit(features.more["frozen_image"])
+        return {
+            "text": self.text_weight * text.abs().mean(),
+            "image": self.image_weight * image.abs().mean(),
+        }
+
     def losses(self, features: Features, label: torch.Tensor) -> dict[str, torch.Tensor]:
         """The class's L, by its terms: "itm", "text", "image", "kl"; label (B,)."""
         logits = self.itm_logits(features)
         frozen_image = unit(features.more["frozen_image"])
         frozen_logits = self.encoders.temperature * frozen_image @ self.frozen_text.t()
-        text_distance = (unit(features.text) - self.frozen_text).abs().mean()
-        image_distance = (unit(features.image) - frozen_image).abs().mean()
         divergence = F.kl_div(
             logits.log_softmax(dim=-1),
             frozen_logits.log_softmax(dim=-1),
@@ -176,14 +193,19 @@ class PromptSRCMethod(Method):
         )
         return {
             "itm": F.cross_entropy(logits, label),
-            "text": self.text_weight * text_distance,
-            "image": self.image_weight * image_distance,
+            **self.distances(features),
             "kl": divergence / logits.numel(),
         }
 
 
-def mean_text_features(encoders: Encoders, classes: Classes, templates: list[str]) -> torch.Tensor:
-    """(C,D): the mean over templates of the un-normalized frozen text features, at least fp32."""
+def mean_text_features(
+    encoders: Encoders, classes: Classes, templates: Sequence[str] = ()
+) -> torch.Tensor:
+    """(C,D): the mean over templates of the un-normalized frozen text features, at least fp32.
+
+    templates: by default the 60 of PromptSRC's code.
+    """
+    templates = templates or imagenet_templates()[:_TEMPLATES]
     each = (encoders.text.encode(classes.sentences(template)) for template in templates)
     total = reduce(torch.add, (e.to(torch.promote_types(e.dtype, torch.float32)) for e in each))
     return total / len(templates)

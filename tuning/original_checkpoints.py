@@ -41,6 +41,10 @@ _RENAMED = [
         r"text_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow",
         lambda m: f"deep.{int(m[1]) - 1}",
     ),
+    (
+        r"(?:.+\.)?linear_(text|vision)_gamma\.(\d+)\.([01])\.weight",
+        lambda m: f"nets.{m[1]}.{m[2]}.{m[3]}",
+    ),
     (r"encoder_network\.(.+)", lambda m: f"encoder_network.{m[1]}"),
     (r"prompt_learner\.w", lambda m: "w"),
     (r"(?:prompt_learner\.|adapter\.)?(text_feature_residuals|prototypes)", lambda m: m[1]),
@@ -115,7 +119,7 @@ def kind(state: Iterable[str]) -> str:
     elif has(r"^encoder_network\."):
         method = "PRE"
     elif has(r"^text_encoder.*VPT_shallow"):
-        method = "PromptSRC"
+        method = "PromptSRC or ProMetaR"
     elif has(r"^image_encoder\.VPT"):
         method = "PromptSRC" if has(r"^prompt_learner\.ctx") else "VPT"
     elif has(r"bias_vectors"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import nn
 
@@ -23,6 +25,18 @@ class Encoders(nn.Module):
         self.image = ImageEncoder(clip_model, fast)
         self.logit_scale = clip_model.logit_scale
         self.requires_grad_(False)
+
+    def twice_differentiable(self) -> Encoders:
+        """These encoders on the plain path, without tokens after the longest text.
+
+        They have the same weights. On a fast path gradients have no gradient; nor have they here
+        unless attention is PyTorch's own (`sdpa_kernel(SDPBackend.MATH)`).
+        """
+        encoders = copy(self)
+        encoders._modules = {"text": copy(self.text), "image": copy(self.image)}
+        encoders.text.fast = encoders.image.fast = False
+        encoders.text.padded = False
+        return encoders
 
     @property
     def embed_dim(self) -> int:

@@ -80,6 +80,8 @@ class TextEncoder(nn.Module):
         self.ln_final = clip_model.ln_final
         self.text_projection = clip_model.text_projection
         self.fast = fast
+        # Whether the plain path goes through what stands after the longest text, too.
+        self.padded = not fast
         # Bytes that activations kept for the backward pass may take; None: half of what is free.
         self.memory_budget: int | None = None
         # Passes that go on at once, mapped by vmap: they share the memory.
@@ -260,7 +262,7 @@ class TextEncoder(nn.Module):
         state = TextState(layout, 0, len(ctx), None, None, side_by_side)
         if self.fast and layout.prefix_length and ctx.shape[1] == 1:
             return replace(state, prefix=self._prefix(layout, ctx[:, 0]))
-        length = layout.longest if self.fast else layout.context_length
+        length = layout.context_length if self.padded else layout.longest
         return replace(state, tokens=self._prompts(layout, ctx, length).flatten(0, 1))
 
     def _prefix(self, layout: PromptLayout, ctx: torch.Tensor) -> torch.Tensor:

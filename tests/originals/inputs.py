@@ -6,6 +6,7 @@ same on every machine, in every version and in every precision. Needs numpy, Pil
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from zlib import crc32
 
@@ -97,3 +98,29 @@ def write_pictures(root: Path, names: dict[str, str] | None = None) -> None:
     lines = [f"{folder}\t{name}\n" for folder, name in names.items()]
     (root / "classnames.txt").write_text("".join(lines), encoding="utf-8")
     (root / "template.txt").write_text(f"{TEMPLATE}\n", encoding="utf-8")
+
+
+def pin_draws(set_attribute: Callable[[object, str, object], object]) -> None:
+    """Let PyTorch draw what these functions' arguments and count alone say.
+
+    set_attribute: such as `setattr`, or a test's that takes it back.
+    """
+    count = [0]
+
+    def generator(*key: object) -> np.random.RandomState:
+        count[0] += 1
+        return np.random.RandomState(crc32(f"{key} {count[0]}".encode()))
+
+    def permutation(n: int, **_: object) -> torch.Tensor:
+        return torch.from_numpy(generator("permutation", n).permutation(n))
+
+    def integers(high: int, size: tuple[int, ...], **_: object) -> torch.Tensor:
+        return torch.from_numpy(generator("integers", high, size).randint(0, high, size))
+
+    def beta(distribution: torch.distributions.Beta, size: tuple[int, ...] = ()) -> torch.Tensor:
+        a, b = float(distribution.concentration1), float(distribution.concentration0)
+        return torch.from_numpy(generator("beta", a, b, size).beta(a, b, size)).float()
+
+    set_attribute(torch, "randperm", permutation)
+    set_attribute(torch, "randint", integers)
+    set_attribute(torch.distributions.Beta, "sample", beta)

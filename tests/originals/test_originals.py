@@ -56,10 +56,16 @@ def start_file(world, folder, record):
             state[name] = token_buffer(name, shape, record, embedding)
         elif not name.endswith("ctx"):
             state[name] = torch.full(shape, torch.nan)
+    state |= {name: inputs.draw(name, tuple(shape)) for name, shape in nets(record).items()}
     path = folder / record["model_name"] / "model.pth.tar-0"
     path.parent.mkdir(parents=True)
     torch.save({"state_dict": state, "epoch": 0, "optimizer": None, "val_result": None}, path)
     return path
+
+
+def nets(record):
+    """ProMetaR's nets, which its code doesn't save: names and shapes."""
+    return record.get("nets", {})
 
 
 def token_buffer(name, shape, record, embedding):
@@ -113,7 +119,8 @@ def test_logits_of_a_checkpoint_of_the_original_code(world, tmp_path, capsys, ca
             assert_same_logits(logits_by_path(tmp_path / classes), record[f"start_{classes}"])
             said = capsys.readouterr().out
             if classes == "base":  # a head is nothing to classes it wasn't trained on
-                assert len(names_after("Taken from the checkpoint: ", said)) == len(record["start"])
+                taken = len(record["start"]) + len(nets(record))
+                assert len(names_after("Taken from the checkpoint: ", said)) == taken
                 assert set(names_after("Left there: ", said)) <= frozen
 
 
@@ -126,13 +133,19 @@ def test_zero_shot_logits(world, tmp_path, case, classes):
 
 
 @pytest.mark.parametrize("case", TRAINED)
-def test_losses_and_logits_of_the_original_code(world, tmp_path, case):
+def test_losses_and_logits_of_the_original_code(world, tmp_path, monkeypatch, case):
     record = read(case)
+    if record.get("draws"):
+        inputs.pin_draws(monkeypatch.setattr)
     start = {"MODEL.INIT_WEIGHTS": start_file(world, tmp_path, record)} if record["start"] else {}
     train.main(command(world, record, tmp_path / "base", "base", **start))
     lines = (tmp_path / "base" / "metrics.jsonl").read_text().splitlines()
-    losses = [json.loads(line)["loss"] for line in lines]
+    lines = [json.loads(line) for line in lines]
+    losses = [line["loss"] for line in lines]
     np.testing.assert_allclose(losses, record["losses"], rtol=0, atol=1e-4)
+    for name, expected in record.get("logged", {}).items():
+        logged = [line["losses"][name] for line in lines]
+        np.testing.assert_allclose(logged, expected, rtol=1e-4, atol=1e-6)
     epochs = record["options"].get("OPTIM.MAX_EPOCH", inputs.STEPS)
     assert (tmp_path / "base" / record["model_name"] / f"model.pth.tar-{epochs}").is_file()
     assert_same_logits(logits_by_path(tmp_path / "base"), record["base"])

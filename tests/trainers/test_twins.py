@@ -66,6 +66,7 @@ def test_what_is_not_wrapped():
             "InfoPrompt",
             "StablePT",
             "TCP",
+            "ProMetaR",
         ),
     }
     assert not any(can_be_wrapped(TRAINER_REGISTRY.get(wrapped_name(name))) for name in bare)

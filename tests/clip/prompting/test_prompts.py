@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clip.prompting import Encoders
 from clip.prompting.shared import chunks_of
@@ -109,6 +110,40 @@ def test_chunks_change_nothing_in_mixed_precision(precision):
     assert results[0][0].dtype == (precision or torch.float32)
     for a, b in zip(*results, strict=True):
         assert (a - b).abs().max() <= 0.02 * a.abs().max()
+
+
+def test_gradients_of_gradients():
+    """Of encoders that can be differentiated twice, which are the same encoders otherwise."""
+    encoders = Encoders(tiny_clip(torch.float64))
+    twice = encoders.twice_differentiable()
+    assert twice.text.token_embedding is encoders.text.token_embedding and encoders.text.fast
+    layout = encoders.text.layout(NAMES, 2)
+    shapes = (2, 128), (1, 2, 128), (3, 64), (2, 3, 32, 32)
+    ctx, deep, vision, image = (random(*s, dtype=torch.float64).detach() for s in shapes)
+
+    def features(encoders, ctx, deep, vision):
+        of_image = encoders.image(image, vision)
+        return torch.cat([encoders.text(layout, ctx, deep), of_image])
+
+    torch.testing.assert_close(
+        features(twice, ctx, deep, vision), features(encoders, ctx, deep, vision)
+    )
+    inputs = [x.requires_grad_() for x in (ctx, deep, vision)]
+    with sdpa_kernel(SDPBackend.MATH):
+        total = features(twice, *inputs).square().sum()
+        gradients = torch.autograd.grad(total, inputs, create_graph=True)
+        length = sum(g.square().sum() for g in gradients)
+        second = torch.autograd.grad(length, inputs)
+    step = 1e-5 * gradients[0].detach() / gradients[0].norm().detach()
+    moved = []
+    for sign in (1, -1):
+        x = (ctx + sign * step).detach().requires_grad_()
+        g = torch.autograd.grad(
+            features(encoders, x, deep, vision).square().sum(), [x, *inputs[1:]]
+        )
+        moved.append(sum(part.square().sum() for part in g))
+    along = (second[0] * step).sum() * 2
+    assert (moved[0] - moved[1]).item() == pytest.approx(along.item(), rel=1e-5)
 
 
 def test_permuting_classes_permutes_features():
