@@ -67,7 +67,7 @@ def assert_same(one, two):
 def test_alone(command, tmp_path, terminated_in, name):
     train.main(command(name, output=tmp_path / "whole", **OPTIONS))
     words = command(name, output=tmp_path / "parts", **OPTIONS)
-    step = base.PromptTrainer, "model_update"
+    step = base.PromptTrainer, "end_step"
     assert terminated_in(*step, STEPS + 1, lambda: train.main(words)) == STEPS + 2
     assert terminated_in(*step, 0, lambda: train.main(words)) == 1  # the last step of an epoch
     train.main(words)

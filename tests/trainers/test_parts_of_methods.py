@@ -375,6 +375,7 @@ def test_the_models_folder_has_the_original_codes_name(name, folder):
 def test_which_methods_touch_the_image_tower(make_trainer, name):
     method = make_trainer(name).method
     bare = name.removeprefix("DePT_")
-    touched = bare in ("MMA", "MMRL", "MMRLpp", "MaPLe", "VPT", "PromptSRC", "LASP", "SPT", "IPT")
-    assert method.image_tower_untouched == (not touched)
-    assert method.compares_with_frozen_image == (bare in ("PromptSRC", "MMRL", "MMRLpp"))
+    compares = ("PromptSRC", "ProMetaR", "MMRL", "MMRLpp")
+    touched = (*compares, "MMA", "MaPLe", "VPT", "LASP", "SPT", "IPT", "CoPrompt")
+    assert method.image_tower_untouched == (bare not in touched)
+    assert method.compares_with_frozen_image == (bare in compares)

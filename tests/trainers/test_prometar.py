@@ -190,7 +190,7 @@ def test_a_head_beside_takes_part_in_the_first_step(exact):
     assert first["cat.classifier.weight"].abs().max() > 0
     # Only through what the support's CAT loss does to φ'.
     largest = second["cat.classifier.weight"].abs().max()
-    assert 0 < largest < 1e-5 * first["cat.classifier.weight"].abs().max()
+    assert 0 < largest < 1e-4 * first["cat.classifier.weight"].abs().max()
 
 
 def test_draws_are_of_the_seed_alone():
