@@ -348,9 +348,9 @@ class ProMetaRMethod(PromptSRCMethod):
     def _weights(self) -> dict[str, torch.Tensor]:
         return {
             f"nets.{tower}.{layer}.{i}": weight
-            for tower, net in self.nets.items()
-            for i, weights in enumerate((net.first, net.second))
-            for layer, weight in enumerate(weights)
+            for tower in self.nets
+            for i, which in enumerate(("first", "second"))
+            for layer, weight in enumerate(self.get_buffer(f"nets.{tower}.{which}"))
         }
 
     @torch.no_grad()
