@@ -32,6 +32,7 @@ and r as "loss", and L_meta, the public code's loss, as "loss_meta".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -57,8 +58,6 @@ _VNET = (
     *("NAME", "LR", "WEIGHT_DECAY", "MOMENTUM", "MAX_EPOCH", "LR_SCHEDULER"),
     *("WARMUP_EPOCH", "WARMUP_TYPE", "WARMUP_CONS_LR"),
 )
-
-Pair = tuple[torch.Tensor, torch.Tensor]  # of the text and the image prompts, (J,N,W) each
 
 
 def extend_cfg(cfg: CfgNode) -> None:
@@ -139,8 +138,6 @@ class ProMetaRMethod(PromptSRCMethod):
         The others are PromptSRC's.
     """
 
-    meta_loss: torch.Tensor
-
     def __init__(
         self,
         encoders: Encoders,
@@ -207,21 +204,18 @@ class ProMetaRMethod(PromptSRCMethod):
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         beside = [p for p in trained if all(p is not own_one for own_one in self._leaves())]
         losses = own.losses(batch)
-        scale = _scale(own)
-        gradients, others = self._gradients(losses, beside, scale)
-        self._update(own, scale, gradients, beside, others)
+        leaves = [*self._leaves(), *beside]
+        gradients, others = self._gradients(losses, beside, own)
+        own.step_along(leaves, [*gradients[0], *gradients[1], *others])
         losses = {name: loss.detach() for name, loss in losses.items()}
         losses["meta"] = torch.zeros_like(losses["itm"])
         parts = None if self.meta == "none" else _drawn_parts(batch, self.mixup)
         if parts is None:
             return losses
-        if self.meta == "step":
-            zeros = [torch.zeros_like(x) for x in gradients], [torch.zeros_like(p) for p in beside]
-            self._update(own, scale, zeros[0], beside, zeros[1])
-            return losses
-        scale = _scale(own)
-        losses["meta"], gradients, others = self._meta(batch, parts, own, beside, scale)
-        self._update(own, scale, gradients, beside, others)
+        found = [torch.zeros_like(p) for p in leaves]
+        if self.meta == "loss":
+            losses["meta"], found = self._meta(batch, parts, own, beside)
+        own.step_along(leaves, found)
         return losses
 
     def _leaves(self) -> list[nn.Parameter]:
@@ -238,7 +232,7 @@ class ProMetaRMethod(PromptSRCMethod):
         self,
         losses: Mapping[str, torch.Tensor],
         beside: Sequence[torch.Tensor],
-        scale: torch.Tensor,
+        own: OwnStep,
         twice: bool = False,
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """→ g, (J,N,W) of each tower; and the gradients of what is trained beside the prompts.
@@ -249,27 +243,12 @@ class ProMetaRMethod(PromptSRCMethod):
         regularizer = sum(losses[name] for name in REGULARIZERS)
         leaves = self._leaves()
         assert torch.is_tensor(fit) and torch.is_tensor(regularizer)
-        of_fit = _gradient(fit, [*leaves, *beside], scale, twice)
-        of_regularizer = _gradient(regularizer, leaves, scale, twice)
+        of_fit = own.gradient(fit, [*leaves, *beside], twice)
+        of_regularizer = own.gradient(regularizer, leaves, twice)
         pairs = zip(self._stacked(of_fit), self._stacked(of_regularizer), strict=True)
         nets = self.nets.values()
         gradients = [net(*pair) for net, pair in zip(nets, pairs, strict=True)]
         return gradients, of_fit[len(leaves) :]
-
-    def _update(
-        self,
-        own: OwnStep,
-        scale: torch.Tensor,
-        gradients: Sequence[torch.Tensor],
-        beside: Sequence[nn.Parameter],
-        others: Sequence[torch.Tensor],
-    ) -> None:
-        """Have the optimizer make its step along these."""
-        own.zero_grad()
-        text, vision = gradients
-        for p, gradient in zip([*self._leaves(), *beside], [*text, *vision, *others], strict=True):
-            p.grad = (gradient.detach() * scale).to(p.dtype)
-        own.update()
 
     def _meta(
         self,
@@ -277,13 +256,12 @@ class ProMetaRMethod(PromptSRCMethod):
         parts: _Parts,
         own: OwnStep,
         beside: Sequence[nn.Parameter],
-        scale: torch.Tensor,
-    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-        """L_meta, its gradients (J,N,W) of each tower, and those of what is trained beside."""
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """L_meta, and its gradients of all prompts and of what is trained beside them."""
         second = not self.first_order
         with sdpa_kernel(SDPBackend.MATH):
             losses = self._support_losses(batch, parts, own)
-            gradients, _ = self._gradients(losses, beside, scale, twice=second)
+            gradients, _ = self._gradients(losses, beside, own, twice=second)
         now = self._stacked(self._leaves())
         adapted = [
             (x - self.adapt_rate * g).detach().requires_grad_()
@@ -291,19 +269,19 @@ class ProMetaRMethod(PromptSRCMethod):
         ]
         with own.losses_of.autocast():
             loss = self._query_loss(batch, parts, adapted)
-        found = _gradient(loss, adapted, scale)
+        found = own.gradient(loss, adapted)
         others = [torch.zeros_like(p) for p in beside]
         if second:
             # ∇L_meta = v − .0005 (∂g/∂φ)ᵀ v, v at φ'; v whole, so that nothing underflows in fp16.
             along = sum((g * v).sum() for g, v in zip(gradients, found, strict=True))
             assert torch.is_tensor(along)
             with sdpa_kernel(SDPBackend.MATH):
-                bent = _gradient(along, [*self._leaves(), *beside], scale)
+                bent = own.gradient(along, [*self._leaves(), *beside])
             pairs = zip(found, self._stacked(bent), strict=True)
             found = [v - self.adapt_rate * b for v, b in pairs]
             others = [-self.adapt_rate * b for b in bent[len(self._leaves()) :]]
-        weighted = [self.meta_weight * x for x in found], [self.meta_weight * x for x in others]
-        return self.meta_weight * loss.detach(), *weighted
+        found = [self.meta_weight * x for x in (*found[0], *found[1], *others)]
+        return self.meta_weight * loss.detach(), found
 
     def _support_losses(
         self, batch: dict[str, torch.Tensor], parts: _Parts, own: OwnStep
@@ -368,20 +346,16 @@ class ProMetaRMethod(PromptSRCMethod):
         return [*taken, *nets]
 
 
-class _Parts:
+class _Parts(NamedTuple):
     """A batch's rows of query and support, what each query is mixed with, and how.
 
     query (q,), support (s,): rows of the batch. partners (q,): rows of the support. share (q,): λ.
     """
 
-    def __init__(
-        self,
-        query: torch.Tensor,
-        support: torch.Tensor,
-        partners: torch.Tensor,
-        share: torch.Tensor,
-    ) -> None:
-        self.query, self.support, self.partners, self.share = query, support, partners, share
+    query: torch.Tensor
+    support: torch.Tensor
+    partners: torch.Tensor
+    share: torch.Tensor
 
 
 def _drawn_parts(batch: dict[str, torch.Tensor], mixup: tuple[float, float]) -> _Parts | None:
@@ -405,24 +379,6 @@ def _towers(prompts: IndependentPrompts) -> tuple[list[nn.Parameter], list[nn.Pa
     """The prompts of the text tower's layers, and of the image tower's."""
     vision = prompts.vision
     return [prompts.ctx, *prompts.deep], [vision.prompts, *vision.deep]
-
-
-def _scale(own: OwnStep) -> torch.Tensor:
-    """What gradients are multiplied by now, ()."""
-    device = own.losses_of.method.encoders.logit_scale.device
-    return own.scaler.scale(torch.ones((), device=device))
-
-
-def _gradient(
-    loss: torch.Tensor, leaves: Sequence[torch.Tensor], scale: torch.Tensor, twice: bool = False
-) -> list[torch.Tensor]:
-    """∇loss, through the scaled loss; zeros where nothing depends on a leaf. Keeps the graph."""
-    found = torch.autograd.grad(
-        loss * scale, leaves, retain_graph=True, create_graph=twice, allow_unused=True
-    )
-    return [
-        torch.zeros_like(x) if g is None else g / scale for x, g in zip(leaves, found, strict=True)
-    ]
 
 
 @TRAINER_REGISTRY.register()

@@ -115,6 +115,31 @@ class OwnStep:
         """Add the scaled gradient of a loss () to the parameters' gradients."""
         self.scaler.scale(total).backward()
 
+    def gradient(
+        self, loss: torch.Tensor, leaves: Sequence[torch.Tensor], twice: bool = False
+    ) -> list[torch.Tensor]:
+        """∇loss through the scaled loss (), unscaled; zeros for what it doesn't depend on.
+
+        The graph is kept. twice: the gradients have one themselves.
+        """
+        scale = self.scaler.scale(torch.ones((), device=loss.device))
+        found = torch.autograd.grad(
+            loss * scale, leaves, retain_graph=True, create_graph=twice, allow_unused=True
+        )
+        return [
+            torch.zeros_like(x) if g is None else g / scale
+            for x, g in zip(leaves, found, strict=True)
+        ]
+
+    def step_along(
+        self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]
+    ) -> None:
+        """Have the optimizers make a step with these gradients alone, unscaled."""
+        self.zero_grad()
+        for p, gradient in zip(parameters, gradients, strict=True):
+            p.grad = self.scaler.scale(gradient.detach()).to(p.dtype)
+        self.update()
+
     def update(self, *names: str) -> None:
         """Have the optimizers of these names make their step; by default all."""
         self.update_of(list(names) or None)
