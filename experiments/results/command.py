@@ -22,6 +22,7 @@ from experiments.results.rendering import FORMATS
 from experiments.results.scores import load_scores
 from experiments.results.summary import Summary, summarize
 from experiments.results.sweeps import add_sweeps
+from experiments.results.tables import Layout
 from experiments.results.under_corruption import add_corruptions
 
 
@@ -43,6 +44,9 @@ def parse_args() -> object:
         "--group-by",
         choices=("sees",),
         help="tables apart by what methods see beside labeled training images and class names",
+    )
+    parser.add_argument(
+        "--field", action="store_true", help="and a table of what was published of other methods"
     )
     parser.add_argument(
         "--plot",
@@ -83,8 +87,8 @@ def main() -> int:
     """Print the tables; return the exit status."""
     args = parse_args()
     summary = read_summary(args)
-    by_sees = args.group_by == "sees"
-    content = FORMATS[args.format](summary, by_sees)
+    layout = Layout(by_sees=args.group_by == "sees", field=args.field)
+    content = FORMATS[args.format](summary, layout)
     if args.out:
         with atomic_write(args.out) as file:
             file.write(content + "\n")
@@ -104,7 +108,7 @@ def main() -> int:
     if args.html:
         from experiments.results.report import write_report
 
-        write_report(summary, args.html, by_sees)
+        write_report(summary, args.html, layout)
     for line in summary.missing:
         print(f"missing: {line}", file=sys.stderr)
     for line in summary.notes:

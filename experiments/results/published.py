@@ -1,8 +1,12 @@
-"""The paper's numbers, to be printed beside ours. See experiments/published/README.md."""
+"""The paper's numbers, and others' of the field, to be printed beside ours.
+
+See experiments/published/README.md.
+"""
 
 from __future__ import annotations
 
 import csv
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +14,28 @@ FOLDER = Path(__file__).resolve().parents[1] / "published"
 SHOTS = 16  # of every table but few_shot
 BACKBONE = "ViT-B/16"
 SWEPT = "CoOp"  # what the λ and ablation tables wrap
+FIELD = "field_base_to_new"
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Base, new and h of a method on a data set, or on average, in percent, published elsewhere.
+
+    source: the table or figure. rerun: whether others than its authors ran it. sees: words of
+    tuning/sees.py.
+    """
+
+    method: str
+    dataset: str
+    numbers: dict[str, float]
+    source: str
+    rerun: bool
+    sees: tuple[str, ...] = ()
+
+    @property
+    def what(self) -> str:
+        """How it is called: "published", or "re-run"."""
+        return "re-run" if self.rerun else "published"
 
 
 @cache
@@ -69,3 +95,24 @@ def average(trainer: str, shots: int) -> dict[str, float]:
     if shots == SHOTS:
         return lookup("base_to_new", trainer=trainer, dataset="average")
     return lookup("few_shot", trainer=trainer, shots=shots)
+
+
+@cache
+def elsewhere() -> tuple[Elsewhere, ...]:
+    """Return all base-to-new numbers of the field, in the file's order."""
+    return tuple(
+        Elsewhere(
+            row["method"],
+            row["dataset"],
+            _numbers(row),
+            row["source"],
+            row["rerun"] == "yes",
+            tuple(row["sees"].split()),
+        )
+        for row in _table(FIELD)
+    )
+
+
+def elsewhere_of(method: str, dataset: str) -> tuple[Elsewhere, ...]:
+    """Return the field's numbers of a method on a data set or "average"."""
+    return tuple(e for e in elsewhere() if (e.method, e.dataset) == (method, dataset))

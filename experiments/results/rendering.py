@@ -10,8 +10,9 @@ from tabulate import SEPARATING_LINE, DataRow, TableFormat, tabulate
 
 from dassl.utils import json_text
 from dassl.utils.cli import escape_markdown, markdown_table, write_csv_rows
+from experiments.results.published import Elsewhere
 from experiments.results.summary import Stat, Summary
-from experiments.results.tables import HEADS, Line, Table, make_tables
+from experiments.results.tables import HEADS, USUAL, Line, Table, make_tables, source_of
 
 
 def _head(column: str) -> str:
@@ -39,7 +40,10 @@ def number(stat: Stat | None) -> str:
 
 @dataclass
 class GridRow:
-    """A row of text cells. `kind`: head, ours, paper (its numbers), gap (ours less the paper's)."""
+    """A row of text cells.
+
+    `kind`: head, ours, paper (its numbers), gap (ours less the paper's), elsewhere (the field's).
+    """
 
     kind: str
     cells: list[str]
@@ -47,7 +51,7 @@ class GridRow:
     @property
     def beneath(self) -> bool:
         """Whether it belongs to the row of ours above it."""
-        return self.kind in ("paper", "gap")
+        return self.kind in ("paper", "gap", "elsewhere")
 
 
 def grid(table: Table, number: Callable[[Stat | None], str] = number) -> list[GridRow]:
@@ -57,7 +61,8 @@ def grid(table: Table, number: Callable[[Stat | None], str] = number) -> list[Gr
     blank = [""] * (len(table.heads) - 1)
     for line in table.lines:
         stats = [line.cells.get(column) for column in table.columns]
-        rows.append(GridRow("ours", [*line.keys, *map(number, stats), _seeds(line)]))
+        seeds = _seeds(line) if line.ours else " ".join(_source(table, e) for e in line.elsewhere)
+        rows.append(GridRow("ours", [*line.keys, *map(number, stats), seeds]))
         if line.published:
             paper = [line.published.get(column) for column in table.columns]
             shown = ["" if p is None else f"{p:.2f}" for p in paper]
@@ -67,7 +72,17 @@ def grid(table: Table, number: Callable[[Stat | None], str] = number) -> list[Gr
                 for p, s in zip(paper, stats, strict=True)
             ]
             rows.append(GridRow("gap", [*blank, "gap", *gaps, ""]))
+        for other in line.elsewhere if line.ours else ():
+            label = f"{other.what} {_source(table, other)}"
+            values = (other.numbers.get(column) for column in table.columns)
+            shown = ["" if value is None else f"{value:.2f}" for value in values]
+            rows.append(GridRow("elsewhere", [*blank, label, *shown, ""]))
     return rows
+
+
+def _source(table: Table, numbers: Elsewhere) -> str:
+    """Return the number of a footnote, "(1)"."""
+    return f"({table.sources.index(source_of(numbers)) + 1})"
 
 
 def _indented(table: Table, row: GridRow) -> list[str]:
@@ -108,7 +123,7 @@ def _text_of(table: Table) -> str:
     body = (
         lines[2:] if table.grouped and table.lines else lines[1:]
     )  # the first group is at the top
-    return "\n".join([table.title, rule, lines[0], rule, *body, *table.notes])
+    return "\n".join([table.title, rule, lines[0], rule, *body, *table.footnotes])
 
 
 def as_markdown(tables: list[Table]) -> str:
@@ -118,7 +133,7 @@ def as_markdown(tables: list[Table]) -> str:
         rows = [[escape_markdown(text) for text in _indented(table, row)] for row in grid(table)]
         title = escape_markdown(table.title)
         parts = [f"**{title}**", markdown_table(rows, len(table.heads))]
-        blocks.append("\n\n".join([*parts, *map(escape_markdown, table.notes)]))
+        blocks.append("\n\n".join([*parts, *map(escape_markdown, table.footnotes)]))
     return "\n\n".join(blocks)
 
 
@@ -151,7 +166,7 @@ def as_latex(tables: list[Table]) -> str:
             row[:keys] = [text.translate(_LATEX) for text in row[:keys]]
         body = [" & ".join(row) + r" \\" for row in rows]
         caption = f"{table.title}. Accuracy in percent: mean, standard deviation over seeds."
-        caption += "".join(f" {note}." for note in table.notes)
+        caption += "".join(f" {note}." for note in table.footnotes)
         block = [
             r"\begin{table}[t]",
             r"\centering",
@@ -204,10 +219,19 @@ def as_json(summary: Summary) -> str:
     return json_text(content, indent=2)
 
 
+def _of_tables(write: Callable[[list[Table]], str]) -> Callable[..., str]:
+    return lambda summary, layout=USUAL: write(make_tables(summary, layout))
+
+
+def _of_records(write: Callable[[Summary], str]) -> Callable[..., str]:
+    """A record says by itself what is seen and what others published."""
+    return lambda summary, layout=USUAL: write(summary)
+
+
 FORMATS: dict[str, Callable[..., str]] = {
-    "text": lambda summary, by_sees=False: as_text(make_tables(summary, by_sees)),
-    "markdown": lambda summary, by_sees=False: as_markdown(make_tables(summary, by_sees)),
-    "latex": lambda summary, by_sees=False: as_latex(make_tables(summary, by_sees)),
-    "csv": lambda summary, by_sees=False: as_csv(summary),  # a column says it
-    "json": lambda summary, by_sees=False: as_json(summary),
+    "text": _of_tables(as_text),
+    "markdown": _of_tables(as_markdown),
+    "latex": _of_tables(as_latex),
+    "csv": _of_records(as_csv),
+    "json": _of_records(as_json),
 }

@@ -17,13 +17,13 @@ from dassl.utils import atomic_write
 from experiments.results.plots import COLUMNS, PLOTS
 from experiments.results.rendering import grid
 from experiments.results.summary import Summary
-from experiments.results.tables import Table, make_tables
+from experiments.results.tables import USUAL, Layout, Table, make_tables
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
 
-def write_report(summary: Summary, path: str | os.PathLike, by_sees: bool = False) -> None:
-    """Write the page; `by_sees` as of `make_tables`. Raises OSError if it can't be written."""
+def write_report(summary: Summary, path: str | os.PathLike, layout: Layout = USUAL) -> None:
+    """Write the page. Raises OSError if it can't be written."""
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -34,7 +34,7 @@ def write_report(summary: Summary, path: str | os.PathLike, by_sees: bool = Fals
         summary=summary,
         datasets=len({score.dataset for score in summary.scores}),
         seeds=sorted({score.seed for score in summary.scores}),
-        tables=[_table(table) for table in make_tables(summary, by_sees)],
+        tables=[_table(table) for table in make_tables(summary, layout)],
         plots=[plot for name in PLOTS if (plot := _plot(summary, name))],
         written=f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M}",
     )
@@ -59,7 +59,7 @@ def _table(table: Table) -> dict[str, Any]:
             }
         )
     top = _cells(head.cells[first:], keys)
-    return {"title": table.title, "head": top, "rows": shown, "notes": table.notes}
+    return {"title": table.title, "head": top, "rows": shown, "notes": table.footnotes}
 
 
 def _cells(row: list[str], keys: int) -> list[dict[str, Any]]:

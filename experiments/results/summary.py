@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import Any
 
@@ -94,6 +94,12 @@ class Row:
             return {}
         return published.lookup(self.protocol, trainer=self.trainer, dataset=dataset)
 
+    def elsewhere(self, dataset: str) -> tuple[published.Elsewhere, ...]:
+        """Return what the field published of the method in base to new, where it compares."""
+        if self.shots != published.SHOTS or not self.has_papers_backbone or self.changes:
+            return ()
+        return published.elsewhere_of(self.trainer, dataset)
+
 
 @dataclass(frozen=True)
 class Record:
@@ -111,6 +117,7 @@ class Record:
     corruption: str = ""  # of what was tested; "clean" and "mean" beside them
     severity: int = 0
     sees: tuple[str, ...] = ()
+    elsewhere: tuple[published.Elsewhere, ...] = ()  # of the same method and data set
 
 
 @dataclass
@@ -261,12 +268,14 @@ def whole_datasets(row: Row) -> list[str]:
 
 def _base_new_lines(row: Row) -> list[Record]:
     lines = [row.record(n, row_base_new_h(row, [n]), row.papers(n)) for n in row.datasets]
+    lines = [replace(line, elsewhere=row.elsewhere(line.dataset)) for line in lines]
     whole = whole_datasets(row)
     if len(whole) > 1:
         # The paper's average is that of its eleven data sets, and of no other choice.
         same = set(whole) == set(published.datasets(row.protocol))
         paper = published.average(row.trainer, row.shots) if same else {}
-        lines.append(row.record(AVERAGE, row_base_new_h(row, whole), paper))
+        mean = row.record(AVERAGE, row_base_new_h(row, whole), paper)
+        lines.append(replace(mean, elsewhere=row.elsewhere(AVERAGE) if same else ()))
     return lines
 
 

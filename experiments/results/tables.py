@@ -34,6 +34,8 @@ class Line:
     keys: list[str]
     cells: dict[str, Stat]
     published: dict[str, float] = field(default_factory=dict)
+    elsewhere: tuple[published.Elsewhere, ...] = ()
+    ours: bool = True  # or one of the field's own
 
 
 @dataclass
@@ -47,20 +49,45 @@ class Table:
     grouped: bool = False  # lines with the same first key stand together
     notes: list[str] = field(default_factory=list)  # beneath it
 
-    def has_published(self) -> bool:
-        """Whether the paper has a number for any cell."""
-        return any(line.published for line in self.lines)
+    @property
+    def sources(self) -> list[str]:
+        """Where numbers of the field come from: "re-run: a figure"; they are counted from 1."""
+        return list(dict.fromkeys(source_of(e) for line in self.lines for e in line.elsewhere))
+
+    @property
+    def footnotes(self) -> list[str]:
+        """What stands beneath it, a line each."""
+        numbered = (f"({i}) {source}" for i, source in enumerate(self.sources, start=1))
+        return [*self.notes, *numbered]
 
 
-def make_tables(summary: Summary, by_sees: bool = False) -> list[Table]:
-    """Return the tables of all protocols that have records.
+def source_of(numbers: published.Elsewhere) -> str:
+    """Return how a footnote calls the source of numbers of the field."""
+    return f"{numbers.what}: {numbers.source}"
 
-    Args:
-        summary: of the runs.
-        by_sees: apart for each choice of what methods see, those that see least first.
+
+@dataclass(frozen=True)
+class Layout:
+    """How tables are laid out.
+
+    by_sees: apart for each choice of what methods see, those that see least first.
+    field: with a table of all that the field published.
     """
-    if not by_sees:
-        return _tables(summary)
+
+    by_sees: bool = False
+    field: bool = False
+
+
+USUAL = Layout()
+
+
+def make_tables(summary: Summary, layout: Layout = USUAL) -> list[Table]:
+    """Return the tables of all protocols that have records."""
+    tables = _by_what_is_seen(summary) if layout.by_sees else _tables(summary)
+    return [*tables, field_table(summary)] if layout.field else tables
+
+
+def _by_what_is_seen(summary: Summary) -> list[Table]:
     groups = sorted({known(r.sees) for r in summary.records}, key=lambda g: (len(g), marks(g)))
     tables = []
     for group in groups:
@@ -114,13 +141,34 @@ def _by_dataset(title: str, records: list[Record]) -> Table:
     names = sorted(_names(records), key=lambda name: name != AVERAGE)
     method = _method_names(records)
     lines = [
-        Line([name, method(r)], r.metrics, r.published)
+        Line([name, method(r)], r.metrics, r.published, r.elsewhere)
         for name in names
         for r in sorted(records, key=method_order)
         if r.dataset == name
     ]
     heads, columns = ["Data set", "Method"], ["base", "new", "h"]
     return Table(title, heads, columns, lines, grouped=True, notes=_notes(records))
+
+
+def field_table(summary: Summary) -> Table:
+    """Return all that the field published of base to new, on the runs' data sets and on average."""
+    datasets = [AVERAGE, *(n for n in published.datasets("base_to_new") if n in _tested(summary))]
+    lines, words = [], set()
+    for name in datasets:
+        for e in published.elsewhere():
+            if e.dataset == name:
+                found = marks(e.sees)
+                method = f"{e.method} [{found}]" if found else e.method
+                cells = {key: Stat(value, None, ()) for key, value in e.numbers.items()}
+                lines.append(Line([name, method], cells, elsewhere=(e,), ours=False))
+                words |= set(e.sees)
+    title = f"{TITLES['base_to_new']} in the field, {_shots(published.SHOTS)}, {published.BACKBONE}"
+    heads, columns = ["Data set", "Method"], ["base", "new", "h"]
+    return Table(title, heads, columns, lines, grouped=True, notes=footnotes(words))
+
+
+def _tested(summary: Summary) -> set[str]:
+    return {record.dataset for record in summary.of("base_to_new")}
 
 
 def _one_line_per_method(title: str, records: list[Record]) -> Table:
