@@ -6,11 +6,13 @@
     python scripts/prepare_data.py --check EuroSAT --decode --root DATA
     python scripts/prepare_data.py --check ImageFolder --decode --root MY_IMAGES
     python scripts/prepare_data.py --convert-fewshot EuroSAT --root DATA
+    python scripts/prepare_data.py --export-fewshot EuroSAT --shots 16 --seeds 1-3 --root DATA
 
 The same command again goes on where it stopped. Names are those of configs/datasets/ or of the
 readers. --convert-fewshot turns the original code's split_fewshot/shot_*-seed_*.pkl into JSON
-without running them. Exit status: 0 if every data set asked for is complete, 1 if not, 2 for a
-mistake in the command.
+without running them, and public samples of lines, shot_*-seed_*_train.jsonl and …_val.jsonl, too;
+--export-fewshot writes samples as such lines. Exit status: 0 if every data set asked for is
+complete, 1 if not, 2 for a mistake in the command.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import os
 import sys
 
 from dassl.utils import GOES_ON, UserError, user_errors
-from dassl.utils.cli import Parser
+from dassl.utils.cli import Parser, distinct_seeds, seed_list
 
 
 def _seconds(text: str) -> float:
@@ -37,6 +39,13 @@ def _times(text: str) -> int:
     return int(text)
 
 
+def _shots(text: str) -> int:
+    """A number of images of a class. Raises ValueError as `_seconds`."""
+    if not 0 < int(text) < 10**6:
+        raise ValueError
+    return int(text)
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -46,6 +55,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--check", action="store_true", help="download nothing; without names: all fifteen")
     add("--decode", action="store_true", help="read every image when checking")
     add("--convert-fewshot", action="store_true", help="few-shot pickles to JSON")
+    add("--export-fewshot", action="store_true", help="few-shot samples as .jsonl, drawn or kept")
+    add("--shots", nargs="+", type=_shots, default=[1, 2, 4, 8, 16], help="to export (1 2 4 8 16)")
+    add("--seeds", nargs="+", type=seed_list, default=[[1, 2, 3]], help="to export (1-3)")
     add("--downloads", metavar="DIR", help="where archives go (ROOT/downloads)")
     add("--keep", action="store_true", help="keep downloads that are in their place")
     add("--timeout", type=_seconds, default=30.0, help="seconds a server may stay silent (30)")
@@ -58,14 +70,17 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     args = parse_args(argv)
     # Here, as the readers import PyTorch, which --help has no need of.
-    from datasets.preparation.steps import SOURCES, convert, prepare, readers_of, report
+    from datasets.preparation.steps import SOURCES, convert, export, prepare, readers_of, report
 
     if not args.names and not args.check:
         raise UserError(f"name a data set, or 'all': {', '.join(SOURCES)}")
     readers = readers_of(args.names or ["all"])
-    if args.convert_fewshot:
+    if args.convert_fewshot or args.export_fewshot:
         for reader in readers:
-            for path in convert(reader, args.root):
+            written = convert(reader, args.root) if args.convert_fewshot else []
+            if args.export_fewshot:
+                written += export(reader, args.root, args.shots, distinct_seeds(args.seeds))
+            for path in written:
                 print(f"wrote {os.path.relpath(path)}")
         return 0
     if args.check and not os.path.exists(os.path.expanduser(args.root)):

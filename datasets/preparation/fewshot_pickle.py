@@ -5,14 +5,12 @@ An object of the pickle is its attributes here; its class is never looked up, im
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from dassl.utils import UserError, check_kind, read_bytes, reason
 from dassl.utils.pickles import PickleError, load_pickle, plain
 from datasets.annotations import Row
-from datasets.base import ImageDataset
 
 PARTS = ("train", "val")
 
@@ -61,47 +59,3 @@ def _row(record: Any) -> Row:
     path, label, classname = (values.get(key) for key in ("_impath", "_label", "_classname"))
     check_kind(label, int, "a label")
     return (check_kind(path, str, "a path"), label, check_kind(classname, str, "a class's name"))
-
-
-def convert(reader: type[ImageDataset], root: str) -> list[Path]:
-    """Write every `split_fewshot/shot_*-seed_*.pkl` of a data set as JSON beside it.
-
-    The images are looked up in the current split by the ends of their paths, so it doesn't matter
-    where the original code had them. Returns the JSON files. Raises UserError if a sample isn't
-    one of the current split, or there is none.
-    """
-    data = reader.open(root)
-    train, val, _ = data.load_lists()
-    folder = Path(data.dataset_dir) / "split_fewshot"
-    written = []
-    for path in sorted(folder.glob("shot_*-seed_*.pkl")):
-        match = re.fullmatch(r"shot_(\d+)-seed_(\d+)", path.stem)
-        if not match:
-            raise UserError(f"{path}: expected shot_<number>-seed_<number>.pkl")
-        shots, seed = map(int, match.groups())
-        sample = read_sample(path)
-        pools = {"train": (train, shots), "val": (val, min(shots, 4))}
-        lists = {}
-        for part, (pool, number) in pools.items():
-            rows = data.rows(pool)
-            try:
-                lists[part] = data.match_rows(_relative(sample.get(part, []), rows), pool, number)
-            except ValueError as error:
-                raise UserError(f"{path}, '{part}': {error}") from None
-        target = data.fewshot_path(shots, seed)
-        data.write_sample(lists["train"], lists["val"], target)
-        written.append(Path(target))
-    if not written:
-        raise UserError(f"no shot_<number>-seed_<number>.pkl in {folder}")
-    return written
-
-
-def _relative(rows: list[Row], known: list[Row]) -> list[Row]:
-    """Shorten each path to the longest end of it that is a path of the split."""
-    paths = {row[0] for row in known}
-    shortened = []
-    for path, label, classname in rows:
-        words = path.replace("\\", "/").split("/")
-        ends = ("/".join(words[i:]) for i in range(len(words)))
-        shortened.append((next((end for end in ends if end in paths), path), label, classname))
-    return shortened

@@ -12,11 +12,11 @@ from dassl.utils import UserError, lock_folder, suggest, unlock_folder
 from datasets.base import ImageDataset
 from datasets.preparation.check import check, table
 from datasets.preparation.fetch import Options
-from datasets.preparation.fewshot_pickle import convert
+from datasets.preparation.fewshot_samples import convert, export
 from datasets.preparation.prepare import Preparation
 from datasets.preparation.sources import SOURCES
 
-__all__ = ["SOURCES", "convert", "prepare", "readers_of", "report"]
+__all__ = ["SOURCES", "convert", "export", "prepare", "readers_of", "report"]
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "datasets"
 

@@ -15,7 +15,7 @@ from datasets import splits
 from datasets.annotations import rows_hash, seeded
 from datasets.caltech101 import Caltech101
 from datasets.eurosat import EuroSAT
-from datasets.preparation import fewshot_pickle
+from datasets.preparation import fewshot_samples
 from tests.datasets.layouts import image
 
 # Folder, folder of images, split file; classes, train, val, test as published.
@@ -177,10 +177,10 @@ def test_original_samples_have_four_validation_images_per_class(large_val, monke
         part: [(f"{part}_{c}_{i}.jpg", c, "ab"[c]) for c in range(2) for i in range(n)]
         for part, n in (("train", 5), ("val", 4))
     }
-    monkeypatch.setattr(fewshot_pickle, "read_sample", lambda path: rows)
+    monkeypatch.setattr(fewshot_samples.fewshot_pickle, "read_sample", lambda path: rows)
     folder = large_val / "oxford_pets" / "split_fewshot"
     folder.mkdir()
     (folder / "shot_5-seed_1.pkl").touch()
-    (path,) = fewshot_pickle.convert(DATASET_REGISTRY.get("OxfordPets"), str(large_val))
+    (path,) = fewshot_samples.convert(DATASET_REGISTRY.get("OxfordPets"), str(large_val))
     kept = json.loads(path.read_text())
     assert {part: [tuple(row) for row in kept[part]] for part in rows} == rows

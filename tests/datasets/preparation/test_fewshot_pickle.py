@@ -14,7 +14,8 @@ import datasets  # noqa: F401 - registers the readers
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from dassl.utils import UserError
-from datasets.preparation.fewshot_pickle import convert, read_sample
+from datasets.preparation.fewshot_pickle import read_sample
+from datasets.preparation.fewshot_samples import convert
 from experiments import preparation_command as prepare_data
 from tests.datasets.layouts import build, write_split
 
