@@ -6,7 +6,6 @@ Python's global `random`, as there.
 
 from __future__ import annotations
 
-import math
 import os
 import random
 from collections import defaultdict
@@ -14,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from dassl.data.datasets import Datum
+from dassl.data.datasets import Datum, number_of_base
 from dassl.utils import UserError, atomic_write, check_kind, json_text, read_json, suggest
 
 from .annotations import Row, class_folders, image_files
@@ -115,7 +114,7 @@ def subsample_classes(*lists: Items, subsample: str = "all") -> tuple[Items, ...
             f"it is one of {', '.join(SUBSAMPLES)}"
         )
     labels = sorted({item.label for item in next(filter(None, lists), [])})
-    half = math.ceil(len(labels) / 2)
+    half = number_of_base(len(labels))
     chosen = {"all": labels, "base": labels[:half], "new": labels[half:]}[subsample]
     if chosen == list(range(len(labels))):
         return lists

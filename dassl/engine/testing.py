@@ -13,6 +13,7 @@ import torch
 from dassl.config import CfgNode
 from dassl.config.severities import NONE, TYPOS
 from dassl.data import DataManager
+from dassl.data.datasets import number_of_base
 from dassl.evaluation import EvaluatorBase
 from dassl.utils import UserError, check_choice, find_checkpoint, stop_if_wanted
 
@@ -115,6 +116,7 @@ class Testing(Resuming, TrainerBase):
             "skipped_images": self.dm.skipped_images,
             "decoding": self.dm.decoding,
             "corruption": self._corruption(split),
+            "halves": self._halves(),
             **self.result_extra(),
         }
         if self.cfg.TEST.PER_CLASS_RESULT:
@@ -131,6 +133,17 @@ class Testing(Resuming, TrainerBase):
         if node.CORRUPTION == NONE or (node.CORRUPTION != TYPOS and split != node.SPLIT):
             return None
         return {"name": node.CORRUPTION, "severity": node.SEVERITY}
+
+    def _halves(self) -> dict[str, float | None] | None:
+        """The accuracies of base and of new classes' images, where both were told apart."""
+        classes, evaluator = len(self.dm.classnames), self.evaluator
+        if self.cfg.DATASET.SUBSAMPLE_CLASSES != "all" or not hasattr(evaluator, "accuracy_of"):
+            return None
+        half = number_of_base(classes)
+        return {
+            "base": evaluator.accuracy_of(slice(0, half)),
+            "new": evaluator.accuracy_of(slice(half, classes)),
+        }
 
     def result_extra(self) -> dict[str, Any]:
         """Return entries to add to result.json."""

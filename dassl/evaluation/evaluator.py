@@ -1,4 +1,4 @@
-"""Accuracy, macro F1, accuracy per class, confusion matrix."""
+"""Accuracy, macro F1, calibration error, accuracy per class, confusion matrix."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dassl.config import CfgNode
+from dassl.metrics import expected_calibration_error
 from dassl.utils import NOT_FINITE, UserError, write_tensors
 
 from .build import EVALUATOR_REGISTRY
@@ -61,7 +62,9 @@ class Classification(EvaluatorBase):
         # Kept on their device: a pass over the test images waits for the GPU only at its end.
         self._true: list[torch.Tensor] = []
         self._pred: list[torch.Tensor] = []
+        self._sure: list[torch.Tensor] = []
         self._finite: list[torch.Tensor] = []
+        self._counts = torch.zeros(0, 0, dtype=torch.int64)
         self.total = 0
         self.results = OrderedDict()
         self.per_class = []
@@ -70,13 +73,16 @@ class Classification(EvaluatorBase):
         """Take scores `mo` (B, C) and labels `gt` (B,); they stay on their device."""
         self._finite.append(mo.isfinite().all())
         self._pred.append(mo.argmax(dim=1))
+        full = mo.to(torch.promote_types(mo.dtype, torch.float32))
+        self._sure.append(full.softmax(dim=1).amax(dim=1))
         self._true.append(gt)
 
     def evaluate(self) -> OrderedDict[str, float]:
-        """Return accuracy, error_rate, macro_f1 and, with PER_CLASS_RESULT, perclass_accuracy.
+        """Return accuracy, error_rate, macro_f1, ece and, with PER_CLASS_RESULT, perclass_accuracy.
 
-        The macro F1 is the mean over the classes that have images. Details per class are then in
-        `per_class`. Raises UserError for scores that are infinite or NaN.
+        The macro F1 is the mean over the classes that have images; the expected calibration error
+        is that of the scores' softmax. Details per class are then in `per_class`. Raises UserError
+        for scores that are infinite or NaN.
         """
         if not self._true:
             raise UserError("there is nothing to evaluate")
@@ -86,10 +92,14 @@ class Classification(EvaluatorBase):
         size = int(max(true.max(), pred.max())) + 1
         # counts[i, j]: images of class i taken for class j
         counts = torch.bincount(true * size + pred, minlength=size * size).reshape(size, size)
+        self._counts = counts
         self.total, correct = len(true), int(counts.trace())
         accuracy = 100.0 * correct / self.total
         results = OrderedDict(
-            accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=_macro_f1(counts)
+            accuracy=accuracy,
+            error_rate=100.0 - accuracy,
+            macro_f1=_macro_f1(counts),
+            ece=expected_calibration_error(torch.cat(self._sure).cpu(), true == pred),
         )
         print(
             "=> result\n"
@@ -97,7 +107,8 @@ class Classification(EvaluatorBase):
             f"* correct: {correct:,}\n"
             f"* accuracy: {accuracy:.1f}%\n"
             f"* error: {results['error_rate']:.1f}%\n"
-            f"* macro_f1: {results['macro_f1']:.1f}%"
+            f"* macro_f1: {results['macro_f1']:.1f}%\n"
+            f"* ece: {results['ece']:.1f}%"
         )
         if self.cfg.TEST.PER_CLASS_RESULT:
             results["perclass_accuracy"] = self._evaluate_classes(counts)
@@ -107,6 +118,14 @@ class Classification(EvaluatorBase):
             print(f"Confusion matrix saved to {path}")
         self.results = results
         return results
+
+    def accuracy_of(self, classes: slice) -> float | None:
+        """Return how many of these classes' images are right, in percent; None if there are none.
+
+        They are told from all classes. After `evaluate`.
+        """
+        images = int(self._counts[classes].sum())
+        return 100.0 * int(self._counts.diagonal()[classes].sum()) / images if images else None
 
     def _evaluate_classes(self, counts: torch.Tensor) -> float:
         """Print and keep what is known of each class that has images.

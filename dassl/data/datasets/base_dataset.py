@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from dassl.utils import UserError
+
+
+def number_of_base(classes: int) -> int:
+    """How many of so many classes, the first in label order, are base classes: ⌈n/2⌉."""
+    return math.ceil(classes / 2)
 
 
 @dataclass(frozen=True, slots=True)

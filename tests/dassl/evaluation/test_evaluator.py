@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -45,8 +47,28 @@ def test_printed_lines(capsys):
         "* accuracy: 75.0%",
         "* error: 25.0%",
         "* macro_f1: 55.6%",
+        "* ece: 39.8%",
     ]
     assert evaluator.total == 2000
+
+
+def test_accuracy_of_some_classes():
+    """Among all of them: an image of class 2 that is taken for class 0 is wrong."""
+    evaluator, _ = evaluate([0, 0, 1, 2, 2, 2], [0, 1, 1, 0, 2, 0])
+    assert evaluator.accuracy_of(slice(0, 2)) == pytest.approx(200 / 3)
+    assert evaluator.accuracy_of(slice(2, 6)) == pytest.approx(100 / 3)
+    assert evaluator.accuracy_of(slice(3, 6)) is None
+
+
+def test_calibration_error_of_logits():
+    cfg = get_cfg_default()
+    cfg.VERBOSE = False
+    evaluator = build_evaluator(cfg, lab2cname={})
+    logits = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]], dtype=torch.float16)
+    evaluator.process(logits, torch.tensor([0, 0, 0]))
+    sure = [1 / (1 + math.exp(-x)) for x in (2, 3, 1)]  # .88 and .95 share no bin
+    gaps = [abs(1 - sure[0]), sure[1], abs(1 - sure[2])]
+    assert evaluator.evaluate()["ece"] == pytest.approx(100 * sum(gaps) / 3, rel=1e-4)
 
 
 def test_per_class(capsys):
