@@ -50,7 +50,8 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.transforms import build_transform
 from dassl.utils import UserError, read_image, user_errors, write_json
 from dassl.utils.cli import Parser, markdown_table, output_file, seed_list
-from experiments.protocols import PROTOCOLS, ROOT, Chain, Plan
+from experiments.chains import Chain
+from experiments.protocols import PROTOCOLS, ROOT, Plan
 from tuning import options
 from tuning.loading import resolve_precision
 

@@ -26,15 +26,9 @@ from pathlib import Path
 from dassl.config.severities import SEVERITIES
 from dassl.utils import GOES_ON, UserError, heed_signals, user_errors
 from dassl.utils.cli import Parser, distinct_seeds, positive, seed_list, shots
+from experiments.chains import Chain, side_by_side, without_repetitions
 from experiments.chosen_datasets import absolute, check_labels
-from experiments.protocols import (
-    PROTOCOLS,
-    ROOT,
-    Chain,
-    Plan,
-    side_by_side,
-    without_repetitions,
-)
+from experiments.protocols import PROTOCOLS, ROOT, Plan
 from experiments.results.under_corruption import CORRUPTED
 from experiments.runner import (
     USER_ERROR,

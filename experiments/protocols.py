@@ -6,7 +6,6 @@ before it is tested elsewhere); chains are independent of each other.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,89 +13,16 @@ from pathlib import Path
 
 from dassl.config.severities import CORRUPTIONS
 from dassl.utils import UserError, suggest
+from experiments.chains import Chain, Job
 from experiments.chosen_datasets import ChosenDataset, check_labels, chosen
 from experiments.results import published
 from experiments.results.configs import CONFIGS, ROOT, config_file
-from experiments.results.folders import Place, config_label
+from experiments.results.folders import TOGETHER, Place, config_label
 from experiments.results.sweeps import ABLATED, ABLATION, LAMBDA, LAMBDAS
 from experiments.results.under_corruption import CORRUPTED, CORRUPTION, SEVERITY
 from tuning.naming import bare_name
 
 BACKBONE = "vit_b16"  # the paper's, in the names of configs
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of train.py.
-
-    `folder` gets its result.json;
-    `model` is the folder of the run whose model it tests, if it doesn't train its own; runs of one
-    `kin` differ only in what runs that are trained side by side may differ in.
-    """
-
-    folder: Path
-    arguments: tuple[str, ...]
-    model: Path | None = None
-    kin: str = ""
-
-    @property
-    def command(self) -> str:
-        """The command as a person would type it."""
-        return shlex.join(["python", "train.py", *self.arguments])
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Runs of one or several models, those that train before those that test."""
-
-    name: str
-    jobs: tuple[Job, ...]
-
-    @property
-    def steps(self) -> tuple[tuple[Job, ...], ...]:
-        """The runs that train, then those that test: each go in one process."""
-        parts = ([job for job in self.jobs if (job.model is None) == own] for own in (True, False))
-        return tuple(tuple(part) for part in parts if part)
-
-
-def without_repetitions(chains: Sequence[Chain]) -> list[Chain]:
-    """Leave out runs that a chain has twice, and chains of runs that stand before them."""
-    kept: list[Chain] = []
-    seen: set[Path] = set()
-    for chain in chains:
-        jobs = {job.folder: job for job in chain.jobs}
-        if not jobs.keys() <= seen:
-            kept.append(Chain(chain.name, tuple(jobs.values())))
-        seen |= jobs.keys()
-    return kept
-
-
-def side_by_side(chains: Sequence[Chain], limit: int) -> list[Chain]:
-    """Join chains whose models can be trained as one, at most `limit` models in each."""
-    groups: dict[tuple[str, ...], list[list[Chain]]] = {}
-    joined = []
-    for i, chain in enumerate(chains):
-        kin = tuple(job.kin or str(i) for job in chain.jobs)
-        groups.setdefault(kin, [])
-        if not groups[kin] or len(groups[kin][-1]) == limit:
-            groups[kin].append([])
-            joined.append(groups[kin][-1])
-        groups[kin][-1].append(chain)
-    return [
-        Chain(_common_name([chain.name for chain in group]), tuple(dict.fromkeys(_by_place(group))))
-        for group in joined
-    ]
-
-
-def _by_place(chains: Sequence[Chain]) -> list[Job]:
-    """The first runs of all, then the second ones, and so on."""
-    return [job for jobs in zip(*(chain.jobs for chain in chains), strict=True) for job in jobs]
-
-
-def _common_name(names: Sequence[str]) -> str:
-    """For "CoOp dtd seed 1" and "CoOp dtd seed 2": "CoOp dtd seed 1|2"."""
-    columns = zip(*(name.split(" ") for name in names), strict=True)
-    return " ".join("|".join(dict.fromkeys(words)) for words in columns)
 
 
 @dataclass(frozen=True)
@@ -201,6 +127,13 @@ class Plan:
         name = f"{trainer} {chosen(dataset).label} {shots} shots seed {seed}{changed}"
         return Chain(name, (train, test))
 
+    def base_and_new(self, trainer: str, dataset: str, seed: int, shots: int) -> Chain:
+        """As base to new; then the same model on all classes at once."""
+        chain = self.base_to_new(trainer, dataset, seed, shots)
+        key = (trainer, dataset, seed, shots)
+        test = self.job(f"base2new/{TOGETHER}", *key, "all", model=chain.jobs[0])
+        return Chain(f"{chain.name} together", (*chain.jobs, test))
+
     def corruptions(self, trainer: str, dataset: str, seed: int, shots: int) -> Chain:
         """As base to new; then the same model under every corruption, base and new classes."""
         chain = self.base_to_new(trainer, dataset, seed, shots)
@@ -274,6 +207,7 @@ def _each(make: Callable[..., Chain]) -> Callable[..., list[Chain]]:
 
 _base_to_new = _each(Plan.base_to_new)
 _all_classes = _each(Plan.all_classes)
+_base_and_new = _each(Plan.base_and_new)
 _corruptions = _each(Plan.corruptions)
 
 
@@ -336,13 +270,18 @@ class Protocol:
 
 
 ELEVEN = published.datasets("base_to_new")
+FEW = (1, 2, 4, 8, 16)
+# Methods on frozen features. None of them chooses by test images.
+ADAPTERS = ("TipAdapter", "TipAdapterF", "CLIPAdapter", "TaskRes", "LPpp", "ZSLP", "CLAP")
 PROTOCOLS = {
     "base_to_new": Protocol(_base_to_new, ELEVEN),
+    "base_and_new": Protocol(_base_and_new, ELEVEN),
     "cross_dataset": Protocol(_transfer("cross_dataset"), published.datasets("cross_dataset")),
     "domain_generalization": Protocol(
         _transfer("domain_generalization"), published.datasets("domain_generalization")
     ),
-    "few_shot": Protocol(_both, ELEVEN, shots=(1, 2, 4, 8, 16)),
+    "few_shot": Protocol(_both, ELEVEN, shots=FEW),
+    "few_shot_adapters": Protocol(_all_classes, ELEVEN, trainers=ADAPTERS, shots=FEW),
     CORRUPTED: Protocol(_corruptions, ELEVEN, varies=frozenset({CORRUPTION, SEVERITY})),
     # Nothing is drawn or trained: one seed says all.
     "zero_shot": Protocol(_both, ELEVEN, trainers=("ZeroshotCLIP",), seeds=(1,)),

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import IO
 
 from dassl.utils import UserError, check_percent, disk_error, read_json, try_flock
-from experiments.protocols import ROOT, Chain, Job
+from experiments.chains import Chain, Job
+from experiments.protocols import ROOT
 
 USER_ERROR = 2  # train.py's exit status for a mistake that no repetition mends
 CONSOLE = "console.txt"  # what a run printed, all attempts

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 from dassl.utils import UserError
-from experiments.protocols import ROOT, Chain
+from experiments.chains import Chain
+from experiments.protocols import ROOT
 from experiments.runner import Outcome, Report, RunnerSettings, is_complete, outcome_of, run_waiting
 
 

@@ -222,6 +222,10 @@ class DePT(Method):
         """As the method's; the CAT head needs nothing of it."""
         self.method.prepare(data)
 
+    def chosen(self) -> dict[str, float | str]:
+        """As the method's."""
+        return self.method.chosen()
+
     def remember_start(self) -> None:
         """As the method's: nothing else is held."""
         self.method.remember_start()

@@ -137,6 +137,15 @@ class TipAdapterMethod(Method):
         """Validation images, where they choose."""
         return ("validation_images",) if cfg.TRAINER.TIP_ADAPTER.CHOICE == "val" else ()
 
+    def chosen(self) -> dict[str, float | str]:
+        """α and β, where they are chosen."""
+        choice, images = self.settings.CHOICE, self.cache.values.sum(dim=1)
+        alone = choice == "leave_one_out" and bool((images == 1).any())
+        if choice == "fixed" or alone:
+            return {}
+        found = {name: float(getattr(self.cache, name)) for name in ("alpha", "beta")}
+        return {**found, "by": choice}
+
     def encode_text(self) -> torch.Tensor:
         """ẽ, (C,D)."""
         return self.frozen_text

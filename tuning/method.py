@@ -178,6 +178,10 @@ class Method(Saved):
         """`sees`, under this config."""
         return cls.sees
 
+    def chosen(self) -> dict[str, float | str]:
+        """What it chose by images before its first step: values by name, and "by" which images."""
+        return {}
+
     def encode_text(self) -> torch.Tensor:
         """(C,D) text features e_c, not normalized, where they don't depend on the image."""
         raise NotImplementedError

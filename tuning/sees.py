@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dassl.config.identity import is_identity
+
 if TYPE_CHECKING:
     from tuning.method import Method
 
@@ -64,9 +66,11 @@ class Seeing:
     method_class: type[Method]
     further: Any  # other data sets that it trains on
     validates: Any
+    validates_on_test_images: Any
     # What the model that is loaded saw, None if it doesn't say; and the one that it starts from.
     _model_saw: tuple[str, ...] | None = None
     _start_saw: tuple[str, ...] = ()
+    _model_classes: str | None = None  # of the model that is loaded
 
     def seen(self) -> list[str]:
         """What it saw beyond the labeled training images and their classes' names, of `SEES`.
@@ -85,9 +89,15 @@ class Seeing:
             sees.add("settings_per_data_set")
         if self.validates:
             sees.add("validation_images")
+        if "validation_images" in sees and self.validates_on_test_images():
+            sees = (sees - {"validation_images"}) | {"test_images"}
         if self.method.teacher_run is not None and self.method.teacher_run.is_read:
             sees |= {"teacher", *self.method.teacher_run.sees}
         return list(known({*sees, *self._start_saw}))
+
+    def model_classes(self) -> str:
+        """Which classes the model was trained on: all, base or new ones."""
+        return self._model_classes or self.cfg.DATASET.SUBSAMPLE_CLASSES
 
     def remember_seen(self, checkpoint: dict[str, Any], start: bool) -> None:
         """Take what a checkpoint says: of the model itself, or of the one that it starts from.
@@ -95,8 +105,9 @@ class Seeing:
         One to start from has also seen its images, where they are of another data set.
         """
         words = checkpoint.get("sees")
+        identity: Any = checkpoint.get("identity")
+        settings = identity["settings"] if is_identity(identity) else {}
         if start:
-            settings = (checkpoint.get("identity") or {}).get("settings", {})
             name = self.cfg.DATASET.NAME
             classes = {*self.dm.label_space, *self.dm.class_keys}
             own = classes.issuperset(checkpoint.get("class_keys") or ())
@@ -104,3 +115,4 @@ class Seeing:
             self._start_saw = known((*(words or ()), *(() if own else ("other_data_sets",))))
         else:
             self._model_saw = None if words is None else known(words)
+            self._model_classes = settings.get("DATASET.SUBSAMPLE_CLASSES")

@@ -358,11 +358,13 @@ class PromptTrainer(Seeing, Inputs):
         self.scaler.load_state_dict(extra["scaler"])
 
     def result_extra(self) -> dict:
-        """Backbone, how many runs trained together, and what the method saw."""
+        """Backbone, how many runs trained together, what the method saw and was trained on."""
         return {
             "backbone_sha256": self.backbone_sha256,
             "side_by_side": self.side_by_side,
             "sees": self.seen(),
+            "model_classes": self.model_classes(),
+            "chosen": self.method.chosen(),
         }
 
     def load_model(self, directory: str | os.PathLike | None, epoch: int | None = None) -> None:

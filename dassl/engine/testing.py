@@ -164,11 +164,15 @@ class Testing(Resuming, TrainerBase):
         """How the epoch was chosen, and on what; None where the last one is taken."""
         if self.cfg.TEST.FINAL_MODEL != "best_val":
             return None
-        val, test = self.dm.dataset.val or [], self.dm.dataset.test or []
-        same = {item.impath for item in val} == {item.impath for item in test}
+        same = self.validates_on_test_images()
         if same:
             print("The validation images, which chose the epoch, are the test images")
         return {"images": "val", "images_are_test_images": same}
+
+    def validates_on_test_images(self) -> bool:
+        """Whether the data set's validation images are its test images, as ImageNet's are."""
+        val, test = self.dm.dataset.val or [], self.dm.dataset.test or []
+        return {item.impath for item in val} == {item.impath for item in test}
 
     def load_model(self, directory: str | os.PathLike | None, epoch: int | None = None) -> None:
         """As `TrainerBase.load_model`; remembers where the weights come from."""

@@ -46,6 +46,9 @@ def parse_args() -> object:
         help="tables apart by what methods see beside labeled training images and class names",
     )
     parser.add_argument(
+        "--ece", action="store_true", help="expected calibration errors beside the accuracies"
+    )
+    parser.add_argument(
         "--field", action="store_true", help="and a table of what was published of other methods"
     )
     parser.add_argument(
@@ -87,7 +90,7 @@ def main() -> int:
     """Print the tables; return the exit status."""
     args = parse_args()
     summary = read_summary(args)
-    layout = Layout(by_sees=args.group_by == "sees", field=args.field)
+    layout = Layout(by_sees=args.group_by == "sees", field=args.field, ece=args.ece)
     content = FORMATS[args.format](summary, layout)
     if args.out:
         with atomic_write(args.out) as file:

@@ -2,6 +2,7 @@
 
     <output>/base2new/train_base/<data set>/shots_<S>/<Trainer>/<config>/seed<N>
     <output>/base2new/test_new/…                      the same model, tested on the new classes
+    <output>/base2new/test_all/…                      and on base and new classes together
     <output>/all_classes/train_all/…                  trained and tested on all classes
     <output>/cross_dataset/from_<source>/…            a model of all_classes, tested elsewhere
     <output>/domain_generalization/from_<source>/…
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+TOGETHER = "test_all"  # the stage of a model of base classes that is tested on all
 _TAIL = r"/seed(?P<seed>\d+)$"
 # Ours and CoOp's; DePT's public runner; CoOp's cross-dataset and few-shot scripts.
 _PATTERNS = [

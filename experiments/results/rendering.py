@@ -184,7 +184,7 @@ def as_latex(tables: list[Table]) -> str:
     return "\n\n".join(blocks)
 
 
-METRICS = ("base", "new", "h", "accuracy")
+METRICS = ("base", "new", "h", "accuracy", "ece_base", "ece_new", "ece")
 
 
 def as_csv(summary: Summary) -> str:

@@ -23,7 +23,7 @@ from dassl.utils import (
 )
 from experiments.results import published
 from experiments.results.configs import CONFIGS, settings_by_dataset
-from experiments.results.folders import Place, read_place
+from experiments.results.folders import TOGETHER, Place, read_place
 from tuning.naming import wrapped_name
 from tuning.sees import known
 
@@ -39,10 +39,10 @@ _OF_A_ROW = "DATASET.NUM_SHOTS"
 class Score:
     """One accuracy, in percent: a trained model on one set of classes of one data set.
 
-    `protocol` is base_to_new, all_classes, cross_dataset, domain_generalization or corruptions;
-    `source` is the data set the model was trained on where that is another one. `settings` holds
-    the resolved configuration as far as all runs of a row must share it. Where the test images or
-    names were corrupted, `corruption` and `severity` say how.
+    `protocol` is base_to_new, base_and_new, all_classes, cross_dataset, domain_generalization or
+    corruptions; `source` is the data set the model was trained on where that is another one.
+    `settings` holds the resolved configuration as far as all runs of a row must share it. Where
+    the test images or names were corrupted, `corruption` and `severity` say how.
     """
 
     protocol: str
@@ -69,6 +69,17 @@ class Score:
     def identity(self) -> Identity:
         """What the numbers depend on. Only where it is `identified`."""
         return self.result["identity"]
+
+    @property
+    def ece(self) -> float | None:
+        """The expected calibration error in percent, where the run says it."""
+        return self.result.get("ece")
+
+    @property
+    def halves(self) -> dict[str, float]:
+        """Accuracies of base and of new classes' images among all classes, as far as said."""
+        halves = self.result.get("halves") or {}
+        return {part: halves[part] for part in ("base", "new") if halves.get(part) is not None}
 
     @property
     def sees(self) -> tuple[str, ...]:
@@ -187,7 +198,7 @@ def _todays_name(trainer: str) -> str:
 
 # What a result's entries are, where they are there.
 _ENTRIES: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("accuracy", "error_rate", "macro_f1", "seconds"), (int, float)),
+    **dict.fromkeys(("accuracy", "error_rate", "macro_f1", "ece", "seconds"), (int, float)),
     **dict.fromkeys(("seed", "shots", "num_test", "skipped_images"), int),
     **dict.fromkeys(("trainer", "dataset", "dataset_label", "split", "model_dir", "classes"), str),
     **dict.fromkeys(("backbone", "config"), str),
@@ -196,6 +207,8 @@ _ENTRIES: dict[str, type | tuple[type, ...]] = {
     "corruption": (dict, type(None)),
     "per_class": list,
     "sees": list,
+    "halves": (dict, type(None)),
+    "model_classes": (str, type(None)),
 }
 
 
@@ -206,6 +219,11 @@ def read_result(folder: Path) -> dict[str, Any]:
     for name, kind in _ENTRIES.items():
         if name in result:
             check_kind(result[name], kind, f"{path}: its entry '{name}'")
+    for part, value in (result.get("halves") or {}).items():
+        if value is not None:
+            check_percent(value, f"{path}: '{printable(part)}' of its 'halves'")
+    if "ece" in result:
+        check_percent(result["ece"], f"{path}: its 'ece'")
     for entry in result.get("per_class", []):
         check_kind(entry, dict, f"{path}: a class of its 'per_class'")
         check_kind(entry.get("classname"), str, f"{path}: a class's name")
@@ -229,7 +247,8 @@ def _protocol(place: Place, classes: str, result: dict[str, Any]) -> tuple[str, 
     if source is None:  # CoOp's scripts put there what a model of ImageNet does elsewhere
         source = "imagenet" if place.stage == "evaluation" else place.dataset
     if source == place.dataset:
-        return "all_classes", ""
+        together = result.get("model_classes") == "base" or place.stage == TOGETHER
+        return ("base_and_new" if together else "all_classes"), ""
     # The original scripts keep both transfer protocols in one folder.
     variant = place.dataset in published.datasets("domain_generalization")
     return ("domain_generalization" if variant else "cross_dataset"), source

@@ -21,6 +21,7 @@ from tuning.sees import known
 
 AVERAGE = "average"
 TRANSFERS = ("cross_dataset", "domain_generalization")
+TOGETHER = "base_and_new"
 BySeed = dict[int, float]  # {seed: accuracy in percent}
 
 
@@ -52,6 +53,7 @@ class Row:
     corruption: str = ""
     severity: int = 0
     cells: dict[tuple[str, str], BySeed] = field(default_factory=lambda: defaultdict(dict))
+    ece: dict[tuple[str, str], BySeed] = field(default_factory=lambda: defaultdict(dict))
     settings: dict[str, Any] = field(default_factory=dict)
     backbone: str = ""  # its name or file, as far as the runs say
     sees: tuple[str, ...] = ()  # what its runs saw, in the words of tuning/sees.py
@@ -103,7 +105,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Record:
-    """One line: `metrics` are base, new, h or accuracy; `published` has the paper's, same names."""
+    """One line: `metrics` are base, new, h or accuracy, and expected calibration errors.
+
+    `published` has the paper's, by the same names.
+    """
 
     protocol: str
     trainer: str
@@ -189,8 +194,8 @@ def summarize(
         if row.protocol in TRANSFERS:
             _add_source(row, summary.rows)
         if not row.corruption:  # those together make a line: corruptions.py
-            is_base_new = row.protocol == "base_to_new"
-            summary.records += _base_new_lines(row) if is_base_new else _accuracy_lines(row)
+            lines = {"base_to_new": _base_new_lines, TOGETHER: _together_lines}
+            summary.records += lines.get(row.protocol, _accuracy_lines)(row)
         summary.missing += _missing(row, summary.rows, seeds, datasets)
     return summary
 
@@ -210,6 +215,11 @@ def _fill(row: Row, scores: list[Score]) -> list[str]:
             raise ValueError(f"two results for one run: {both}{hint}")
         first[key] = score
         row.cells[score.dataset, score.classes][score.seed] = score.accuracy
+        if score.ece is not None:
+            row.ece[score.dataset, score.classes][score.seed] = score.ece
+        if row.protocol == TOGETHER:
+            for part, accuracy in score.halves.items():
+                row.cells[score.dataset, part][score.seed] = accuracy
     row.backbone = next((score.backbone for score in scores if score.backbone), "")
     row.sees = known(word for score in scores for word in score.sees)
     row.settings, unknown = shared_settings(scores)
@@ -257,8 +267,21 @@ def base_new_h(bases: list[BySeed], news: list[BySeed]) -> dict[str, Stat]:
 
 
 def row_base_new_h(row: Row, names: list[str]) -> dict[str, Stat]:
-    """Return base, new and H of a row, averaged over the data sets `names`."""
-    return base_new_h(*([row.cells.get((n, part), {}) for n in names] for part in ("base", "new")))
+    """Return base, new and H of a row, averaged over the data sets `names`; and their ECE."""
+    parts = [[row.cells.get((n, part), {}) for n in names] for part in ("base", "new")]
+    metrics = base_new_h(*parts)
+    for part in ("base", "new"):
+        if found := mean_of([row.ece.get((n, part), {}) for n in names]):
+            metrics[f"ece_{part}"] = found
+    return metrics
+
+
+def mean_of(cells: list[BySeed]) -> Stat | None:
+    """Return the mean over data sets; None where one has nothing."""
+    if not all(cells):
+        return None
+    mean, by_seed = average(cells)
+    return Stat.of(by_seed, mean) if by_seed else Stat(mean, None, ())
 
 
 def whole_datasets(row: Row) -> list[str]:
@@ -279,6 +302,20 @@ def _base_new_lines(row: Row) -> list[Record]:
     return lines
 
 
+def _together_lines(row: Row) -> list[Record]:
+    """Return lines of a model of base classes on all: their accuracy, its halves and their H."""
+    lines = []
+    groups = [[name] for name in row.datasets]
+    for names in [*groups, row.datasets] if len(groups) > 1 else groups:
+        both = [[row.cells.get((n, part), {}) for n in names] for part in ("base", "new")]
+        metrics = base_new_h(*both)
+        for key, cells in (("accuracy", row.cells), ("ece", row.ece)):
+            if found := mean_of([cells.get((n, "all"), {}) for n in names]):
+                metrics[key] = found
+        lines.append(row.record(names[0] if len(names) == 1 else AVERAGE, metrics))
+    return lines
+
+
 def _accuracy_lines(row: Row) -> list[Record]:
     """Return the lines of a protocol with one accuracy; an average leaves the source out."""
     in_paper = row.protocol in TRANSFERS
@@ -288,8 +325,8 @@ def _accuracy_lines(row: Row) -> list[Record]:
         metrics = {"accuracy": Stat.of(row.cells[name, "all"])}
         lines.append(row.record(name, metrics, row.papers(name) if in_paper else {}))
     if len(row.datasets) > 1:
-        mean, by_seed = average([row.cells[name, "all"] for name in row.datasets])
-        stat = Stat.of(by_seed, mean) if by_seed else Stat(mean, None, ())
+        stat = mean_of([row.cells[name, "all"] for name in row.datasets])
+        assert stat is not None
         same = in_paper and {row.source, *row.datasets} == set(published.datasets(row.protocol))
         lines.append(row.record(AVERAGE, {"accuracy": stat}, row.papers(AVERAGE) if same else {}))
     return lines

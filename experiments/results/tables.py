@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from experiments.results import published
 from experiments.results.scores import Score
-from experiments.results.summary import AVERAGE, TRANSFERS, Record, Row, Stat, Summary
+from experiments.results.summary import AVERAGE, TOGETHER, TRANSFERS, Record, Row, Stat, Summary
 from experiments.results.sweeps import is_swept
 from experiments.results.under_corruption import COLUMNS, CORRUPTED
 from tuning.naming import bare_name
@@ -15,6 +15,7 @@ from tuning.sees import footnotes, known, marks, meanings
 
 TITLES = {
     "base_to_new": "Base to new",
+    TOGETHER: "Base and new together",
     "all_classes": "All classes",
     "cross_dataset": "Cross-dataset transfer",
     "domain_generalization": "Domain generalisation",
@@ -24,6 +25,7 @@ TITLES = {
     "ablation": "Ablation",
 }
 HEADS = {"base": "Base", "new": "New", "h": "H", "accuracy": "Accuracy"}
+HEADS |= {"ece_base": "ECE base", "ece_new": "ECE new", "ece": "ECE"}
 HEADS |= {column: column.capitalize() for column in COLUMNS} | {"jpeg": "JPEG"}
 
 
@@ -72,10 +74,12 @@ class Layout:
 
     by_sees: apart for each choice of what methods see, those that see least first.
     field: with a table of all that the field published.
+    ece: expected calibration errors beside the accuracies of base and new classes.
     """
 
     by_sees: bool = False
     field: bool = False
+    ece: bool = False
 
 
 USUAL = Layout()
@@ -83,26 +87,33 @@ USUAL = Layout()
 
 def make_tables(summary: Summary, layout: Layout = USUAL) -> list[Table]:
     """Return the tables of all protocols that have records."""
-    tables = _by_what_is_seen(summary) if layout.by_sees else _tables(summary)
+    tables = (_by_what_is_seen if layout.by_sees else _tables)(summary, layout.ece)
     return [*tables, field_table(summary)] if layout.field else tables
 
 
-def _by_what_is_seen(summary: Summary) -> list[Table]:
+def _by_what_is_seen(summary: Summary, ece: bool) -> list[Table]:
     groups = sorted({known(r.sees) for r in summary.records}, key=lambda g: (len(g), marks(g)))
     tables = []
     for group in groups:
         alike = [record for record in summary.records if known(record.sees) == group]
-        for table in _tables(replace(summary, records=alike)):
+        for table in _tables(replace(summary, records=alike), ece):
             tables.append(replace(table, title=f"{table.title}; seen: {meanings(group)}"))
     return tables
 
 
-def _tables(summary: Summary) -> list[Table]:
+def _tables(summary: Summary, ece: bool) -> list[Table]:
     tables = []
     base_to_new = [r for r in summary.of("base_to_new") if not is_swept(r.config)]
     for shots in sorted({r.shots for r in base_to_new}, reverse=True):
         of_shots = [r for r in base_to_new if r.shots == shots]
-        tables.append(_by_dataset(f"{TITLES['base_to_new']}, {_shots(shots)}", of_shots))
+        columns = ["base", "new", "h", *(["ece_base", "ece_new"] if ece else [])]
+        title = f"{TITLES['base_to_new']}, {_shots(shots)}"
+        tables.append(_by_dataset(title, of_shots, columns))
+    together = summary.of(TOGETHER)
+    for shots in sorted({r.shots for r in together}, reverse=True):
+        of_shots = [r for r in together if r.shots == shots]
+        columns = ["accuracy", "base", "new", "h", *(["ece"] if ece else [])]
+        tables.append(_by_dataset(f"{TITLES[TOGETHER]}, {_shots(shots)}", of_shots, columns))
     for protocol in TRANSFERS:
         records = summary.of(protocol)
         for source, shots in sorted({(r.source, r.shots) for r in records}):
@@ -136,8 +147,8 @@ def _names(records: Iterable[Record]) -> list[str]:
     return list(dict.fromkeys(record.dataset for record in records))
 
 
-def _by_dataset(title: str, records: list[Record]) -> Table:
-    """Return base, new and H with the average first, methods beneath each other per data set."""
+def _by_dataset(title: str, records: list[Record], columns: list[str]) -> Table:
+    """Return these columns with the average first, methods beneath each other per data set."""
     names = sorted(_names(records), key=lambda name: name != AVERAGE)
     method = _method_names(records)
     lines = [
@@ -146,8 +157,8 @@ def _by_dataset(title: str, records: list[Record]) -> Table:
         for r in sorted(records, key=method_order)
         if r.dataset == name
     ]
-    heads, columns = ["Data set", "Method"], ["base", "new", "h"]
-    return Table(title, heads, columns, lines, grouped=True, notes=_notes(records))
+    heads, notes = ["Data set", "Method"], _notes(records)
+    return Table(title, heads, columns, lines, grouped=True, notes=notes)
 
 
 def field_table(summary: Summary) -> Table:

@@ -194,6 +194,23 @@ OWN_SCHEDULES = {
         *(256, 0.001, 20),
         {"OPTIM.NAME": "adamw", "OPTIM.WEIGHT_DECAY": 0.01, "INPUT.RRCROP_SCALE": (0.5, 1.0)},
     ),
+    ("TipAdapterF", "vit_b16_tip_adapter_f_per_set"): (
+        *(256, 0.001, 20),
+        {"OPTIM.NAME": "adamw", "TRAINER.TIP_ADAPTER.CHOICE": "fixed"},
+    ),
+    ("TaskRes", "vit_b16_taskres"): (256, 0.002, 200, {"OPTIM.NAME": "adam"}),
+    ("TaskRes", "vit_b16_taskres_per_set"): (
+        *(256, 0.002, 200),
+        {"OPTIM.NAME": "adam", "TRAINER.TaskRes.RESIDUAL_SCALE": 0.5},
+    ),
+    ("LPpp", "vit_b16_lppp"): (
+        *(16000, 1.0, 300),
+        {
+            "OPTIM.LR_SCHEDULER": "single_step",
+            "OPTIM.WEIGHT_DECAY": 0.0,
+            "TEST.FINAL_MODEL": "best_val",
+        },
+    ),
     ("ZSLP", "vit_b16_zslp"): (256, 0.1, 300, {"OPTIM.WEIGHT_DECAY": 0.0}),
     ("CLAP", "vit_b16_clap"): (256, 0.1, 300, {"TRAINER.ADAPTER.CONSTRAINT": "l2"}),
     ("TCP", "vit_b16_tcp"): (
@@ -235,6 +252,33 @@ def test_heads_of_own_schedules_give_commands_that_plan():
             assert all(chain.jobs for chain in plan)
             if "--config" in words:
                 assert words[words.index("--config") + 1] == config
+
+
+def test_the_adapters_settings_for_each_data_set():
+    def of(trainer, config, dataset):
+        words = ["--trainers", trainer, "--config", config, "--seeds", "1", "--shots", "16"]
+        (chain,) = chains("few_shot_adapters", *words, "--datasets", dataset)
+        return setup_cfg(parse_run(list(chain.jobs[0].arguments)))
+
+    for dataset in ELEVEN:
+        cfg = of("TaskRes", "vit_b16_taskres_per_set", dataset)
+        assert cfg.TRAINER.SETTINGS_PER_DATA_SET
+        own = (cfg.TRAINER.TaskRes.RESIDUAL_SCALE, cfg.OPTIM.LR, cfg.TRAINER.TaskRes.TEMPLATES)
+        special = {"oxford_flowers": (1, 0.002, "own"), "imagenet": (0.5, 0.0002, "ensemble")}
+        assert own == special.get(dataset, (0.5, 0.002, "own"))
+        cfg = of("TipAdapterF", "vit_b16_tip_adapter_f_per_set", dataset)
+        tip = cfg.TRAINER.TIP_ADAPTER
+        assert (100 if dataset == "eurosat" else 20) == cfg.OPTIM.MAX_EPOCH
+        assert (tip.INIT_ALPHA, *tip.SEARCH_SCALE, tip.INIT_BETA) == (*TIPS[dataset], 1)
+
+
+# α, and the ends of β's and α's grids.
+TIPS = {
+    **{"caltech101": (3, 12, 5), "dtd": (2, 13, 13), "eurosat": (2, 12, 10)},
+    **{"fgvc_aircraft": (5, 30, 30), "food101": (1.17, 10, 10), "imagenet": (1.17, 7, 3)},
+    **{"oxford_flowers": (10, 50, 50), "oxford_pets": (1.17, 7, 3), "sun397": (1.17, 12, 10)},
+    **{"stanford_cars": (3, 20, 10), "ucf101": (3, 7, 3)},
+}
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ import pytest
 
 import train
 from dassl.utils import UserError
+from experiments.chains import side_by_side
 from experiments.chosen_datasets import absolute, check_labels, chosen
 from experiments.launch import make_plan, parse_args
-from experiments.protocols import side_by_side
 from experiments.results import scores
 from experiments.results.scores import dataset_stems, load_scores, read_score
 from tests.experiments.fake_runs import add_run

@@ -10,10 +10,14 @@ from pathlib import Path
 import pytest
 
 from dassl.utils import UserError
+from experiments.chains import side_by_side
 from experiments.launch import duration, make_plan, parse_args, side_by_side_at_most
-from experiments.protocols import PROTOCOLS, Plan, resolve, side_by_side
+from experiments.protocols import ADAPTERS, PROTOCOLS, Plan, resolve
 from experiments.results.folders import read_place
 from experiments.results.sweeps import ABLATION, LAMBDA, LAMBDAS
+from tuning.options import parse_args as parse_run
+from tuning.options import setup_cfg
+from tuning.run import trainer_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,15 +52,45 @@ def test_every_protocol_plans_the_papers_runs(monkeypatch):
     eleven, seeds, methods = 11, 3, 2
     assert sizes == {
         "base_to_new": eleven * seeds * methods * 2,
+        "base_and_new": eleven * seeds * methods * 3,
         "cross_dataset": seeds * methods * 11,
         "domain_generalization": seeds * methods * 5,
         "few_shot": eleven * seeds * methods * 5 * 3,
+        "few_shot_adapters": eleven * seeds * len(ADAPTERS) * 5,
         # Trained once, and tested clean and under nine corruptions, on base and on new classes.
         "corruptions": eleven * seeds * methods * (1 + 9) * 2,
         "zero_shot": eleven * 3,
         "lambda": len(LAMBDAS) * eleven * seeds * 2,
         "ablation": len(ABLATION) * eleven * seeds * 2,
     }
+
+
+def test_base_and_new_together_tests_the_model_of_base_to_new_on_all_classes():
+    words = ["--trainers", "CoOp", "--datasets", "dtd", "--seeds", "1"]
+    (alone,) = chains("base_to_new", *words)
+    (chain,) = chains("base_and_new", *words)
+    assert chain.jobs[:2] == alone.jobs
+    test = chain.jobs[2]
+    end = "dtd/shots_16/CoOp/vit_b16_ep10/seed1"
+    assert test.folder == Path("output/base2new/test_all", end)
+    assert test.model == chain.jobs[0].folder
+    assert "DATASET.SUBSAMPLE_CLASSES all" in test.command and "--eval-only" in test.command
+
+
+@pytest.mark.parametrize("trainer", ADAPTERS)
+def test_adapters_run_as_published_and_choose_nothing_on_test_images(trainer):
+    """Their own schedules, one setting for all data sets, the last epoch."""
+    words = ["--trainers", trainer, "--seeds", "1", "--shots", "16", "--datasets"]
+    found = {}
+    for dataset in ("dtd", "eurosat", "imagenet", "oxford_flowers"):
+        (chain,) = chains("few_shot_adapters", *words, dataset)
+        cfg = setup_cfg(parse_run(list(chain.jobs[0].arguments)))
+        assert cfg.TEST.FINAL_MODEL == "last_step" and not cfg.TRAINER.SETTINGS_PER_DATA_SET
+        sees = trainer_of(cfg).method_class.what_it_sees(cfg)
+        assert not {"test_images", "validation_images"} & set(sees)
+        found[dataset] = read_place(chain.jobs[0].folder).config
+    trains = trainer != "TipAdapter"
+    assert set(found.values()) == {"vit_b16_few_shot" if trains else "vit_b16_ep10"}
 
 
 def test_models_that_differ_in_seed_or_loss_weight_are_joined():

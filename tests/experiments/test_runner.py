@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from dassl.utils import UserError, locks
-from experiments.protocols import Chain, Job
+from experiments.chains import Chain, Job
 from experiments.runner import (
     Held,
     Processes,
@@ -207,7 +207,7 @@ RUNNER = """\
 import sys
 from pathlib import Path
 from dassl.utils import heed_signals
-from experiments.protocols import Chain, Job
+from experiments.chains import Chain, Job
 from experiments.runner import RunnerSettings, run_local
 heed_signals()
 python, what, *folders = sys.argv[1:]

@@ -30,6 +30,8 @@ TARGETS = {
     "domain_generalization": ["mini_shapes_sketch", "mini_shapes_night"],
 }
 
+MANY = ("corruptions", "few_shot_adapters")  # of several trainers one stands for all
+
 
 def lines(page: str) -> list[str]:
     """Return the lines of the code blocks of a page, continued ones joined."""
@@ -71,7 +73,7 @@ class MiniWorld:
             targets = TARGETS.get(words[0], usual)
             if "--datasets" not in words:
                 found += ["--datasets", *(targets if WHOLE else targets[:1])]
-            if words[0] in (*TARGETS, "corruptions") and not WHOLE:
+            if words[0] in (*TARGETS, *MANY) and not WHOLE:
                 # Of an option that is given twice the second counts.
                 found += ["--trainers", words[words.index("--seeds") - 1]]
             found += ["--source", "mini_shapes", "--root", self.world, "--jobs", "2"]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import train
@@ -124,3 +125,39 @@ def test_settings_per_data_set_are_recorded(make_trainer):
     assert make_trainer("CoOp").seen() == []
     trainer = make_trainer("CoOp", TRAINER__SETTINGS_PER_DATA_SET=True, OPTIM__MAX_EPOCH=1)
     assert trainer.seen() == ["settings_per_data_set"]
+
+
+def test_validation_images_that_are_the_test_images(make_trainer):
+    options = {"TRAINER__TIP_ADAPTER__CHOICE": "val"}
+    trainer = make_trainer("TipAdapter", **options)
+    assert trainer.seen() == ["validation_images"]
+    trainer.dm.dataset._val = trainer.dm.dataset.test
+    assert trainer.seen() == ["test_images"]
+    trainer = make_trainer("CoOp", TEST__FINAL_MODEL="best_val")
+    assert trainer.seen() == ["validation_images"]
+    trainer.dm.dataset._val = trainer.dm.dataset.test
+    assert trainer.seen() == ["test_images"]
+
+
+@pytest.mark.parametrize(("name", "chosen"), [("TipAdapter", True), ("CoOp", False)])
+def test_what_is_chosen_and_both_halves_are_recorded(command, tmp_path, name, chosen):
+    def result(folder, *words, **options):
+        train.main(command(name, *words, output=tmp_path / folder, **options))
+        return json.loads((tmp_path / folder / "result.json").read_text())
+
+    base = result("base", DATASET__SUBSAMPLE_CLASSES="base")
+    assert set(base["chosen"]) == ({"alpha", "beta", "by"} if chosen else set())
+    assert base["halves"] is None and base["model_classes"] == "base"
+    tested = ("--eval-only", "--model-dir", str(tmp_path / "base"))
+    both = result("all", *tested, DATASET__SUBSAMPLE_CLASSES="all", TEST__SAVE_PREDICTIONS=True)
+    assert both["model_classes"] == "base" and both["classes"] == "all"
+    assert both["chosen"] == base["chosen"]
+    predicted = np.load(tmp_path / "all" / "predictions.npz")
+    right = predicted["logits"].argmax(axis=1) == predicted["labels"]
+    old = predicted["labels"] < (len(predicted["classnames"]) + 1) // 2
+    for part, rows in (("base", old), ("new", ~old)):
+        assert both["halves"][part] == pytest.approx(100 * right[rows].mean())
+    if chosen:
+        one = result("one", DATASET__NUM_SHOTS=1)
+        fixed = result("fixed", TRAINER__TIP_ADAPTER__CHOICE="fixed")
+        assert one["chosen"] == fixed["chosen"] == {}

@@ -1,4 +1,4 @@
-"""What methods see, and what others published of them, in the tables."""
+"""What methods see, what others published of them, calibration, and both halves, in the tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from experiments.results.rendering import FORMATS, as_csv, as_latex, as_markdown
 from experiments.results.scores import load_scores
 from experiments.results.summary import summarize
 from experiments.results.tables import Layout, make_tables
-from tests.experiments.fake_runs import add_pair
+from tests.experiments.fake_runs import add_pair, add_run
 from tuning.sees import SEES
 
 
@@ -116,3 +116,45 @@ def test_all_of_the_field_on_request(tmp_path):
     (average, _) = [line for line in text.splitlines() if "PromptKD [N,U,I,T,S]" in line]
     number = 1 + table.sources.index("published: zhengli97/PromptKD images/exp_results.png")
     assert average.split()[-4:] == ["86.96", "80.73", "83.73", f"({number})"]
+
+
+# --- Both halves together, and calibration ------------------------------------------------------
+
+
+@pytest.fixture
+def together(tmp_path):
+    """Two data sets: base to new, and the same models on all classes."""
+    for dataset, base, new, seed in (("dtd", 80, 60, 1), ("dtd", 82, 62, 2), ("pets", 90, 70, 1)):
+        add_pair(tmp_path, dataset, base, new, seed=seed, ece=base / 10)
+        halves = {"base": base - 10, "new": new - 20}
+        options = {"halves": halves, "model_classes": "base", "ece": 7.0, "seed": seed}
+        add_run(tmp_path, f"base2new/test_all/{dataset}", base - 20, **options)
+    # Trained on all classes: another table.
+    halves = {"base": 1.0, "new": 2.0}
+    add_run(tmp_path, "all_classes/train_all/dtd", 50, halves=halves, model_classes="all")
+    return summarize(load_scores(tmp_path)[0])
+
+
+def test_base_and_new_together(together):
+    found = {record.dataset: record.metrics for record in together.of("base_and_new")}
+    means = {key: stat.mean for key, stat in found["dtd"].items()}
+    h = 2 * 71 * 41 / (71 + 41)
+    assert means == pytest.approx({"accuracy": 61, "base": 71, "new": 41, "h": h, "ece": 7})
+    assert found["dtd"]["accuracy"].seeds == (1, 2)
+    assert {k: s.mean for k, s in found["average"].items() if k != "h"} == pytest.approx(
+        {"accuracy": 65.5, "base": 75.5, "new": 45.5, "ece": 7}
+    )
+    (table,) = [t for t in make_tables(together) if t.title == "Base and new together, 16 shots"]
+    assert table.columns == ["accuracy", "base", "new", "h"]
+    assert [r.metrics["accuracy"].mean for r in together.of("all_classes")] == [50]
+
+
+def test_calibration_errors_stand_beside_the_accuracies(together):
+    table = make_tables(together, Layout(ece=True))[0]
+    assert table.columns == ["base", "new", "h", "ece_base", "ece_new"]
+    (line,) = [line for line in table.lines if line.keys[0] == "dtd"]
+    assert (line.cells["ece_base"].mean, line.cells["ece_new"].mean) == pytest.approx((8.1, 8.1))
+    assert make_tables(together)[0].columns == ["base", "new", "h"]
+    rows = list(csv.DictReader(io.StringIO(as_csv(together))))
+    (row,) = [r for r in rows if (r["protocol"], r["dataset"]) == ("base_to_new", "pets")]
+    assert float(row["ece_new"]) == 9.0 and row["ece"] == ""
