@@ -72,6 +72,14 @@ class Seeing:
     _start_saw: tuple[str, ...] = ()
     _model_classes: str | None = None  # of the model that is loaded
 
+    def seeing(self) -> dict[str, Any]:
+        """What result.json says of it."""
+        return {
+            "sees": self.seen(),
+            "model_classes": self.model_classes(),
+            "chosen": self.method.chosen(),
+        }
+
     def seen(self) -> list[str]:
         """What it saw beyond the labeled training images and their classes' names, of `SEES`.
 

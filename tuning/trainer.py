@@ -362,9 +362,7 @@ class PromptTrainer(Seeing, Inputs):
         return {
             "backbone_sha256": self.backbone_sha256,
             "side_by_side": self.side_by_side,
-            "sees": self.seen(),
-            "model_classes": self.model_classes(),
-            "chosen": self.method.chosen(),
+            **self.seeing(),
         }
 
     def load_model(self, directory: str | os.PathLike | None, epoch: int | None = None) -> None:
