@@ -19,7 +19,7 @@ from dassl.config.severities import OF_IMAGES, TYPOS
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError, find_checkpoint, load_checkpoint, read_json, write_json
 from dassl.utils.cli import escape_markdown, markdown_table
-from experiments.protocols import Chain
+from experiments.chains import Chain
 from experiments.results.published import harmonic_mean
 from experiments.runner import has_result, read_result
 from tuning.claims import Claim, Row

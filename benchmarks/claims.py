@@ -46,9 +46,10 @@ from dassl.utils import (
     write_json,
 )
 from dassl.utils.cli import Parser, distinct_seeds, positive, seed_list, shots
+from experiments.chains import Chain, Job, side_by_side, without_repetitions
 from experiments.chosen_datasets import absolute, check_labels
 from experiments.launch import TOGETHER, PlanProgress
-from experiments.protocols import ROOT, Chain, Job, Plan, side_by_side, without_repetitions
+from experiments.protocols import ROOT, Plan
 from experiments.runner import RunnerSettings, has_result, local_slots, run_local
 from tuning.claims import Claim, Row, declared
 
