@@ -20,7 +20,7 @@ from dassl.utils import UserError, import_folder, leave_out
 METHODS = (
     *("zsclip", "clip_adapter", "coop", "cocoop", "kgcoop", "vpt", "maple", "promptsrc", "dept"),
     "robustprompt",
-    *("mma", "mmrl", "mmrlpp"),
+    *("mma", "mmrl", "mmrlpp", "clip_lora"),
     *("pre", "lasp", "ept", "lamp", "spt", "ipt", "infoprompt", "stablept"),
     *("tip_adapter", "taskres", "lppp", "clap", "mp2"),
     *("tcp",),

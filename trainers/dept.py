@@ -343,6 +343,10 @@ class DePT(Method):
         head = list(self.cat.parameters())
         return groups + ([{"params": head, "lr": lr * self.lr_mult}] if head else [])
 
+    def check_source(self, settings: Mapping[str, Any]) -> None:
+        """As the method's."""
+        self.method.check_source(settings)
+
     @torch.no_grad()
     def load_trained(
         self, state: dict[str, torch.Tensor], keys: Sequence[str] | None, partial: bool = False

@@ -104,6 +104,8 @@ def load_into(
         keys = []
     if partial:
         state = method.as_start(state)
+    if isinstance(settings := checkpoint.get("settings"), dict):
+        method.check_source(settings)
     taken = method.load_trained(state, keys, partial)
     if not partial and not original:  # a start prepares by this run's images
         method.load_prepared(checkpoint.get("prepared", {}), keys)

@@ -10,7 +10,8 @@ import hashlib
 import os
 import re
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 
@@ -23,6 +24,7 @@ from .method import Classes, Method
 _RENAMED = [
     (r"(?:prompt_learner\.)?ctx", lambda m: "ctx"),
     (r"((?:text|visual|shared)_adapter\..+)", lambda m: m[1]),
+    (r"weights\.(layer_\d+\..+)", lambda m: m[1]),
     (r"representation_learner\.(.+)", lambda m: m[1]),
     (r"image_encoder\.(proj_rep|A|B)", lambda m: m[1]),
     (r"(?:prompt_learner\.)?meta_net\.(.+)", lambda m: f"meta_net.{m[1]}"),
@@ -65,7 +67,7 @@ _UNUSED = re.compile(r"(?:prompt_learner\.)?bias_vectors|(?:.+\.)?base_text_feat
 
 # Names only the original code's state dicts have.
 _ORIGINAL = re.compile(
-    r"(?:text|visual|shared)_adapter\.|representation_learner\."
+    r"(?:text|visual|shared)_adapter\.|representation_learner\.|weights\.layer_\d"
     r"|prompt_learner\.|token_prefix|token_suffix|film_lp_|linear_probe_proj|image_encoder\."
     r"|text_encoder\.|bias_vectors|encoder_network\.|base_text_features"
 )
@@ -78,6 +80,9 @@ def read(path: str | os.PathLike) -> dict:
         UserError: the file is missing, unreadable or holds no parameters.
     """
     checkpoint = load_checkpoint(path)
+    if isinstance(checkpoint.get("weights"), dict) and "metadata" in checkpoint:  # CLIP-LoRA's
+        flat = dict(_flat(checkpoint["weights"], "weights."))
+        checkpoint = {"state_dict": flat, "settings": checkpoint["metadata"]}
     if "state_dict" not in checkpoint:
         checkpoint = {"state_dict": checkpoint}
     state = {
@@ -88,6 +93,15 @@ def read(path: str | os.PathLike) -> dict:
     if not state:
         raise UserError(f"{os.fspath(path)} holds no parameters")
     return {**checkpoint, "state_dict": state}
+
+
+def _flat(tree: dict, prefix: str) -> Iterator[tuple[str, Any]]:
+    """What nested dictionaries hold, by names with dots."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def is_original(state: Iterable[str]) -> bool:
@@ -110,6 +124,8 @@ def kind(state: Iterable[str]) -> str:
         method = "MMRL"
     elif has("^shared_adapter"):
         method = "MMA"
+    elif has(r"^weights\.layer_"):
+        method = "CLIP-LoRA"
     elif has(r"^(prompt_learner\.)?text_feature_residuals"):
         method = "TaskRes"
     elif has(r"^(adapter\.)?prototypes"):

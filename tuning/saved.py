@@ -6,7 +6,7 @@ Shape letters: method.py's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -97,6 +97,9 @@ class Saved(nn.Module):
     def trained_state(self) -> dict[str, torch.Tensor]:
         """The values of `trained()`, detached."""
         return {name: p.detach().clone() for name, p in self.trained().items()}
+
+    def check_source(self, settings: Mapping[str, Any]) -> None:
+        """Raise UserError where a file tells `settings` of its own that aren't this method's."""
 
     @torch.no_grad()
     def load_trained(

@@ -140,6 +140,10 @@ OWN_SCHEDULES = {
     ("KgCoOp", "vit_b16_kgcoop"): (128, 0.002, 100, {"TRAINER.COOP.W": 8.0}),
     ("MaPLe", "vit_b16_maple"): (4, 0.0035, 5, {"TRAINER.MAPLE.PROMPT_DEPTH": 9}),
     ("MaPLe", "vit_b16_maple_cross_dataset"): (4, 0.0026, 2, {"TRAINER.MAPLE.PROMPT_DEPTH": 3}),
+    ("CLIP_LoRA", "vit_b16_clip_lora"): (
+        *(32, 2e-4, 200),
+        {"OPTIM.NAME": "adamw", "OPTIM.WEIGHT_DECAY": 0.01, "TRAINER.CLIP_LORA.N_ITERS": 500},
+    ),
     ("MMA", "vit_b16_mma"): (16, 0.0015, 5, {"OPTIM.WARMUP_EPOCH": 0}),
     ("MMA", "vit_b16_mma_imagenet"): (128, 0.0015, 5, {"OPTIM.WARMUP_EPOCH": 0}),
     ("MMRL", "vit_b16_mmrl"): (4, 0.001, 10, {**OF_MMRL, "TRAINER.MMRL.REG_WEIGHT": 1.0}),

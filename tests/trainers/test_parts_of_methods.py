@@ -232,6 +232,8 @@ SWITCHES = [
     ("MaPLe", "MAPLE__PROMPT_DEPTH", 2, lambda m: len(m.prompts.projections)),
     ("VPT", "VPT__N_CTX_VISION", 5, lambda m: len(m.prompts["vision"].prompts)),
     ("VPT", "VPT__PROMPT_DEPTH_VISION", 1, lambda m: 1 + len(m.prompts["vision"].deep)),
+    ("CLIP_LoRA", "CLIP_LORA__R", 3, lambda m: len(m.lora.layer_0["q_proj"].w_lora_A)),
+    ("CLIP_LoRA", "CLIP_LORA__DROPOUT_RATE", 0.5, lambda m: m.dropout),
     ("MMA", "MMADAPTER__ADAPTER_START", 3, lambda m: m.image_layer() + 1),
     ("MMA", "MMADAPTER__ADAPTER_DIM", 5, lambda m: len(m.adapters.shared_adapter["3"][0].bias)),
     ("MMA", "MMADAPTER__ADAPTER_SCALE", 0.5, lambda m: m.scale),
@@ -376,6 +378,6 @@ def test_which_methods_touch_the_image_tower(make_trainer, name):
     method = make_trainer(name).method
     bare = name.removeprefix("DePT_")
     compares = ("PromptSRC", "ProMetaR", "MMRL", "MMRLpp")
-    touched = (*compares, "MMA", "MaPLe", "VPT", "LASP", "SPT", "IPT", "CoPrompt")
+    touched = (*compares, "CLIP_LoRA", "MMA", "MaPLe", "VPT", "LASP", "SPT", "IPT", "CoPrompt")
     assert method.image_tower_untouched == (bare not in touched)
     assert method.compares_with_frozen_image == (bare in compares)

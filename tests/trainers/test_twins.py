@@ -56,6 +56,7 @@ def test_what_is_not_wrapped():
             "KgCoOp",
             "LAMP",
             "LASP",
+            "CLIP_LoRA",
             "MMA",
             "MMRL",
             "MMRLpp",

@@ -16,9 +16,7 @@ from tuning import trainer as base
 from tuning.multi_seed import Stack
 from tuning.options import parse_args, parse_runs
 
-TRAINED = some_twins(
-    n for n in every_trainer() if trains(n) and not TRAINER_REGISTRY.get(n).own_step()
-)
+TRAINED = some_twins(n for n in every_trainer() if trains(n) and TRAINER_REGISTRY.get(n).may_differ)
 OPTIONS = {"DATASET__SUBSAMPLE_CLASSES": "base", "OPTIM__MAX_EPOCH": 3}
 
 
