@@ -65,6 +65,14 @@ def load_encoders(cfg: CfgNode, precision: str, device: torch.device) -> tuple[E
     return encoders, backbone.digest
 
 
+def _greet(checkpoint: dict, method: Method, source: str) -> None:
+    """Say whose checkpoint of the original code it is. Raises as `Method.check_source`."""
+    kind = original_checkpoints.kind(checkpoint["state_dict"])
+    print(f"{source}: a checkpoint of the original code ({kind})")
+    if isinstance(settings := checkpoint.get("settings"), dict):
+        method.check_source(settings)
+
+
 def load_into(
     method: Method,
     checkpoint: dict,
@@ -96,16 +104,13 @@ def load_into(
     left: list[str] = []
     original = original_checkpoints.is_original(state)
     if original:
-        kind = original_checkpoints.kind(state)
-        print(f"{source}: a checkpoint of the original code ({kind})")
+        _greet(checkpoint, method, source)
         keys = original_checkpoints.class_keys(state, method)
         state, left = original_checkpoints.translate(state, method.names())
     if keys is None and others_classes:
         keys = []
     if partial:
         state = method.as_start(state)
-    if isinstance(settings := checkpoint.get("settings"), dict):
-        method.check_source(settings)
     taken = method.load_trained(state, keys, partial)
     if not partial and not original:  # a start prepares by this run's images
         method.load_prepared(checkpoint.get("prepared", {}), keys)
