@@ -31,7 +31,7 @@ NEIGHBORS = (
     "StablePT",
     "MP2",
 )  # named beside DePT
-COMPARED = ("TCP", "ProMetaR")  # what people compare with now
+COMPARED = ("TCP", "ProMetaR", "CaPT_CoOp", "CaPT_KgCoOp")  # what people compare with now
 ZERO_SHOT = ("ZeroshotCLIP", "ZeroshotCLIP2")
 WRAPPED = tuple(f"DePT_{name}" for name in METHODS + NEIGHBORS + COMPARED)
 
@@ -268,6 +268,26 @@ OF_METHOD = {
         "TRAINER.PROMETAR.DIM_RATE": 8,
         "TRAINER.PROMETAR.PREC": "fp16",
     },
+    "CaPT_CoOp": {
+        **EP10,
+        "TRAINER.COOP.CTX_INIT": "a photo of a",
+        "TRAINER.UCP.SCALE": 0.5,
+        "TRAINER.UCP.HIDDEN_DIM": 32,
+        "TRAINER.UCP.DROPOUT": 0.1,
+        "TRAINER.UCP.LOSS.SMOOTH": 0.0031,
+        "TRAINER.UCP.LOSS.USE_SIM": True,
+        "TRAINER.UCP.PREC": "fp16",
+    },
+    "CaPT_KgCoOp": {
+        **EP10,
+        "TRAINER.COOP.CTX_INIT": "a photo of a",
+        "TRAINER.COOP.W": 1.5,
+        "TRAINER.UCP.SCALE": 1.0,
+        "TRAINER.UCP.HIDDEN_DIM": 32,
+        "TRAINER.UCP.DROPOUT": 0.0,
+        "TRAINER.UCP.LOSS.SMOOTH": 0.001,
+        "TRAINER.UCP.LOSS.USE_SIM": True,
+    },
     "ZeroshotCLIP": {"TRAINER.ZEROSHOT.PREC": "fp16"},
     "ZeroshotCLIP2": {"TRAINER.ZEROSHOT.PREC": "fp16"},
 }
@@ -279,13 +299,23 @@ DEPT = {
     "TRAINER.DEPT.ROWS": "both",
     "TRAINER.DEPT.FUSION": "logits",
 }
+# What a twin has otherwise.
+OF_TWIN = {
+    "DePT_CaPT_KgCoOp": {
+        "TRAINER.DEPT.LR_MULT": 18.0,
+        "TRAINER.UCP.SCALE": 0.9,
+        "TRAINER.UCP.HIDDEN_DIM": 64,
+        "TRAINER.UCP.DROPOUT": 0.1,
+        "TRAINER.UCP.LOSS.SMOOTH": 0.0008,
+    }
+}
 
 
 @pytest.mark.parametrize("name", METHODS + NEIGHBORS + COMPARED + WRAPPED + ZERO_SHOT)
 def test_base_to_new(name):
     cfg = config(name)
     expected = {**SHARED, **OF_METHOD[name.removeprefix("DePT_")]}
-    expected |= DEPT if name in WRAPPED else {}
+    expected |= DEPT | OF_TWIN.get(name, {}) if name in WRAPPED else {}
     assert {key: value(cfg, key) for key in expected} == expected
 
 
@@ -406,7 +436,8 @@ def test_rates_of_every_epoch(name):
     }.get(name.removeprefix("DePT_"), (0.0035, 10))
     for epoch in range(epochs):
         rate = lr * (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
-        expected = [rate, rate * 6.5] if epoch else [1e-5, 1e-5]
+        mult = OF_TWIN.get(name, {}).get("TRAINER.DEPT.LR_MULT", 6.5)
+        expected = [rate, rate * mult] if epoch else [1e-5, 1e-5]
         found = [group["lr"] for group in optimizer.param_groups]
         assert found == pytest.approx(expected[: len(groups)], rel=1e-9), f"epoch {epoch}"
         optimizer.step()
@@ -472,6 +503,12 @@ FRESH = {
         "project.weight": ("all", 0.0),
     },
     "MP2": {"z|rho": ("linear", 1e6), "a": ("linear", 4 * 64)},
+    "CaPT_CoOp": {
+        "ctx": ("normal", 0.02),
+        r"down\..*": ("linear", 32),
+        r"up\..*": ("linear", 64),
+    },
+    "CaPT_KgCoOp": {"ctx": WORDS, r"down\..*": ("linear", 32), r"up\..*": ("linear", 64)},
     "TCP": {
         "ctx": ("normal", 0.02),
         r"meta_net\.linear1\..*": ("linear", 32),
@@ -566,6 +603,16 @@ SHAPES |= {
         "project.weight": (32, 64),
     },
     "MP2": {"z": (8, 64), "a": (64, 256), "rho": (1, 8)},
+    **{
+        name: {
+            "ctx": (n, 64),
+            "down.weight": (32, 32),
+            "down.bias": (32,),
+            "up.weight": (32, 64),
+            "up.bias": (64,),
+        }
+        for name, n in (("CaPT_CoOp", 16), ("CaPT_KgCoOp", 4))
+    },
     "TCP": {
         "ctx": (16, 64),
         "meta_net.linear1.weight": (8, 32),

@@ -180,6 +180,25 @@ FILES = {
             **node("LASP", NEGATIVES="all", ENABLE_IMPLICIT_OP=None),
         },
     ),
+    "CaPT CoOp": (
+        "CaPT_CoOp",
+        schedule(4, 0.0035, 10, 5) | node("COOP", CTX_INIT=WORDS) | node("UCP", SCALE=0.5),
+        SAME,
+    ),
+    "CaPT KgCoOp": (
+        "CaPT_KgCoOp",
+        schedule(4, 0.0035, 10)
+        | node("KGCOOP", CTX_INIT=WORDS, CLASS_TOKEN_POSITION="end", W=1.5)
+        | {"TRAINER.UCP.DROPOUT": 0.0, "TRAINER.UCP.LOSS.SMOOTH": 0.001},
+        node("COOP", **COOP, W=1.5)
+        | dict.fromkeys(node("KGCOOP", CTX_INIT=0, CLASS_TOKEN_POSITION=0, W=0)),
+    ),
+    "DeCaPT": (
+        "DePT_CaPT_KgCoOp",
+        schedule(4, 0.0035, 10, **{"OPTIM.NEW_LR_MULT": 18.0})
+        | {"TRAINER.UCP.SCALE": 0.9, "TRAINER.UCP.HIDDEN_DIM": 64},
+        {"OPTIM.NEW_LR_MULT": None, "TRAINER.DEPT.LR_MULT": 18.0},
+    ),
     "TCP": (
         "TCP",
         schedule(32, 0.002, 50, 5, **{"OPTIM.NAME": "adam", "DATALOADER.TEST.BATCH_SIZE": 500})

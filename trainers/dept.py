@@ -58,6 +58,8 @@ def extend_cfg(cfg: CfgNode) -> None:
     cwt = {True: "separate", False: "none"}
     public(cfg, "TRAINER.FILM.LINEAR_PROBE", "TRAINER.DEPT.CWT", values=cwt)
     public(cfg, "OPTIM.LR_EXP", "TRAINER.DEPT.LR_MULT")
+    public(cfg, "OPTIM.NEW_LR_MULT", "TRAINER.DEPT.LR_MULT")  # this and the next: DeCaPT's
+    public(cfg, "TRAINER.DEPT.CLS_WEIGHT", "TRAINER.DEPT.WEIGHT")
     why = "a method declares what it trains, the CAT head with it"
     public(cfg, "TRAINER.NAMES_TO_UPDATE", "TRAINER.DEPT.CWT", why, values=_what_is_trained)
     declare_checks({"TRAINER.DEPT.LR_MULT": real(0)})
@@ -438,6 +440,7 @@ class DePTMixin(PromptTrainer):
 
 # Folders of the released DePT code's checkpoints, where they aren't `DePTMixin.model_name`.
 _FOLDERS = {"MaPLe": "MultiModalPromptLearner", "PromptSRC": "VLPromptLearner"}
+_FOLDERS |= dict.fromkeys(("CaPT_CoOp", "CaPT_KgCoOp"), "learnable_params")
 
 
 _ROWS_ALONE = (

@@ -25,6 +25,12 @@ PRECISIONS = ("fp32", "fp16", "bf16", "amp")
 _ENCODERS: WeakValueDictionary[tuple, Encoders] = WeakValueDictionary()
 
 
+def take_precision(cfg: CfgNode, node: CfgNode) -> None:
+    """Put TRAINER.PREC, the precision of whatever method runs, into the method's own node."""
+    if cfg.TRAINER.PREC:
+        node.PREC, cfg.TRAINER.PREC = cfg.TRAINER.PREC, ""
+
+
 def resolve_precision(wanted: str, device: torch.device, key: str) -> str:
     """The precision to run in: half precision of the towers needs a GPU, except bf16.
 

@@ -1,6 +1,6 @@
 """Checkpoints of the original CoOp, CoCoOp, KgCoOp, MaPLe, VPT, PromptSRC, LASP, PRE and DePT code.
 
-And of TaskRes's, CLAP's and TCP's. They are recognized by their content: the names in their
+And of TaskRes's, CLAP's, TCP's and CaPT's. They are recognized by their content: the names in their
 `state_dict`.
 """
 
@@ -50,9 +50,10 @@ _RENAMED = [
     (r"encoder_network\.(.+)", lambda m: f"encoder_network.{m[1]}"),
     (r"prompt_learner\.w", lambda m: "w"),
     (r"(?:prompt_learner\.|adapter\.)?(text_feature_residuals|prototypes)", lambda m: m[1]),
-    (r"film_lp_img\.(scale|bias)", lambda m: f"cat.cwt_image.{m[1]}"),
-    (r"film_lp_text\.(scale|bias)", lambda m: f"cat.cwt_text.{m[1]}"),
-    (r"linear_probe_proj\.(weight|bias)", lambda m: f"cat.classifier.{m[1]}"),
+    (r"prompt_learner\.ucp\.unified_transfer\.(.+)", lambda m: f"transfer.{m[1]}"),
+    (r"film_(?:lp_)?img\.(scale|bias)", lambda m: f"cat.cwt_image.{m[1]}"),
+    (r"film_(?:lp_)?text\.(scale|bias)", lambda m: f"cat.cwt_text.{m[1]}"),
+    (r"(?:linear_probe_proj|classifier)\.(weight|bias)", lambda m: f"cat.classifier.{m[1]}"),
 ]
 
 # Parts of the frozen CLIP that a method may train copies of.
@@ -68,7 +69,8 @@ _UNUSED = re.compile(r"(?:prompt_learner\.)?bias_vectors|(?:.+\.)?base_text_feat
 # Names only the original code's state dicts have.
 _ORIGINAL = re.compile(
     r"(?:text|visual|shared)_adapter\.|representation_learner\.|weights\.layer_\d"
-    r"|prompt_learner\.|token_prefix|token_suffix|film_lp_|linear_probe_proj|image_encoder\."
+    r"|prompt_learner\.|token_prefix|token_suffix|film_(?:lp_)?(?:img|text)\.|linear_probe_proj"
+    r"|image_encoder\."
     r"|text_encoder\.|bias_vectors|encoder_network\.|base_text_features"
 )
 
@@ -138,13 +140,15 @@ def kind(state: Iterable[str]) -> str:
         method = "PromptSRC or ProMetaR"
     elif has(r"^image_encoder\.VPT"):
         method = "PromptSRC" if has(r"^prompt_learner\.ctx") else "VPT"
+    elif has(r"^prompt_learner\.ucp\."):
+        method = "CaPT on KgCoOp" if has("bias_vectors") else "CaPT on CoOp"
     elif has(r"bias_vectors"):
         method = "KgCoOp"
     elif has(r"meta_net\."):
         method = "CoCoOp or TCP"
     else:
         method = "CoOp or KgCoOp"
-    return f"DePT on {method}" if has("^film_lp_|^linear_probe_proj") else method
+    return f"DePT on {method}" if has("^film_|^linear_probe_proj") else method
 
 
 def translate(

@@ -23,7 +23,7 @@ from . import original_checkpoints
 from .class_names import cut_names, say_alike
 from .further_data import classes_of, digests_of, other_templates_of
 from .inputs import Inputs, resolve_views
-from .loading import autocast, load_encoders, load_into, resolve_precision
+from .loading import autocast, load_encoders, load_into, resolve_precision, take_precision
 from .method import Classes, Method
 from .run import open_run
 from .sees import SEES, Seeing
@@ -45,6 +45,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAIN.CUDA_GRAPH = False
     # Config files of data sets that are trained on in turn with the run's own.
     cfg.DATASET.FURTHER = ()
+    cfg.TRAINER.PREC = ""  # of whatever method runs; "": its node's own
     # What a config says whose values were chosen for each data set.
     cfg.TRAINER.SETTINGS_PER_DATA_SET = False
 
@@ -77,9 +78,8 @@ class PromptTrainer(Seeing, Inputs):
         """Which of the functions it defines itself that runs trained at once don't call."""
         own = [name for name in _STEP if getattr(cls, name) is not getattr(PromptTrainer, name)]
         method = getattr(cls, "method_class", Method)
-        return own + (
-            [f"{method.__name__}.own_step"] if method.own_step is not Method.own_step else []
-        )
+        its = method.own_step is not Method.own_step
+        return [*own, f"{method.__name__}.own_step"] if its else own
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """As the engine's.
@@ -137,6 +137,7 @@ class PromptTrainer(Seeing, Inputs):
     def resolve_cfg(cls, cfg: CfgNode) -> None:
         """Let config.yaml record what is used; called once, when all options are merged."""
         cls.method_class.resolve_cfg(cfg)
+        take_precision(cfg, cls.method_cfg(cfg))
         resolve_views(cfg, cls.method_class, cls.__name__)
 
     @classmethod

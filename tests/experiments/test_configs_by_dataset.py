@@ -217,6 +217,9 @@ OWN_SCHEDULES = {
     ),
     ("ZSLP", "vit_b16_zslp"): (256, 0.1, 300, {"OPTIM.WEIGHT_DECAY": 0.0}),
     ("CLAP", "vit_b16_clap"): (256, 0.1, 300, {"TRAINER.ADAPTER.CONSTRAINT": "l2"}),
+    ("CaPT_CoOp", "vit_b16_ep10"): (4, 0.0035, 10, {"TRAINER.UCP.SCALE": 0.5}),
+    ("CaPT_KgCoOp", "vit_b16_ep10"): (4, 0.0035, 10, {"TRAINER.COOP.W": 1.5}),
+    ("DePT_CaPT_KgCoOp", "vit_b16_ep10"): (4, 0.0035, 10, {"TRAINER.DEPT.LR_MULT": 18.0}),
     ("TCP", "vit_b16_tcp"): (
         *(32, 0.002, 50),
         {"OPTIM.NAME": "adam", "OPTIM.ADAM_EPS": 1e-3, "TRAINER.COOP.N_CTX": 4},

@@ -70,6 +70,8 @@ def test_what_is_not_wrapped():
             "StablePT",
             "TCP",
             "ProMetaR",
+            "CaPT_CoOp",
+            "CaPT_KgCoOp",
         ),
     }
     assert not any(can_be_wrapped(TRAINER_REGISTRY.get(wrapped_name(name))) for name in bare)
@@ -82,6 +84,7 @@ def test_what_is_not_wrapped():
         ("CLIPAdapter", "PromptLearner"),
         ("MaPLe", "MultiModalPromptLearner"),
         ("PromptSRC", "VLPromptLearner"),
+        ("CaPT_KgCoOp", "learnable_params"),
     ],
 )
 def test_checkpoints_lie_where_the_released_code_has_them(name, folder):

@@ -71,6 +71,12 @@ def pre():
     return {**coop(), **under("encoder_network.lstm_head", lstm)}
 
 
+def capt():
+    net = {"down.weight": torch.randn(32, 32), "down.bias": torch.randn(32)}
+    net |= {"up.weight": torch.randn(32, 64), "up.bias": torch.randn(64)}
+    return {**coop(), **under("ucp.unified_transfer", net)}
+
+
 def tcp():
     net = {"linear1.weight": torch.randn(8, 32), "linear1.bias": torch.randn(8)}
     net |= {"linear2.weight": torch.randn(256, 8), "linear2.bias": torch.randn(256)}
@@ -115,6 +121,21 @@ LAYOUTS = {
     ),
     "PRE": ("prompt_learner", pre),
     "TCP": ("prompt_learner", tcp),
+    "CaPT_CoOp": ("learnable_params", lambda: under("prompt_learner", capt())),
+    "CaPT_KgCoOp": (
+        "learnable_params",
+        lambda: under("prompt_learner", {**capt(), **meta_net(), "bias_vectors": prompts(1, 64)}),
+    ),
+    "DePT_CaPT_KgCoOp": (
+        "learnable_params",
+        lambda: {
+            **under("prompt_learner", {**capt(), **meta_net(), "bias_vectors": prompts(1, 64)}),
+            **{
+                name.replace("film_lp_", "film_").replace("linear_probe_proj", "classifier"): value
+                for name, value in head(3).items()
+            },
+        },
+    ),
     "LASP": ("prompt_learner", lasp),
     "DePT_CoOp": ("PromptLearner", lambda: {**under("prompt_learner", coop()), **head(3)}),
     "DePT_KgCoOp": ("PromptLearner", lambda: {**under("prompt_learner", coop()), **head(3)}),
