@@ -40,9 +40,16 @@ def resolve_precision(wanted: str, device: torch.device, key: str) -> str:
     if wanted not in PRECISIONS:
         raise UserError(f"{key} is {wanted!r}; one of: {', '.join(PRECISIONS)}")
     if wanted in ("fp16", "amp") and device.type == "cpu":
-        print(f"{key}: {wanted} needs a GPU; running in fp32 on this CPU")
+        faster = f" ({key} bf16 is faster here: it has the instructions)" if cpu_has_bf16() else ""
+        print(f"{key}: {wanted} needs a GPU; running in fp32 on this CPU{faster}")
         return "fp32"
     return wanted
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16, as far as PyTorch tells: AVX-512 or AMX."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in checks)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

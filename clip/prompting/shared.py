@@ -38,9 +38,10 @@ if TYPE_CHECKING:
     from .text import TextEncoder, TextState
 
 # Activations that one suffix token leaves for the backward pass, in widths per layer: two
-# residuals, q, k and v with their padding, the four-fold hidden layer, attention weights and norms;
-# and where a block has changes: no fused MLP, inputs kept for the weights' gradients.
-_WIDTHS_PER_TOKEN = 12
+# residuals, q, k and v with their padding, the four-fold hidden layer, attention weights and norms,
+# and what the passes need beside them: measured as a step's peak memory, by the token. And where a
+# block has changes: no fused MLP, inputs kept for the weights' gradients.
+_WIDTHS_PER_TOKEN = 16.3
 _WIDTHS_PER_CHANGED_TOKEN = 30
 # Without gradients nothing is kept, and chunks of this many tokens stay within the CPU's caches.
 _TOKENS_PER_CHUNK = 2048
@@ -211,7 +212,7 @@ def _tokens_per_chunk(encoder: TextEncoder, layers: int, changed: bool) -> int:
         encoder.memory_budget = _free_memory(weight.device) // 2
     widths = _WIDTHS_PER_CHANGED_TOKEN if changed else _WIDTHS_PER_TOKEN
     token = widths * encoder.width * max(1, layers) * weight.element_size()
-    return max(1, encoder.memory_budget // (token * encoder.passes))
+    return max(1, int(encoder.memory_budget // (token * encoder.passes)))
 
 
 def _suffix_pass(

@@ -13,6 +13,7 @@ from clip.prompting import Encoders
 from dassl.engine import TRAINER_REGISTRY
 from tests.conftest import OPTIONS, leave_zeros, tiny_clip
 from tests.registered import every_trainer, some_twins, trains
+from tuning import loading
 from tuning.method import Classes
 from tuning.options import parse_args, setup_cfg
 
@@ -21,6 +22,19 @@ ALL = some_twins(every_trainer())
 GROWING = [n for n in ALL if trains(n) and not TRAINER_REGISTRY.get(n).method_class.image_bound]
 NAMES = ["ant", "brown bear", "cat", "desert fox", "golden retriever", "lynx", "owl", "shire horse"]
 IMAGES = 12
+
+
+@pytest.mark.parametrize("has", [True, False])
+@pytest.mark.parametrize("wanted", ["fp16", "amp"])
+def test_a_cpu_with_bf16_says_so_where_fp16_was_asked(monkeypatch, capsys, has, wanted):
+    monkeypatch.setattr(loading, "cpu_has_bf16", lambda: has)
+    cpu = torch.device("cpu")
+    assert loading.resolve_precision(wanted, cpu, "TRAINER.X.PREC") == "fp32"
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith(f"TRAINER.X.PREC: {wanted} needs a GPU; running in fp32 on this CPU")
+    assert ("TRAINER.X.PREC bf16 is faster here" in said) == has
+    assert loading.resolve_precision("bf16", cpu, "TRAINER.X.PREC") == "bf16"
+    assert not capsys.readouterr().out
 
 
 MODELS = 4  # one model's rounding is luck
