@@ -181,7 +181,7 @@ def count(run: PlannedRun, method: MethodSetup, cached: set[tuple]) -> Counter[U
 def cost(call: Callable[[], object], repeats: int, device: torch.device, of: int = 1) -> Cost:
     """Of one of the `of` units that a call does; the call that counts operations is not timed."""
     gflop = timing.gflop(call)
-    seconds = timing.interleaved({"": call}, repeats, device, warm=True)[""]
+    seconds = timing.interleaved({"": call}, repeats, device, warm=True)[""].wall
     return Cost(seconds / of, gflop / of)
 
 

@@ -15,7 +15,6 @@ test batch, and every image through its tower when it is used.
 from __future__ import annotations
 
 import argparse
-import math
 import multiprocessing
 import platform
 import sys
@@ -29,6 +28,7 @@ import torch
 
 from benchmarks import process_timing, timing
 from benchmarks.method_setup import SIZES, MethodSetup, Settings, images, method_names
+from benchmarks.pair import Pair, against
 from dassl.utils import UserError, peak_memory_mb, user_errors, write_json
 from dassl.utils.cli import Parser, markdown_table, output_file
 
@@ -56,6 +56,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--precision", default="fp32", help="fp32, bf16, or on a GPU fp16, amp")
     add("--only", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (all)")
     add("--fast-alone", action="store_true", help="memory without the plain path, if too much")
+    add(
+        "--against",
+        type=Path,
+        metavar="DIR",
+        help="also a public implementation of the methods: a folder of the CoOp family",
+    )
     add("--full", action="store_true", help="also scaling in classes, batch and images")
     add("--json", type=output_file, metavar="FILE", help="write everything measured there")
     add("--plot", type=output_file, metavar="FILE", help="draw the ratios (png, pdf, svg)")
@@ -78,6 +84,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     if min(counts) < 1:
         raise UserError("--classes, --batch, --test-batch, --images, --tested, --repeats: from 1")
+    if args.against is not None and not (args.against / "train.py").is_file():
+        raise UserError(f"--against {args.against}: there is no train.py in it")
     if args.fast_alone and args.only != ["memory"]:
         raise UserError("--fast-alone compares nothing: it goes with --only memory")
     return args
@@ -88,82 +96,6 @@ def settings_of(args: argparse.Namespace, trainer: str) -> Settings:
     return Settings(
         trainer, args.backbone, args.classes, args.batch, args.precision, tuple(args.set)
     )
-
-
-class Pair:
-    """One method on both paths, from the same parameters."""
-
-    def __init__(self, settings: Settings) -> None:
-        model = settings.model()
-        self.plain = MethodSetup(settings, model, fast=False)
-        self.fast = MethodSetup(settings, model, fast=True)
-        self.device = self.plain.device
-        self.model = model
-
-    def steps(self, repeats: int) -> dict[str, Any]:
-        """Time training steps, in lockstep on both paths."""
-        batch = self.plain.batch
-        image = images(batch, self.model)
-        label = torch.arange(batch, device=self.device) % len(self.plain.method.classes.keys)
-        given, known = self.fast.ahead(image)
-        losses: dict[str, list[float]] = {"plain": [], "fast": []}
-        calls = {
-            "plain": lambda: losses["plain"].append(float(self.plain.step(image, label, {}))),
-            "fast": lambda: losses["fast"].append(float(self.fast.step(given, label, known))),
-        }
-        work = {name: timing.gflop(call) for name, call in calls.items()}
-        times = timing.interleaved(calls, repeats, self.device, warm=True)
-        views = 0.0
-        if self.fast.features_for_images or self.fast.features_with_images:
-            many = images(self.fast.views_at_once, self.model)
-            encode = {"": lambda: self.fast.encode(many)}
-            work["views"] = timing.gflop(encode[""]) * batch / len(many)
-            seconds = timing.interleaved(encode, 1, self.device, warm=True)[""]
-            views = seconds * batch / len(many)
-        pairs = zip(losses["plain"], losses["fast"], strict=True)
-        return {
-            "step": _against(times["plain"], times["fast"]),
-            "step_with_views": _against(times["plain"], times["fast"] + views),
-            "gflop": work,
-            "loss_difference": max(abs(a - b) for a, b in pairs),
-        }
-
-    def evaluation(self, args: argparse.Namespace) -> dict[str, Any]:
-        """Time evaluation, put together from the image tower and the scoring of a batch.
-
-        The plain path's text features are computed at every batch, the fast path's once.
-        """
-        plain, fast = self.plain, self.fast
-        image = images(args.images, self.model, seed=1)
-        with torch.no_grad():
-            difference = (fast.evaluate([image]) - plain.evaluate([image])).abs().max()
-        # Where every image has its own text features, cost goes with images, not with batches.
-        rows = 1 if plain.text_per_image else args.test_batch
-        features = plain.encoded(rows)
-        calls = {
-            "plain image": lambda: plain.encode_tested(image),
-            "fast image": lambda: fast.encode_tested(image),
-            "plain score": lambda: plain.score(features, fresh=True),
-            "fast score": lambda: fast.score(features, fresh=True),
-            "fast score again": lambda: fast.score(features, fresh=False),
-        }
-        times = timing.interleaved(calls, args.repeats, self.device)
-        batches = math.ceil(args.tested / rows)
-        slow = times["plain score"] * batches
-        quick = times["fast score"] + times["fast score again"] * (batches - 1)
-        per_image = {name: times[f"{name} image"] / len(image) for name in ("plain", "fast")}
-        slow += per_image["plain"] * args.tested
-        result = {
-            "evaluation": _against(slow, quick + per_image["fast"] * args.tested),
-            "logit_difference": float(difference),
-        }
-        if fast.features_for_images:
-            result["evaluation_cached"] = _against(slow, quick)
-        return result
-
-
-def _against(plain: float | None, fast: float) -> dict[str, float | None]:
-    return {"plain": plain, "fast": fast, "ratio": plain / fast if plain else None}
 
 
 def _peak(settings: Settings, fast: bool) -> float:
@@ -185,7 +117,7 @@ def memory(settings: Settings, fast_alone: bool = False) -> dict[str, Any]:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             peaks[path] = pool.submit(_peak, settings, path == "fast").result()
-    return {"memory": _against(peaks.get("plain"), peaks["fast"])}
+    return {"memory": against(peaks.get("plain"), peaks["fast"])}
 
 
 def measure_method(args: argparse.Namespace, trainer: str) -> dict[str, Any]:
@@ -199,7 +131,7 @@ def measure_method(args: argparse.Namespace, trainer: str) -> dict[str, Any]:
     }
     if args.only == ["runs"]:
         return row
-    pair = Pair(settings)
+    pair = Pair(settings, args.rate, args.against)
     trains = pair.plain.trains
     if "steps" in args.only and trains:
         row |= pair.steps(args.repeats)
@@ -247,24 +179,33 @@ def circumstances(args: argparse.Namespace, device: torch.device) -> dict[str, A
 
 COLUMNS = {  # of a row: its title, and the part of the benchmark it is measured in
     "step": ("step, s", "steps"),
+    "step_cpu": ("… CPU s", "steps"),
     "step_with_views": ("… with views, s", "steps"),
+    "floor": ("… at most, s", "steps"),
+    "step_public": ("public step, s", "against"),
+    "step_public_cpu": ("… CPU s", "against"),
     "evaluation": ("evaluation, s", "evaluation"),
+    "evaluation_cpu": ("… CPU s", "evaluation"),
+    "evaluation_text_kept": ("… text kept by both, s", "evaluation"),
     "evaluation_cached": ("… cached, s", "evaluation"),
+    "evaluation_public": ("public evaluation, s", "against"),
     "memory": ("memory, MB", "memory"),
     "run": ("mini run, s", "runs"),
+    "run_cpu": ("… CPU s", "runs"),
     "seeds": ("… 3 seeds together, s", "runs"),
 }
 
 
 def columns(args: argparse.Namespace) -> list[str]:
     """The keys of `COLUMNS` that `--only` asks for."""
-    return [name for name, (_, part) in COLUMNS.items() if part in args.only]
+    parts = [*args.only, *(["against"] if args.against else [])]
+    return [name for name, (_, part) in COLUMNS.items() if part in parts]
 
 
 def heading(shown: list[str]) -> str:
     """The titles of the table's columns, in one line."""
     titles = "".join(f"{COLUMNS[name][0]:>25}" for name in shown)
-    return f"{'method':<16}{'C':>5}{'B':>4}{titles}{'floor':>8}{'Δloss':>9}{'Δlogit':>9}"
+    return f"{'method':<16}{'C':>5}{'B':>4}{titles}{'image':>8}{'Δloss':>9}{'Δlogit':>9}"
 
 
 def line(row: dict[str, Any], shown: list[str]) -> str:
@@ -273,22 +214,20 @@ def line(row: dict[str, Any], shown: list[str]) -> str:
     for name in shown:
         value = row.get(name)
         cells += f"{_cell(**value) if value else '–':>25}"
-    work = row.get("gflop")
-    floor = f"{work['plain'] / work['fast']:.1f}×" if work else "–"
+    image = f"{row['image_share']:.0%}" if "image_share" in row else "–"
     deltas = (row.get(name) for name in ("loss_difference", "logit_difference"))
     ends = "".join(f"{'–':>9}" if d is None else f"{d:9.1e}" for d in deltas)
-    return f"{row['method']:<16}{row['classes']:>5}{row['batch']:>4}{cells}{floor:>8}{ends}"
+    return f"{row['method']:<16}{row['classes']:>5}{row['batch']:>4}{cells}{image:>8}{ends}"
 
 
 def ratios(rows: list[dict[str, Any]], shown: list[str]) -> str:
     """The ratios alone, as a Markdown table."""
     titles = [COLUMNS[name][0].partition(",")[0] for name in shown]
-    lines = [["method", *titles, "floor"]]
+    lines = [["method", *titles, "image share"]]
     for row in rows:
-        work = row.get("gflop")
         values = [(row.get(name) or {}).get("ratio") for name in shown]
-        values.append(work["plain"] / work["fast"] if work else None)
         cells = ["" if v is None else f"{v:,.0f}" if v >= 100 else f"{v:.1f}" for v in values]
+        cells.append(f"{row['image_share']:.0%}" if "image_share" in row else "")
         lines.append([row["method"], *cells])
     return markdown_table(lines)
 
@@ -308,6 +247,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result: dict[str, Any] = {"circumstances": circumstances(args, device), "rows": []}
+    args.rate = result["circumstances"]["matmul_gflops"]
     for name, value in result["circumstances"].items():
         if isinstance(value, dict):
             value = ", ".join(f"{size}: {ratio:.2f}×" for size, ratio in value.items())
@@ -315,19 +255,22 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if "runs" in args.only:
         result["start_up"] = process_timing.start_up(args.repeats)
         for name, value in result["start_up"].items():
-            print(f"{name:<14} {value:.2f} s")
+            print(f"{name:<14} {value.wall:.2f} s, {value.cpu:.2f} CPU s")
     shown = columns(args)
     print(
-        f"\nplain→fast and their ratio; evaluation of {args.tested:,} images; three seeds: apart→"
+        f"\nplain→fast and their ratio; evaluation of {args.tested:,} images; three seeds: apart→\n"
+        "together; at most: the plain step, the fast one's arithmetic at the highest rate here;\n"
+        "image: the share of the image tower in the fast step with its views"
     )
-    print("together; floor: the ratio of the steps' arithmetic, without views")
     print(heading(shown), flush=True)
     methods = args.methods or method_names()
     for trainer in methods:
         row = measure_method(args, trainer)
         if "runs" in args.only:
-            row |= {"run": _against(*process_timing.mini_run(trainer))}
-            row |= {"seeds": _against(*process_timing.seeds_together(trainer))}
+            run, seeds = process_timing.mini_run(trainer), process_timing.seeds_together(trainer)
+            row |= {"run": against(*(path.wall for path in run))}
+            row |= {"run_cpu": against(*(path.cpu for path in run))}
+            row |= {"seeds": against(*(way.wall for way in seeds))}
         result["rows"].append(row)
         print(line(row, shown), flush=True)
     if args.markdown:

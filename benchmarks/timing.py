@@ -7,8 +7,9 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +18,27 @@ from torch.utils.flop_counter import FlopCounterMode
 from clip import fused
 
 
-def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """How long one call takes, on a GPU until it is done there."""
+class Time(NamedTuple):
+    """Of one call, in seconds: on the clock, and of all of the process's threads on their cores.
+
+    On a busy machine the second scatters less.
+    """
+
+    wall: float
+    cpu: float
+
+
+def timed(call: Callable[[], object], device: torch.device) -> Time:
+    """How long one call takes, on a GPU until it is done there; or the `Time` that it gives."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    call()
+    started, used = time.perf_counter(), time.process_time()
+    given = call()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+    if isinstance(given, Time):  # another process's
+        return given
+    return Time(time.perf_counter() - started, time.process_time() - used)
 
 
 def interleaved(
@@ -33,18 +46,23 @@ def interleaved(
     repeats: int,
     device: torch.device,
     warm: bool = False,
-) -> dict[str, float]:
-    """Median seconds of each call; they take turns, so that a busy machine is busy for all.
+) -> dict[str, Time]:
+    """Median times of each call; they take turns, so that a busy machine is busy for all.
 
     warm: each has been called before.
     """
     for call in () if warm else calls.values():
         call()  # memory is allocated, kernels are chosen
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[str, list[Time]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
-            times[name].append(seconds(call, device))
-    return {name: statistics.median(values) for name, values in times.items()}
+            times[name].append(timed(call, device))
+    return {name: median(values) for name, values in times.items()}
+
+
+def median(times: Iterable[Time]) -> Time:
+    """Of each of the two."""
+    return Time(*map(statistics.median, zip(*times, strict=True)))
 
 
 def gflop(call: Callable[[], object]) -> float:
@@ -81,16 +99,24 @@ def _attention_backward_flop(_grad: torch.Size, q: torch.Size, k: torch.Size, *_
     return 5 * 2 * math.prod(q) * k[-2]
 
 
-def matmul_gflops(device: torch.device, dtype: torch.dtype, width: int = 1024) -> float:
-    """The rate of a plain matrix product here, in 1e9 operations per second: the floor's unit."""
-    a, b = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
-    repeats = 100 if device.type == "cuda" else 1
+def matmul_gflops(device: torch.device, dtype: torch.dtype) -> float:
+    """The highest rate of a matrix product found here, in 1e9 operations per second.
 
-    def multiply() -> None:
-        for _ in range(repeats):
-            a @ b
-
-    return 2e-9 * width**3 * repeats / interleaved({"": multiply}, 9, device)[""]
+    Of products of several sizes, by whichever library is faster: the floor's unit.
+    """
+    rates = []
+    for width in (512, 1024, 2048):
+        a, b = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
+        repeats = 100 if device.type == "cuda" else 1
+        calls: dict[str, Callable[[], object]] = {"own": partial(torch.mm, a, b)}
+        if device.type == "cpu" and dtype == torch.float32 and fused.has_onednn():
+            calls["onednn"] = partial(fused.by_onednn, a, b, None)
+        repeated = {name: partial(_repeat, call, repeats) for name, call in calls.items()}
+        for each in range(5):
+            for call in repeated.values():
+                took = timed(call, device).wall
+                rates += [2e-9 * width**3 * repeats / took] if each else []
+    return max(rates)
 
 
 def onednn_ratios() -> dict[str, float]:
@@ -113,7 +139,7 @@ def onednn_ratios() -> dict[str, float]:
             9,
             x.device,
         )
-        ratios[f"2^{exponent}"] = times["own"] / times["onednn"]
+        ratios[f"2^{exponent}"] = times["own"].wall / times["onednn"].wall
     return ratios
 
 

@@ -31,11 +31,15 @@ def test_every_method_is_measured_beside_the_plain_path(name):
     (row,) = speed.main([*TINY, *parts, "--methods", name])["rows"]
     assert ("step" in row) == trains(name)
     assert row["logit_difference"] < 1e-3
+    assert row["evaluation_text_kept"]["plain"] <= row["evaluation"]["plain"] * 1.5
     for part in ("step", "step_with_views") if trains(name) else ():
         assert row[part]["ratio"] == row[part]["plain"] / row[part]["fast"] > 0
     if trains(name):
         assert row["loss_difference"] < 1e-3
         assert row["gflop"]["plain"] > row["gflop"]["fast"] > 0
+        # What no product here is fast enough for: no step exceeds it.
+        assert 0 < row["floor"]["fast"] <= row["step"]["fast"]
+        assert row["step_cpu"]["fast"] > 0 and 0 < row["image_share"] < 1.5
 
 
 def test_peak_memory_json_and_plot(tmp_path, capsys):
@@ -46,7 +50,9 @@ def test_peak_memory_json_and_plot(tmp_path, capsys):
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
     ratio = f"{row['step']['ratio']:.1f}"
     printed = capsys.readouterr().out
-    assert "| method | step | … with views | memory | floor |\n| --- | ---: |" in printed
+    assert (
+        "| method | step | … CPU s | … with views | … at most | memory | image share |\n" in printed
+    )
     assert f"| DePT_CoOp | {ratio} |" in printed
 
 
@@ -65,13 +71,15 @@ def test_whole_runs(monkeypatch):
 
     def python(*words):
         commands.append(" ".join(words))
-        return 6.0 if "MODEL.FAST False" in commands[-1] else 3.0
+        seconds = 6.0 if "MODEL.FAST False" in commands[-1] else 3.0
+        return timing.Time(seconds, 2 * seconds)
 
     monkeypatch.setattr(process_timing, "_python", python)
     only = ["--only", "runs", "--methods", "DePT_CoOp", "ZeroshotCLIP", "--repeats", "1"]
     result = speed.main([*TINY, *only])
     assert set(result["start_up"]) == {"train.py --help", "first step"}
     assert [row["run"]["ratio"] for row in result["rows"]] == [2.0, 2.0]
+    assert [row["run_cpu"]["fast"] for row in result["rows"]] == [6.0, 6.0]
     assert [row["seeds"]["ratio"] for row in result["rows"]] == [3.0, 3.0]
     mine = [command for command in commands if "--trainer DePT_CoOp" in command]
     assert [command.split("--seed ")[1].split(" --")[0] for command in mine] == [
@@ -96,6 +104,59 @@ def test_plain_path_encodes_the_text_at_every_batch():
         setup.score(features, fresh=False)
         assert len(calls) == 2
         calls.clear()
+
+
+PUBLIC = {
+    "train.py": """
+from trainers import own
+
+
+def extend_cfg(cfg):
+    cfg.TRAINER.COOP = type(cfg)({"PREC": "fp16"})
+""",
+    "clip/__init__.py": "",
+    "clip/clip.py": "def _download(url):\n    raise OSError\n",
+    "trainers/__init__.py": "",
+    "trainers/own.py": """
+import torch
+from clip import clip
+from dassl.engine import TRAINER_REGISTRY, TrainerX
+
+
+@TRAINER_REGISTRY.register()
+class CoOp(TrainerX):
+    def build_model(self):
+        assert self.cfg.TRAINER.COOP.PREC == "fp32" and len(self.dm.dataset.classnames) == 3
+        state = torch.load(clip._download(""), weights_only=True)
+        self.model = torch.nn.Linear(state["text_projection"].shape[1], 3)
+        self.register_model("own", self.model)
+
+    def forward_backward(self, batch):
+        image, label, *_ = batch["img"], batch["label"]
+        assert len(image) == len(label)
+        self.model_inference(image).sum().backward()
+        print("noise")
+        return {"loss": 0.0}
+
+    def model_inference(self, image):
+        return self.model(image.flatten()[: self.model.in_features])
+""",
+}
+
+
+def test_a_public_implementation_is_imported_from_its_folder(tmp_path):
+    for name, text in PUBLIC.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    parts = ("--only", "steps", "evaluation", "--against", str(tmp_path))
+    (row,) = speed.main([*TINY, *parts, "--methods", "CoOp"])["rows"]
+    for name in ("step_public", "step_public_cpu", "evaluation_public"):
+        assert row[name]["plain"] > 0 and row[name]["ratio"] > 0
+    (tmp_path / "trainers" / "own.py").write_text("import no_such_module")
+    with pytest.raises(UserError, match="--against: .*no_such_module"):
+        speed.main([*TINY, *parts, "--methods", "CoOp"])
+    with pytest.raises(UserError, match=r"no train\.py"):
+        speed.main([*TINY, "--against", str(tmp_path / "clip")])
 
 
 def test_mistakes_are_one_line():
