@@ -66,6 +66,8 @@ class Encoder:
         self.disk = _disk_cache(cfg)
         # Bytes of a part of a pass, beyond which it isn't kept.
         self.room = max(_IN_MEMORY_BYTES, int(cfg.DATALOADER.FEATURE_CACHE_GB * 2**30) // 4)
+        # Images of one pass of a tower, once the GPU's memory didn't hold more.
+        self.most: int | None = None
         self._told: set[tuple[str, str, bool]] = set()
         self._waited = self._in_vain = False
 
@@ -120,7 +122,7 @@ class Encoder:
 
     def _part(self, rows: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """(B,1,…) of one view → (B,…); (B,v,…) → v of those."""
-        views = rows.to(self.device).unbind(1)
+        views = to_device(rows, self.device).unbind(1)
         return views[0] if len(views) == 1 else list(views)
 
     def _encoded(
@@ -133,10 +135,12 @@ class Encoder:
         while ahead := list(islice(batches, at_once)):
             images = [self._images(batch["img"]) for batch in ahead]
             together = torch.cat(images)  # (n,v,3,I,I)
-            encoded = {}
+            encoded, most = {}, self.most
             for name in keys:
-                features = self.parts[name].encode(together.flatten(0, 1))
+                features = self._encode(self.parts[name], together.flatten(0, 1))
                 encoded[name] = features.unflatten(0, together.shape[:2])
+            if self.most != most:
+                kept.clear()  # the keys tell of larger passes
             for name in list(kept):
                 self._gather(kept, name, encoded[name], loader)
             sizes = [len(image) for image in images]
@@ -149,10 +153,24 @@ class Encoder:
             if gathered and key is not None:
                 self._keep(key, torch.cat(gathered), loader)
 
+    def _encode(self, part: Part, views: torch.Tensor) -> torch.Tensor:
+        """(V,3,I,I) → (V,…), in passes that the memory holds."""
+        while True:
+            try:
+                if self.most is None or self.most >= len(views):
+                    return part.encode(views)
+                return torch.cat([part.encode(some) for some in views.split(self.most)])
+            except torch.cuda.OutOfMemoryError:
+                tried = min(len(views), self.most or len(views))
+                if tried == 1:
+                    raise
+            self.most = tried // 2
+            print(f"{part.title}: no GPU memory for {tried} at once, so {self.most} from here on")
+
     def _images(self, views: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
         """A batch's images as (B,v,3,I,I), v the views of each."""
         stacked = torch.stack(views, dim=1) if isinstance(views, list) else views.unsqueeze(1)
-        return stacked.to(self.device, non_blocking=True)
+        return to_device(stacked, self.device)
 
     def _gather(
         self,
@@ -247,7 +265,11 @@ class Encoder:
             "view": [views.cfg.SEED, loader.sampler.epoch] if views.is_train else [],
             "files": files,
             # Rounding depends on which views are encoded together.
-            "together": [[len(batch) for batch in order], at_once],
+            "together": [
+                [len(batch) for batch in order],
+                at_once,
+                *([] if self.most is None else [self.most]),
+            ],
         }
 
     def _recall(self, key: dict[str, Any] | None, loader: ImageLoader) -> torch.Tensor | None:
@@ -270,6 +292,13 @@ class Encoder:
         _remember(repr(key), features, loader)
         if self.disk is not None:
             self.disk.put(key, features)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor there; a GPU takes it from pinned memory, and nobody waits for that."""
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def _of(loader: ImageLoader) -> tuple[Any, Iterable[list[int]]]:

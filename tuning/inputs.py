@@ -171,7 +171,11 @@ class Inputs(TrainerX):
             return loader
         if "img" not in self.encoder.parts:
             return loader
-        return self.encoder.batches(loader, names=["img"])
+        # On a CPU a batch is enough at once; and its numbers stay what they were.
+        on_gpu = self.device.type == "cuda"
+        batch = self.cfg.DATALOADER.TEST.BATCH_SIZE
+        at_once = max(1, VIEWS_AT_ONCE[True] // batch) if on_gpu else 1
+        return self.encoder.batches(loader, at_once, names=["img"])
 
     def step_inputs(self, batch: dict) -> Batch:
         """What a step takes of a batch: image, label, and `known_features`."""

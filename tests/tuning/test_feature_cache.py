@@ -230,3 +230,27 @@ def test_runs_that_keep_nothing_do_not_take_turns(
     monkeypatch.setattr("dassl.utils.TensorCache.put", lambda *_: False)
     run(command, root, "CoOp", tmp_path / "run")
     assert waits[0] and not any(waits[1:]) and count_encoded
+
+
+def test_no_memory_halves_the_passes_and_says_so(command, root, tmp_path, monkeypatch, capsys):
+    """The features are the same; those of the pass in which it happened aren't kept."""
+    from tuning.trainer import PromptTrainer
+
+    expected = run(command, root, "CoOp", tmp_path / "whole", "--no-cache")
+    encode, sizes = PromptTrainer.encode_views, []
+
+    def small(self, image):
+        if len(image) > 3:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(image))
+        return encode(self, image)
+
+    monkeypatch.setattr(PromptTrainer, "encode_views", small)
+    feature_cache._memory.clear()
+    halved = run(command, root, "CoOp", tmp_path / "halved")
+    assert halved[0] == pytest.approx(expected[0], rel=1e-5) and halved[1] == expected[1]
+    said = "no GPU memory for 8 at once, so 4 from here on"
+    out = capsys.readouterr().out
+    assert out.count(said) == 1 and out.count("no GPU memory for 4 at once, so 2") == 1
+    assert set(sizes) == {1, 2}
+    assert len(cache_files(root)) == 2  # the second epoch's views, and the test images
