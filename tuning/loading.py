@@ -40,7 +40,7 @@ def resolve_precision(wanted: str, device: torch.device, key: str) -> str:
     if wanted not in PRECISIONS:
         raise UserError(f"{key} is {wanted!r}; one of: {', '.join(PRECISIONS)}")
     if wanted in ("fp16", "amp") and device.type == "cpu":
-        faster = f" ({key} bf16 is faster here: it has the instructions)" if cpu_has_bf16() else ""
+        faster = f" ({key} bf16 runs here, large towers faster)" if cpu_has_bf16() else ""
         print(f"{key}: {wanted} needs a GPU; running in fp32 on this CPU{faster}")
         return "fp32"
     return wanted
