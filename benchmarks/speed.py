@@ -68,6 +68,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--markdown", action="store_true", help="print the ratios as a table for a page")
     add("--set", nargs="+", default=[], metavar="KEY VALUE", help="config keys")
     args = parser.parse_args(argv)
+    _check(args)
+    return args
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise UserError as `parse_args` says."""
     known = method_names()
     for name in args.methods or []:
         if name not in known:
@@ -88,7 +94,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise UserError(f"--against {args.against}: there is no train.py in it")
     if args.fast_alone and args.only != ["memory"]:
         raise UserError("--fast-alone compares nothing: it goes with --only memory")
-    return args
 
 
 def settings_of(args: argparse.Namespace, trainer: str) -> Settings:
