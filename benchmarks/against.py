@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -85,8 +86,8 @@ def _trainer(folder: str, given: dict[str, Any]) -> Any:
     sys.path[:] = [folder, str(REPO), *(p for p in sys.path if Path(p or ".").resolve() != REPO)]
     import torch
 
-    import train  # the folder's: it registers its trainers
-    from clip import clip  # the folder's
+    # The folder's: it registers its trainers.
+    train, clip = import_module("train"), import_module("clip.clip")
     from dassl.config import get_cfg_default
     from dassl.engine import TRAINER_REGISTRY
 
