@@ -30,10 +30,12 @@ NEIGHBORS = (
     "InfoPrompt",
     "StablePT",
     "MP2",
+    "RLPrompt",
 )  # named beside DePT
 COMPARED = ("TCP", "ProMetaR", "CaPT_CoOp", "CaPT_KgCoOp")  # what people compare with now
 ZERO_SHOT = ("ZeroshotCLIP", "ZeroshotCLIP2")
-WRAPPED = tuple(f"DePT_{name}" for name in METHODS + NEIGHBORS + COMPARED)
+BARE = ("RLPrompt",)  # no loss that DePT could be around
+WRAPPED = tuple(f"DePT_{name}" for name in METHODS + NEIGHBORS + COMPARED if name not in BARE)
 
 
 def config(trainer: str, protocol: str = "base_to_new", dataset: str = "caltech101", name=""):
@@ -288,6 +290,24 @@ OF_METHOD = {
         "TRAINER.UCP.LOSS.SMOOTH": 0.001,
         "TRAINER.UCP.LOSS.USE_SIM": True,
     },
+    "RLPrompt": {
+        **EP10,
+        "OPTIM.NAME": "adam",
+        "OPTIM.LR": 0.0003,
+        "OPTIM.WEIGHT_DECAY": 0.0,
+        "TRAINER.RLPROMPT.N_WORDS": 5,
+        "TRAINER.RLPROMPT.SEARCH": "policy",
+        "TRAINER.RLPROMPT.PROMPTS": 16,
+        "TRAINER.RLPROMPT.TOP_K": 256,
+        "TRAINER.RLPROMPT.WHOLE_WORDS": True,
+        "TRAINER.RLPROMPT.HIDDEN": 2048,
+        "TRAINER.RLPROMPT.RIGHT": 200.0,
+        "TRAINER.RLPROMPT.WRONG": 180.0,
+        "TRAINER.RLPROMPT.REWARD_SCALE": 5.0,
+        "TRAINER.RLPROMPT.POLYAK": 0.001,
+        "TRAINER.RLPROMPT.CLIP_NORM": 5.0,
+        "TRAINER.RLPROMPT.PREC": "fp16",
+    },
     "ZeroshotCLIP": {"TRAINER.ZEROSHOT.PREC": "fp16"},
     "ZeroshotCLIP2": {"TRAINER.ZEROSHOT.PREC": "fp16"},
 }
@@ -433,6 +453,7 @@ def test_rates_of_every_epoch(name):
     lr, epochs = {
         "CoCoOp": (0.002, 10),
         "PromptSRC": (0.0025, 20),
+        "RLPrompt": (0.0003, 10),
     }.get(name.removeprefix("DePT_"), (0.0035, 10))
     for epoch in range(epochs):
         rate = lr * (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
@@ -442,7 +463,9 @@ def test_rates_of_every_epoch(name):
         assert found == pytest.approx(expected[: len(groups)], rel=1e-9), f"epoch {epoch}"
         optimizer.step()
         scheduler.step()
-    assert all(g["momentum"] == 0.9 and g["weight_decay"] == 5e-4 for g in optimizer.param_groups)
+    sgd = {"momentum": 0.9, "weight_decay": 5e-4}
+    wanted = {"weight_decay": 0.0, "betas": (0.9, 0.999)} if name == "RLPrompt" else sgd
+    assert all(wanted.items() <= group.items() for group in optimizer.param_groups)
 
 
 # What a fresh parameter is: ("normal", standard deviation); ("linear", inputs): torch's own start
@@ -514,6 +537,8 @@ FRESH = {
         r"meta_net\.linear1\..*": ("linear", 32),
         r"meta_net\.linear2\..*": ("linear", 8),
     },
+    # Xavier, uniform, at a gain of 1e-4: ±1e-4 √(6 / (64 + 32)).
+    "RLPrompt": {r"\w+\.weight": ("linear", 96 / 6e-8), r"\w+\.bias": ("all", 0.0)},
 }
 FRESH["ProMetaR"] = FRESH["PromptSRC"]
 FRESH_HEAD = {
@@ -619,6 +644,12 @@ SHAPES |= {
         "meta_net.linear1.bias": (8,),
         "meta_net.linear2.weight": (1024, 8),
         "meta_net.linear2.bias": (1024,),
+    },
+    "RLPrompt": {
+        "up.weight": (32, 64),
+        "up.bias": (32,),
+        "down.weight": (64, 32),
+        "down.bias": (64,),
     },
 }
 HEAD_SHAPES = {

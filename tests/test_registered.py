@@ -29,8 +29,8 @@ def test_no_method_is_left_out(monkeypatch, every):
 
 
 def test_a_new_thing_brings_its_twin(monkeypatch):
-    twin = TRAINER_REGISTRY.get("DePT_PRE")
-    assert "DePT_PRE" not in standing_for_all()
+    twin = TRAINER_REGISTRY.get("DePT_EPT")
+    assert "DePT_EPT" not in standing_for_all()
     own = type("Own", (twin.method_class,), {"views_wanted": 2})
     monkeypatch.setattr(twin, "method_class", own)
-    assert "DePT_PRE" in standing_for_all()
+    assert "DePT_EPT" in standing_for_all()

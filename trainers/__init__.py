@@ -22,7 +22,7 @@ METHODS = (
     "robustprompt",
     *("mma", "mmrl", "mmrlpp", "clip_lora"),
     *("pre", "lasp", "ept", "lamp", "spt", "ipt", "infoprompt", "stablept"),
-    *("tip_adapter", "taskres", "lppp", "clap", "mp2"),
+    *("tip_adapter", "taskres", "lppp", "clap", "mp2", "rlprompt"),
     *("tcp", "capt"),
     *("prometar",),
 )

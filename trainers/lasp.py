@@ -37,6 +37,7 @@ from tuning.claims import Claim, Row
 from tuning.method import Classes, Features, Method, unit
 from tuning.prompts import WORDS, public_words, resolve_words, starting_context
 from tuning.saved import rows_of
+from tuning.step import clip_gradients
 from tuning.trainer import PromptTrainer
 
 from .coop import FROM_WORDS, SIXTEEN_VECTORS
@@ -357,9 +358,7 @@ class LASP(PromptTrainer):
 
     def model_update(self, names: str | list[str] | None = None) -> None:
         """As every trainer's, after clipping the gradient over all that is trained."""
-        if norm := self.method_cfg(self.cfg).CLIP_NORM:
-            for name in self.get_model_names(names):
-                if (optim := self._optims[name]) is not None:
-                    self.scaler.unscale_(optim)
-            nn.utils.clip_grad_norm_(self.method.trained().values(), norm)
+        optims = [self._optims[name] for name in self.get_model_names(names)]
+        norm = self.method_cfg(self.cfg).CLIP_NORM
+        clip_gradients(optims, self.scaler, self.method.trained().values(), norm)
         super().model_update(names)

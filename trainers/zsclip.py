@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from clip.open_clip_parts import selected_imagenet_templates
 from clip.prompting import Encoders
 from dassl.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import UserError
 from tuning.method import Classes, Method, unit
 from tuning.trainer import PromptTrainer
 
@@ -15,6 +18,8 @@ from tuning.trainer import PromptTrainer
 def extend_cfg(cfg: CfgNode) -> None:
     """Declare TRAINER.ZEROSHOT."""
     cfg.TRAINER.ZEROSHOT = CfgNode()
+    # A file with a template in one line, such as RLPrompt's prompt.txt: for DATASET.TEMPLATE.
+    cfg.TRAINER.ZEROSHOT.TEMPLATE_FILE = ""
     cfg.TRAINER.ZEROSHOT.PREC = "fp16"  # fp32, fp16, bf16, amp
 
 
@@ -31,6 +36,21 @@ class ZeroshotMethod(Method):
     def __init__(self, encoders: Encoders, classes: Classes, templates: list[str]) -> None:
         super().__init__(encoders, classes)
         self.templates = templates
+
+    @classmethod
+    def resolve_cfg(cls, cfg: CfgNode) -> None:
+        """TEMPLATE_FILE becomes DATASET.TEMPLATE, so that the run has the text itself.
+
+        Raises:
+            UserError: no such file, no template in it, or another one in DATASET.TEMPLATE.
+        """
+        path, given = cfg.TRAINER.ZEROSHOT.TEMPLATE_FILE, cfg.DATASET.TEMPLATE
+        if not path:
+            return
+        template = read_template(path)
+        if given not in ("", template):
+            raise UserError(f"DATASET.TEMPLATE is {given!r}, {path} says {template!r}: give one")
+        cfg.DATASET.TEMPLATE, cfg.TRAINER.ZEROSHOT.TEMPLATE_FILE = template, ""
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> ZeroshotMethod:
@@ -54,6 +74,17 @@ class EnsembleMethod(ZeroshotMethod):
             templates.append(classes.template)
         print(f"Ensemble of {len(templates)} prompts")
         return cls(encoders, classes, templates)
+
+
+def read_template(path: str) -> str:
+    """The one line of a file, with one {}. Raises UserError if that isn't in it."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"TRAINER.ZEROSHOT.TEMPLATE_FILE: can't read {path}: {error}") from error
+    if len(lines) != 1 or lines[0].count("{}") != 1:
+        raise UserError(f"TRAINER.ZEROSHOT.TEMPLATE_FILE: {path} isn't one line with one {{}}")
+    return lines[0]
 
 
 def ensemble_features(encoders: Encoders, classes: Classes, templates: list[str]) -> torch.Tensor:

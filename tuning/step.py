@@ -185,5 +185,20 @@ def scaled_update(
         scaler.update()
 
 
+def clip_gradients(
+    optimizers: Iterable[torch.optim.Optimizer | None],
+    scaler: torch.amp.GradScaler,
+    parameters: Iterable[torch.Tensor],
+    norm: float,
+) -> None:
+    """Scale gradients down to `norm` at most, over all parameters together; 0: leave them."""
+    if not norm:
+        return
+    for optimizer in optimizers:
+        if optimizer is not None:
+            scaler.unscale_(optimizer)
+    nn.utils.clip_grad_norm_(parameters, norm)
+
+
 def _has_gradients(optimizer: torch.optim.Optimizer) -> bool:
     return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])

@@ -131,12 +131,23 @@ class TextEncoder(nn.Module):
         """The token ids of some words, without SOS and EOT."""
         return _tokenizer.encode(text)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without a space at its end."""
+        return _tokenizer.decode(ids).strip()
+
     @torch.no_grad()
-    def words(self) -> list[str]:
-        """The words of letters a to z that are one token each and whose embedding isn't zero."""
+    def word_ids(self) -> dict[str, int]:
+        """The token id of each word of letters a to z that is one token with an embedding not zero.
+
+        A text of such words, with spaces between them, has their ids.
+        """
         known = self.token_embedding.weight.any(dim=1).tolist()
         found = ((_WORD.fullmatch(token), i) for token, i in _tokenizer.encoder.items())
-        return [match[1] for match, i in found if match and known[i]]
+        return {match[1]: i for match, i in found if match and known[i]}
+
+    def words(self) -> list[str]:
+        """The words of `word_ids`."""
+        return list(self.word_ids())
 
     @torch.no_grad()
     def embed(self, ids: Sequence[int]) -> torch.Tensor:

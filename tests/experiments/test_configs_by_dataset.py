@@ -194,6 +194,17 @@ OWN_SCHEDULES = {
         *(32, 0.002, 200),  # nothing is trained; the search's own are
         {"TRAINER.ROBUSTPROMPT.POPULATION": 24, "TRAINER.ROBUSTPROMPT.ROUNDS": 40},
     ),
+    ("RLPrompt", "vit_b16_rlprompt"): (
+        *(32, 5e-5, 480),
+        {
+            "OPTIM.NAME": "adam",
+            "OPTIM.WEIGHT_DECAY": 0.0,
+            "OPTIM.LR_SCHEDULER": "single_step",
+            "OPTIM.STEPSIZE": (-1,),
+            "OPTIM.WARMUP_EPOCH": 0,
+            "TRAINER.RLPROMPT.SEARCH": "policy",
+        },
+    ),
     ("TipAdapterF", "vit_b16_tip_adapter_f"): (
         *(256, 0.001, 20),
         {"OPTIM.NAME": "adamw", "OPTIM.WEIGHT_DECAY": 0.01, "INPUT.RRCROP_SCALE": (0.5, 1.0)},
