@@ -142,7 +142,7 @@ class VisionTransformer(nn.Module):
     def embed(self, image: torch.Tensor) -> torch.Tensor:
         """image: (B,3,I,I) → (B,1+patches,W), class token first, positions added, before ln_pre."""
         x = self.conv1(image).flatten(2).transpose(1, 2)
-        cls = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        cls = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         return torch.cat([cls, x], dim=1) + self.positional_embedding.to(x.dtype)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from dassl.config import get_cfg_default
 from dassl.config.constraints import CHECKS
 from dassl.utils import Terminated, user_errors
 from experiments import analysis_command as analysis
+from experiments import export_command as export
 from experiments import launch
 from experiments import preparation_command as preparation
 from experiments.results import command as results
@@ -28,6 +29,7 @@ DOORS = {
     "run_protocol": launch.main,
     "parse_results": results.main,
     "analyze": analysis.main,
+    "export": export.main,
     "prepare_data": preparation.main,
 }
 RUN = "base_to_new --trainers CoOp --datasets dtd --dry-run "
@@ -86,6 +88,9 @@ MISTAKES = [
     ("analyze", "confusion {dir}", "is no run of train.py"),
     ("analyze", "confusion {dir} --top 0", "not a number from 1"),
     ("analyze", "channel-importance {dir} --window x", "not a number from 1"),
+    ("export", "{dir}", "--output"),
+    ("export", "{dir} --output {dir}/x", "is no run of train.py"),
+    ("export", "{dir} --output {dir}/x --private", "--private is for --push"),
     ("prepare_data", "", "--root"),
     ("prepare_data", "--root {dir}", "name a data set"),
     ("prepare_data", "dtx --root {dir}", "unknown data set 'dtx'"),

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dassl.utils import (
     IMAGE_ENDINGS,
@@ -34,6 +34,9 @@ from dassl.utils import (
     user_errors,
 )
 from dassl.utils.cli import Parser, output_file, positive, write_csv_rows
+
+if TYPE_CHECKING:
+    from tuning.run import Run
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,11 @@ class Predictor:
     ) -> None:
         from tuning.run import open_run
 
-        self.run = open_run(model, backbone)
+        self.take(open_run(model, backbone), classes)
+
+    def take(self, run: Run, classes: Sequence[str] | None = None) -> None:
+        """Classify by a run's model. Raises UserError as the class does."""
+        self.run = run
         self.classes = list(classes) if classes else self.run.classnames
         self._asked = self.classes if classes else None
         self.run.method(self._asked)  # what can't be done is said before an image is read

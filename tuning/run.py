@@ -252,10 +252,11 @@ class Run:
             UserError: it isn't, or can't be told.
         """
         from clip import available_models
+        from clip.architecture import split_name
         from clip.clip import find_backbone
 
         name = self.cfg.MODEL.BACKBONE.NAME
-        if self.backbone or name in available_models():
+        if self.backbone or name in available_models() or split_name(name):
             return self.backbone or name
         say = "say --backbone NAME or FILE to choose one"
         known = self.checkpoint.get("backbone_sha256") or self.result.get("backbone_sha256")

@@ -177,7 +177,7 @@ class ImageEncoder(nn.Module):
         """Tokens x (B,L,W) before layer `start` → as `forward`; with `stop` the tokens there."""
         layers, names, found = self.layers, dict(reads or {}), {}
         check(changes, names, layers, start)
-        changes = placed([self._checked(change, len(x)) for change in changes], x.shape[1])
+        changes = placed([self._checked(change, x.shape[0]) for change in changes], x.shape[1])
         last = layers if stop is None else stop
         head = self.head(changes)
 
