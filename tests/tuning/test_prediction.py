@@ -15,6 +15,7 @@ from PIL import Image
 import clip.clip
 from dassl.utils import UserError, load_checkpoint, save_plain
 from experiments.features import batches, load_run
+from tuning import loading
 from tuning import prediction as predict
 from tuning.prediction import Predictor
 
