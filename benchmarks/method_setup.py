@@ -24,7 +24,7 @@ from dassl.optim import build_optimizer
 from dassl.utils import UserError, set_random_seed
 from tuning.inputs import VIEWS_AT_ONCE
 from tuning.loading import resolve_precision
-from tuning.method import Classes, Features
+from tuning.method import Classes, Features, Method
 from tuning.naming import bare_name, is_wrapped
 from tuning.step import training_step
 
@@ -68,10 +68,18 @@ SIZES = {
 
 
 def method_names() -> list[str]:
-    """All registered trainers, each followed by DePT around it."""
+    """All registered trainers, each followed by DePT around it.
+
+    But for those that need files of a user's, or another run, to be trained at all.
+    """
     trainers.modules()
-    names = TRAINER_REGISTRY.registered_names()
+    names = [name for name in TRAINER_REGISTRY.registered_names() if _trains_alone(name)]
     return sorted(names, key=lambda name: (bare_name(name), is_wrapped(name)))
+
+
+def _trains_alone(name: str) -> bool:
+    method = getattr(TRAINER_REGISTRY.get(name), "method_class", Method)
+    return not (method.needs_files or method.teacher_key)
 
 
 def classes_of(number: int) -> Classes:
@@ -166,7 +174,10 @@ class MethodSetup:
         """What a training step takes for these views: in place of them, and beside them."""
         if self.features_for_images:
             return self.encode(image), {}
-        return image, {"frozen_image": self.encode(image)} if self.features_with_images else {}
+        known = {"frozen_image": self.encode(image)} if self.features_with_images else {}
+        if self.method.views_wanted > 1:
+            known["other_views"] = image.expand(self.method.views_wanted - 1, *image.shape)
+        return image, known
 
     @property
     def views_at_once(self) -> int:

@@ -86,6 +86,9 @@ OPTIONS = {
     "TRAINER.RLPROMPT.PREC": "fp32",
     "TRAINER.RLPROMPT.HIDDEN": 32,
     "TRAINER.RLPROMPT.PROMPTS": 4,
+    "TRAINER.CoPrompt.PREC": "fp32",
+    "TRAINER.CoPrompt.PROMPT_DEPTH": 3,
+    "TRAINER.CoPrompt.SENTENCES": str(Path(__file__).parent / "sentences.json"),
 }
 
 

@@ -48,6 +48,21 @@ class CoupledPrompts(nn.Module):
         self.deep = deep_prompts(depth, n, width)
         self.projections = nn.ModuleList(nn.Linear(width, vision_width) for _ in range(depth))
 
+    @classmethod
+    def from_cfg(cls, cfg: CfgNode, node: str, encoders: Encoders) -> CoupledPrompts:
+        """From N_CTX, CTX_INIT and PROMPT_DEPTH of TRAINER.<node>.
+
+        Raises:
+            UserError: the image tower is a ResNet, or J isn't among the towers' layers.
+        """
+        c = cfg.TRAINER[node]
+        vision_width = encoders.image.width
+        layers = min(encoders.text.layers, encoders.image.layers)
+        check_depth(f"TRAINER.{node}.PROMPT_DEPTH", c.PROMPT_DEPTH, layers)
+        start = starting_context(encoders, c.CTX_INIT, c.N_CTX, vectors=c.N_CTX)
+        print(f"Initial context: {start.shown}")
+        return cls(start.vectors, c.PROMPT_DEPTH, vision_width, start.words)
+
     def text(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """→ (M,d_t) and (J−1,M,d_t)."""
         return self.ctx, stacked(self.deep)
@@ -79,14 +94,7 @@ class MaPLeMethod(Method):
         Raises:
             UserError: the image tower is a ResNet, or J isn't among the towers' layers.
         """
-        c = cfg.TRAINER.MAPLE
-        vision_width = encoders.image.width
-        layers = min(encoders.text.layers, encoders.image.layers)
-        check_depth("TRAINER.MAPLE.PROMPT_DEPTH", c.PROMPT_DEPTH, layers)
-        start = starting_context(encoders, c.CTX_INIT, c.N_CTX, vectors=c.N_CTX)
-        print(f"Initial context: {start.shown}")
-        prompts = CoupledPrompts(start.vectors, c.PROMPT_DEPTH, vision_width, start.words)
-        return cls(encoders, classes, prompts)
+        return cls(encoders, classes, CoupledPrompts.from_cfg(cfg, "MAPLE", encoders))
 
     def encode_text(self) -> torch.Tensor:
         """(C,D), under P_0 … P_{J−1}."""

@@ -138,7 +138,9 @@ class Method(Saved):
     views_wanted = 1
     # The config key that names the run it learns from; "": none.
     teacher_key = ""
-    # What is at that key, while training.
+    # Config keys of files, without which it can't be trained: their content is part of identity.
+    needs_files: tuple[str, ...] = ()
+    # What is at `teacher_key`, while training.
     teacher_run: Teacher | None = None
     # Token ids of the frozen words between context and class name, the same in all prompts.
     words: Sequence[int] = ()

@@ -47,6 +47,7 @@ _RENAMED = [
         r"(?:.+\.)?linear_(text|vision)_gamma\.(\d+)\.([01])\.weight",
         lambda m: f"nets.{m[1]}.{m[2]}.{m[3]}",
     ),
+    (r"adapter_(image|text)\.(fc\.[02]\.weight)", lambda m: f"adapters.{m[1]}.{m[2]}"),
     (r"encoder_network\.(.+)", lambda m: f"encoder_network.{m[1]}"),
     (r"prompt_learner\.w", lambda m: "w"),
     (r"(?:prompt_learner\.|adapter\.)?(text_feature_residuals|prototypes)", lambda m: m[1]),
@@ -119,7 +120,7 @@ def kind(state: Iterable[str]) -> str:
         return any(re.search(pattern, name) for name in names)
 
     if has("compound_prompts_text"):
-        method = "MaPLe"
+        method = "CoPrompt" if has("^adapter_text") else "MaPLe"
     elif has(r"^representation_learner\.srra_"):
         method = "MMRL++"
     elif has(r"^representation_learner\."):

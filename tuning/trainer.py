@@ -69,9 +69,10 @@ class PromptTrainer(Seeing, Inputs):
         super().__init_subclass__(**kwargs)
         if cls.own_step():
             cls.may_differ = ()
-        key = getattr(cls, "method_class", Method).teacher_key
-        if key and key not in cls.files_by_content:
-            cls.files_by_content = (*cls.files_by_content, key)
+        method = getattr(cls, "method_class", Method)
+        keys = (*method.needs_files, *([method.teacher_key] if method.teacher_key else ()))
+        new = (key for key in keys if key not in cls.files_by_content)
+        cls.files_by_content = (*cls.files_by_content, *new)
 
     @classmethod
     def own_step(cls) -> list[str]:
