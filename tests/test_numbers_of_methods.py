@@ -32,7 +32,14 @@ NEIGHBORS = (
     "MP2",
     "RLPrompt",
 )  # named beside DePT
-COMPARED = ("TCP", "ProMetaR", "CaPT_CoOp", "CaPT_KgCoOp")  # what people compare with now
+COMPARED = (
+    "TCP",
+    "ProMetaR",
+    "CaPT_CoOp",
+    "CaPT_KgCoOp",
+    "CoPrompt",
+    "CoPromptTemplates",
+)  # what people compare with now
 ZERO_SHOT = ("ZeroshotCLIP", "ZeroshotCLIP2")
 BARE = ("RLPrompt",)  # no loss that DePT could be around
 WRAPPED = tuple(f"DePT_{name}" for name in METHODS + NEIGHBORS + COMPARED if name not in BARE)
@@ -308,9 +315,23 @@ OF_METHOD = {
         "TRAINER.RLPROMPT.CLIP_NORM": 5.0,
         "TRAINER.RLPROMPT.PREC": "fp16",
     },
+    "CoPrompt": {
+        **EP10,
+        "DATALOADER.K_TRANSFORMS": 2,
+        "TRAINER.CoPrompt.N_CTX": 2,
+        "TRAINER.CoPrompt.CTX_INIT": "a photo of a",
+        "TRAINER.CoPrompt.PROMPT_DEPTH": 9,
+        "TRAINER.CoPrompt.SENTENCES": "",
+        "TRAINER.CoPrompt.W": 1.0,
+        "TRAINER.CoPrompt.DISTILL": "cosine",
+        "TRAINER.CoPrompt.IMAGE_RATIO": 0.1,
+        "TRAINER.CoPrompt.TEXT_RATIO": 0.2,
+        "TRAINER.CoPrompt.PREC": "fp16",
+    },
     "ZeroshotCLIP": {"TRAINER.ZEROSHOT.PREC": "fp16"},
     "ZeroshotCLIP2": {"TRAINER.ZEROSHOT.PREC": "fp16"},
 }
+OF_METHOD["CoPromptTemplates"] = OF_METHOD["CoPrompt"]
 DEPT = {
     "TRAINER.DEPT.WEIGHT": 0.7,
     "TRAINER.DEPT.LR_MULT": 6.5,
@@ -541,6 +562,11 @@ FRESH = {
     "RLPrompt": {r"\w+\.weight": ("linear", 96 / 6e-8), r"\w+\.bias": ("all", 0.0)},
 }
 FRESH["ProMetaR"] = FRESH["PromptSRC"]
+FRESH["CoPrompt"] = FRESH["CoPromptTemplates"] = {
+    **FRESH["MaPLe"],
+    r"(image|text)\.fc\.0\.weight": ("linear", 32),
+    r"(image|text)\.fc\.2\.weight": ("linear", 8),
+}
 FRESH_HEAD = {
     r"cat\.cwt_\w+\.scale": ("all", 1.0),
     r"cat\.cwt_\w+\.bias": ("all", 0.0),
@@ -651,6 +677,11 @@ SHAPES |= {
         "down.weight": (64, 32),
         "down.bias": (64,),
     },
+}
+SHAPES["CoPrompt"] = SHAPES["CoPromptTemplates"] = {
+    **SHAPES["MaPLe"],
+    **{f"{x}.fc.0.weight": (8, 32) for x in ("image", "text")},
+    **{f"{x}.fc.2.weight": (32, 8) for x in ("image", "text")},
 }
 HEAD_SHAPES = {
     "cat.cwt_image.scale": (32,),

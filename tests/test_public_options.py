@@ -205,6 +205,18 @@ FILES = {
         | node("COOP", CTX_INIT=False, N_CTX=4, CSC=False, W=1.0, ALPHA=1.0),
         node("COOP", CTX_INIT="", ALPHA=None),
     ),
+    "CoPrompt": (
+        "CoPrompt",
+        schedule(4, 0.0035, 8)
+        | {"DATALOADER.K_TRANSFORMS": 2, "INPUT.TRANSFORMS": ["randaugment", "normalize"]}
+        | node("CoPrompt", N_CTX=2, CTX_INIT=WORDS, PREC="fp16", PROMPT_DEPTH=9)
+        | {"TRAINER.W": 0.5, "TRAINER.DISTILL": "mse"},
+        {
+            "TRAINER.W": None,
+            "TRAINER.DISTILL": None,
+            **node("CoPrompt", W=0.5, DISTILL="mse"),
+        },
+    ),
     "ProMetaR": (
         "ProMetaR",
         schedule(4, 0.0025, 10)

@@ -132,7 +132,7 @@ class CoPromptMethod(MaPLeMethod):
         return own if all(own) else None
 
     def _encoded(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """g of all sentences (n,D), normalized, and the classes' counts (C,); for training alone.
+        """All sentences' g (n,D), normalized, and the classes' counts (C,); for training alone.
 
         Raises:
             UserError: a class has none.

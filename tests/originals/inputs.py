@@ -6,6 +6,7 @@ same on every machine, in every version and in every precision. Needs numpy, Pil
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from zlib import crc32
@@ -98,6 +99,13 @@ def write_pictures(root: Path, names: dict[str, str] | None = None) -> None:
     lines = [f"{folder}\t{name}\n" for folder, name in names.items()]
     (root / "classnames.txt").write_text("".join(lines), encoding="utf-8")
     (root / "template.txt").write_text(f"{TEMPLATE}\n", encoding="utf-8")
+
+
+def write_sentences(path: Path) -> None:
+    """Write one sentence for each class."""
+    names = [name.replace("_", " ") for name in NAMES.values()]
+    sentences = {n: [f"A {n} is number {i} of the animals here."] for i, n in enumerate(names)}
+    path.write_text(json.dumps(sentences), encoding="utf-8")
 
 
 def pin_draws(set_attribute: Callable[[object, str, object], object]) -> None:

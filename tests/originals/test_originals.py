@@ -19,6 +19,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("originals")
     inputs.write_backbone(folder / "clip.pt")
     inputs.write_pictures(folder / "pictures")
+    inputs.write_sentences(folder / "sentences.json")
     return folder
 
 
@@ -41,7 +42,7 @@ def command(world, record, output, classes, *extra, **options):
         *("--trainer", trainer, "--config-file", f"configs/trainers/{trainer}/{record['config']}"),
         *("--root", str(world / "pictures"), "--backbone", str(world / "clip.pt")),
         *("--output-dir", str(output), "--seed", "1", *extra),
-        *(str(word) for pair in options.items() for word in pair),
+        *(str(word).replace("{world}", str(world)) for pair in options.items() for word in pair),
     ]
 
 

@@ -378,6 +378,18 @@ def test_which_methods_touch_the_image_tower(make_trainer, name):
     method = make_trainer(name).method
     bare = name.removeprefix("DePT_")
     compares = ("PromptSRC", "ProMetaR", "MMRL", "MMRLpp")
-    touched = (*compares, "CLIP_LoRA", "MMA", "MaPLe", "VPT", "LASP", "SPT", "IPT", "CoPrompt")
+    touched = (
+        *compares,
+        "CLIP_LoRA",
+        "MMA",
+        "MaPLe",
+        "VPT",
+        "LASP",
+        "SPT",
+        "IPT",
+        "CoPrompt",
+        "CoPromptTemplates",
+        "PromptKD",
+    )
     assert method.image_tower_untouched == (bare not in touched)
     assert method.compares_with_frozen_image == (bare in compares)

@@ -72,6 +72,8 @@ def test_what_is_not_wrapped():
             "ProMetaR",
             "CaPT_CoOp",
             "CaPT_KgCoOp",
+            "CoPrompt",
+            "CoPromptTemplates",
         ),
     }
     assert not any(can_be_wrapped(TRAINER_REGISTRY.get(wrapped_name(name))) for name in bare)
