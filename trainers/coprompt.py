@@ -85,10 +85,10 @@ class CoPromptMethod(MaPLeMethod):
         ratios: the adapters' shares of the image and the text features.
     """
 
-    trained_modules = ("prompts", "adapters")
+    trained_modules: tuple[str, ...] = ("prompts", "adapters")
     views_wanted = 2
     sees: tuple[str, ...] = ("language_model_text",)
-    needs_files = (_KEY,)
+    needs_files: tuple[str, ...] = (_KEY,)
     references: tuple[torch.Tensor, torch.Tensor] | None = None  # see `_encoded`
 
     def __init__(
@@ -119,8 +119,13 @@ class CoPromptMethod(MaPLeMethod):
         c = cfg.TRAINER.CoPrompt
         check_choice("TRAINER.CoPrompt.DISTILL", c.DISTILL, DISTANCES)
         return cls(
-            *(encoders, classes, CoupledPrompts.from_cfg(cfg, "CoPrompt", encoders)),
-            *(cls.sentences_of(cfg, classes), c.W, c.DISTILL, (c.IMAGE_RATIO, c.TEXT_RATIO)),
+            encoders,
+            classes,
+            CoupledPrompts.from_cfg(cfg, "CoPrompt", encoders),
+            cls.sentences_of(cfg, classes),
+            c.W,
+            c.DISTILL,
+            (c.IMAGE_RATIO, c.TEXT_RATIO),
         )
 
     @classmethod

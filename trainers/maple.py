@@ -78,7 +78,7 @@ class CoupledPrompts(nn.Module):
 class MaPLeMethod(Method):
     """Both towers under coupled prompts."""
 
-    trained_modules = ("prompts",)
+    trained_modules: tuple[str, ...] = ("prompts",)
     image_tower_untouched = False
 
     def __init__(self, encoders: Encoders, classes: Classes, prompts: CoupledPrompts) -> None:
