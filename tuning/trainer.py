@@ -70,9 +70,8 @@ class PromptTrainer(Seeing, Inputs):
         if cls.own_step():
             cls.may_differ = ()
         method = getattr(cls, "method_class", Method)
-        keys = (*method.needs_files, *([method.teacher_key] if method.teacher_key else ()))
-        new = (key for key in keys if key not in cls.files_by_content)
-        cls.files_by_content = (*cls.files_by_content, *new)
+        keys = (*cls.files_by_content, *method.needs_files, method.teacher_key)
+        cls.files_by_content = tuple(key for key in dict.fromkeys(keys) if key)
 
     @classmethod
     def own_step(cls) -> list[str]:
