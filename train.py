@@ -1,5 +1,6 @@
 r"""One run: merge the config, build the trainer, train, test.
 
+    python train.py --list
     python train.py --trainer DePT_CoOp --root DATA \
         --dataset-config-file configs/datasets/oxford_pets.yaml \
         --config-file configs/trainers/DePT_CoOp/vit_b16_ep10.yaml \
@@ -31,6 +32,11 @@ def main(argv: list[str] | None = None) -> None:
     """
     words = sys.argv[1:] if argv is None else list(map(str, argv))
     lines = parse_runs(words, description=__doc__)
+    if any(args.list for args in lines):
+        from experiments.listing import listing
+
+        print(listing())
+        return
     # Each run: its options, and its seed if it is one of several in one folder.
     runs = [(args, seed) for args in lines for seed in (args.seed if args.seed[1:] else [None])]
     cfgs = [setup_cfg(*run) for run in runs]

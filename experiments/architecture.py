@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Rooms from the doors down. A file imports from its own room and from lower levels.
 LEVELS = (
-    ("train.py", "predict.py", "scripts"),
+    ("train.py", "predict.py", "dept", "scripts"),
     ("benchmarks",),
     ("experiments",),
     ("trainers",),

@@ -49,6 +49,7 @@ def parse_args(
     add("--eval-only", action="store_true", help="test the model of --model-dir, don't train")
     add("--model-dir", default="", help="the folder of the run to test")
     add("--load-epoch", type=int, help="the epoch to test (default: the last, or the best)")
+    add("--list", action="store_true", help="name the trainers and the data sets, and end")
     add("--no-train", action="store_true", help="build everything, train and test nothing")
     add("--check-images", action="store_true", help="decode all images first, then go on")
     add("--no-cache", action="store_true", help="neither read nor write cached image features")

@@ -73,8 +73,9 @@ class Predictor:
         """Classify by a run's model. Raises UserError as the class does."""
         self.run = run
         self.classes = list(classes) if classes else self.run.classnames
-        self._asked = self.classes if classes else None
-        self.run.method(self._asked)  # what can't be done is said before an image is read
+        # None: those it was trained on, with whatever is bound to them.
+        self.asked = self.classes if classes else None
+        self.run.method(self.asked)  # what can't be done is said before an image is read
         self.batch_size = self.run.cfg.DATALOADER.TEST.BATCH_SIZE
 
     def __call__(self, images: Sequence[Any], top: int = 5) -> list[list[Guess]]:
@@ -94,7 +95,7 @@ class Predictor:
                 is_path = isinstance(image, (str, os.PathLike))
                 image = read_image(image) if is_path else image.convert("RGB")
                 views.append(self.run.preprocess(image))
-            logits = self.run.logits(views, self._asked)
+            logits = self.run.logits(views, self.asked)
             if not logits.isfinite().all():
                 raise UserError(NOT_FINITE)
             best = logits.softmax(dim=-1).topk(min(top, len(self.classes)))

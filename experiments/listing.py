@@ -1,0 +1,45 @@
+"""What there is to train, and on what: `train.py --list`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from dassl.engine import TRAINER_REGISTRY
+from tuning.naming import bare_name, is_wrapped
+
+_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def listing() -> str:
+    """Every registered trainer with its configs and the first line of its file, then data sets.
+
+    DePT around a trainer is marked at it, not listed beside it.
+    """
+    import trainers
+
+    trainers.modules()
+    names = TRAINER_REGISTRY.registered_names()
+    bare = sorted((name for name in names if not is_wrapped(name)), key=str.lower)
+    around = {bare_name(name) for name in names if is_wrapped(name)}
+    width = max(map(len, bare))
+    lines = ["Trainers (+: also as DePT_…), and the files in configs/trainers/<name>/"]
+    for name in bare:
+        mark = "+" if name in around else " "
+        lines.append(f"  {name:{width}} {mark} {_first_line(TRAINER_REGISTRY.get(name))}")
+        if configs := _stems(_CONFIGS / "trainers" / name):
+            lines.append(f"  {'':{width}}   {', '.join(configs)}")
+    lines += ["", "Data sets: configs/datasets/<name>.yaml"]
+    lines += [f"  {name}" for name in _stems(_CONFIGS / "datasets")]
+    return "\n".join(lines)
+
+
+def _stems(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def _first_line(trainer: Any) -> str:
+    """The first line of its file's docstring, which names the paper."""
+    text = sys.modules[trainer.__module__].__doc__ or trainer.__doc__ or ""
+    return text.strip().partition("\n")[0]
