@@ -11,6 +11,7 @@ class Caltech101(ImageDataset):
     """`101_ObjectCategories/<class>/`, without the background and the second set of faces."""
 
     dataset_dir = "caltech-101"
+    other_templates = {"skipt": "itap of a {}."}
     image_dir = "101_ObjectCategories"
     split_file = "split_zhou_Caltech101.json"
     sizes = (100, 4128, 1649, 2465)

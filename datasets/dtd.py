@@ -15,7 +15,11 @@ class DescribableTextures(ImageDataset):
     split_file = "split_zhou_DescribableTextures.json"
     template = "a photo of a {}, a type of texture."
     # CLIP's own, and what TCP's context stands in.
-    other_templates = {"zeroshot": "{} texture.", "tcp_context": "a photo of a {} texture."}
+    other_templates = {
+        "skipt": "itap of a {}.",
+        "zeroshot": "{} texture.",
+        "tcp_context": "a photo of a {} texture.",
+    }
     sizes = (47, 2820, 1128, 1692)
 
     def read_official(self) -> Lists:

@@ -19,6 +19,7 @@ class FGVCAircraft(ImageDataset):
     template = "a photo of a {}, a type of aircraft."
     # What TCP's class features are of, and what its context stands in.
     other_templates = {
+        "skipt": "a bright photo of a {}, a type of aircraft.",
         "tcp": "a photo of an aircraft {}.",
         "tcp_context": "a photo of a {}, a type of aircraft.",
     }

@@ -14,7 +14,10 @@ class Food101(ImageDataset):
     image_dir = "images"
     split_file = "split_zhou_Food101.json"
     template = "a photo of {}, a type of food."
-    other_templates = {"tcp": "a photo of a {}, a type of food."}
+    other_templates = {
+        "skipt": "a photo of the nice {}.",
+        "tcp": "a photo of a {}, a type of food.",
+    }
     sizes = (101, 50500, 20200, 30300)
 
     def read_official(self) -> Lists:

@@ -10,5 +10,6 @@ class ImageNetA(ImageNetVariant):
     """`imagenet-a/<WordNet id>/`, 200 of the classes."""
 
     dataset_dir = "imagenet-adversarial"
+    other_templates = {"skipt": "a bad photo of a {}."}
     image_dir = "imagenet-a"
     sizes = (200, 0, 0, 7500)

@@ -10,5 +10,6 @@ class ImageNetR(ImageNetVariant):
     """`imagenet-r/<WordNet id>/`, 200 of the classes."""
 
     dataset_dir = "imagenet-rendition"
+    other_templates = {"skipt": "a rendition of a {}."}
     image_dir = "imagenet-r"
     sizes = (200, 0, 0, 30000)

@@ -10,5 +10,6 @@ class ImageNetSketch(ImageNetVariant):
     """`images/<WordNet id>/`."""
 
     dataset_dir = "imagenet-sketch"
+    other_templates = {"skipt": "a sketch of a {}."}
     image_dir = "images"
     sizes = (1000, 0, 0, 50889)

@@ -22,6 +22,7 @@ class OxfordFlowers(ImageDataset):
     image_dir = "jpg"
     split_file = "split_zhou_OxfordFlowers.json"
     template = "a photo of a {}, a type of flower."
+    other_templates = {"skipt": "a close-up photo of a {}."}
     sizes = (102, 4093, 1633, 2463)
 
     def read_official(self) -> Lists:

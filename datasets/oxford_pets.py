@@ -18,6 +18,7 @@ class OxfordPets(ImageDataset):
     image_dir = "images"
     split_file = "split_zhou_OxfordPets.json"
     template = "a photo of a {}, a type of pet."
+    other_templates = {"skipt": "a bad photo of a {}, a type of pet."}
     sizes = (37, 2944, 736, 3669)
 
     def read_official(self) -> Lists:

@@ -19,7 +19,10 @@ class StanfordCars(ImageDataset):
 
     dataset_dir = "stanford_cars"
     split_file = "split_zhou_StanfordCars.json"
-    other_templates = {"tcp_context": "a photo of a {}, a type of car"}  # TCP's, without a dot
+    other_templates = {
+        "skipt": "a photo of the {}, a type of car.",
+        "tcp_context": "a photo of a {}, a type of car",  # without a dot
+    }
     sizes = (196, 6509, 1635, 8041)
 
     def read_official(self) -> Lists:

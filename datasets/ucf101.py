@@ -22,6 +22,7 @@ class UCF101(ImageDataset):
     image_dir = "UCF-101-midframes"
     split_file = "split_zhou_UCF101.json"
     template = "a photo of a person doing {}."
+    other_templates = {"skipt": "a photo of a {}, a type of sport."}
     sizes = (101, 7639, 1898, 3783)
 
     def read_official(self) -> Lists:

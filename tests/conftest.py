@@ -89,6 +89,8 @@ OPTIONS = {
     "TRAINER.CoPrompt.PREC": "fp32",
     "TRAINER.CoPrompt.PROMPT_DEPTH": 3,
     "TRAINER.CoPrompt.SENTENCES": str(Path(__file__).parent / "sentences.json"),
+    "TRAINER.SKIP.PREC": "fp32",
+    "TRAINER.SKIP.START_LAYER": 1,
 }
 
 

@@ -199,6 +199,16 @@ FILES = {
         | {"TRAINER.UCP.SCALE": 0.9, "TRAINER.UCP.HIDDEN_DIM": 64},
         {"OPTIM.NEW_LR_MULT": None, "TRAINER.DEPT.LR_MULT": 18.0},
     ),
+    "SkipT": (
+        "SkipT",
+        schedule(4, 2e-5, 20, 50, **{"OPTIM.NEW_LR": 5e-6})
+        | node("SKIP", QUICK_BATCH_SIZE=128, TOP_RATIO=0.5, START_LAYER=6),
+        {
+            "OPTIM.NEW_LR": None,
+            "TRAINER.SKIP.IMAGE_LR": 5e-6,
+            "TRAINER.SKIP.QUICK_BATCH_SIZE": None,
+        },
+    ),
     "TCP": (
         "TCP",
         schedule(32, 0.002, 50, 5, **{"OPTIM.NAME": "adam", "DATALOADER.TEST.BATCH_SIZE": 500})

@@ -23,7 +23,7 @@ METHODS = (
     *("mma", "mmrl", "mmrlpp", "clip_lora"),
     *("pre", "lasp", "ept", "lamp", "spt", "ipt", "infoprompt", "stablept"),
     *("tip_adapter", "taskres", "lppp", "clap", "mp2", "rlprompt"),
-    *("tcp", "capt"),
+    *("tcp", "capt", "skipt"),
     *("prometar", "coprompt"),
 )
 

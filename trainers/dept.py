@@ -440,7 +440,7 @@ class DePTMixin(PromptTrainer):
 
 # Folders of the released DePT code's checkpoints, where they aren't `DePTMixin.model_name`.
 _FOLDERS = {"MaPLe": "MultiModalPromptLearner", "PromptSRC": "VLPromptLearner"}
-_FOLDERS |= dict.fromkeys(("CaPT_CoOp", "CaPT_KgCoOp"), "learnable_params")
+_FOLDERS |= dict.fromkeys(("CaPT_CoOp", "CaPT_KgCoOp", "SkipT"), "learnable_params")
 
 
 _ROWS_ALONE = (

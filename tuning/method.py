@@ -342,23 +342,27 @@ class Method(Saved):
         return seen if isinstance(seen, dict) else {"features": seen}
 
     def text_of(
-        self, layout: PromptLayout, changes: Sequence[Change] = (), reads: Reads | None = None
+        self,
+        layout: PromptLayout,
+        changes: Sequence[Change] = (),
+        reads: Reads | None = None,
+        classes: torch.Tensor | None = None,
     ) -> torch.Tensor | dict[str, torch.Tensor]:
         """Text features of prompts without a context, (C,D): `encoders.text(layout, …)`.
 
-        What lies below the first change's layer is computed once, and kept in memory.
+        What lies below the first change's layer is computed once, and kept in memory. With
+        classes (n,), indices of some in this order, the features are (n,D).
         """
-        encoder = self.encoders.text
-        reached = [read.reaches(encoder.layers) for read in (reads or {}).values()]
-        # Behind the last block only EOT is kept.
-        tokens = any(read.at != END for read in (reads or {}).values())
+        encoder, asked = self.encoders.text, list((reads or {}).values())
+        reached = [read.reaches(encoder.layers) for read in asked]
+        tokens = any(read.at != END for read in asked)  # behind the last block only EOT is kept
         layer = min([encoder.first_layer(changes), *reached, encoder.layers - tokens])
-        weight = encoder.positional_embedding
-        mixed = torch.is_autocast_enabled(weight.device.type)
-        key = (id(layout), layer, encoder.dtype, weight.device, mixed)
+        device = encoder.positional_embedding.device
+        key = (id(layout), layer, encoder.dtype, device, torch.is_autocast_enabled(device.type))
         if key not in self._text_states:  # the layout is held, so that its id stays its own
             self._text_states[key] = layout, encoder.below(layout, layer)
-        return encoder.above(self._text_states[key][1], changes, reads)
+        state = self._text_states[key][1]
+        return encoder.above(state if classes is None else state.select(classes), changes, reads)
 
     def itm_logits(self, features: Features) -> torch.Tensor:
         """The image-text-matching head: τ f̂ êᵀ, (B,C)."""

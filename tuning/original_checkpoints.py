@@ -60,6 +60,10 @@ _RENAMED = [
 # Parts of the frozen CLIP that a method may train copies of.
 _TOWER = re.compile(r"image_encoder\.transformer\.resblocks\.(\d+\.ln_[12]\.(?:weight|bias))")
 
+_UPPER = re.compile(
+    r"(image|text)_encoder\.(?:transformer\.resblocks\.(\d+\..+)|(ln_(?:post|final)\..+|(?:text_)?proj.*))"
+)
+
 # What only LASP's learner holds: its own correction, or its references.
 _LASP = re.compile(r"prompt_learner\.(?:w|class_text_features|token_(?:prefix|suffix)_all)")
 
@@ -119,7 +123,9 @@ def kind(state: Iterable[str]) -> str:
     def has(pattern: str) -> bool:
         return any(re.search(pattern, name) for name in names)
 
-    if has("compound_prompts_text"):
+    if has(r"^text_encoder\.token_embedding"):
+        method = "SkipT"
+    elif has("compound_prompts_text"):
         method = "CoPrompt" if has("^adapter_text") else "MaPLe"
     elif has(r"^representation_learner\.srra_"):
         method = "MMRL++"
@@ -168,6 +174,9 @@ def translate(
         if norm := _TOWER.fullmatch(name):
             own = f"norms.{norm[1]}"
             new = own if tower or own in wanted else None
+        if upper := _UPPER.fullmatch(name):
+            own = f"{upper[1]}_upper.{'blocks.' if upper[2] else ''}{upper[2] or upper[3]}"
+            new = own if own in wanted else new
         if new in wanted:
             ours[new] = value
         elif new is not None or _UNUSED.fullmatch(name):

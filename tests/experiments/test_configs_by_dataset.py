@@ -131,6 +131,11 @@ OF_SPT = {
     "OPTIM.WARMUP_MIN_LR": 1e-8,
 }
 OF_MMRL = {"OPTIM.NAME": "adamw", "OPTIM.WEIGHT_DECAY": 5e-4, "INPUT.RRCROP_SCALE": (0.5, 1.0)}
+OF_SKIPT = {
+    "DATALOADER.TRAIN_X.SAMPLER": "RandomClassSampler",
+    "DATALOADER.TRAIN_X.N_INS": 4,
+    "OPTIM.WARMUP_CONS_LR": 1e-6,
+}
 # Trainer, config → batch, learning rate, epochs, further values: what the methods' own code runs.
 OWN_SCHEDULES = {
     ("CoOp", "vit_b16_coop_ep50"): (32, 0.002, 50, {"TRAINER.COOP.N_CTX": 16}),
@@ -231,6 +236,12 @@ OWN_SCHEDULES = {
     ("CaPT_CoOp", "vit_b16_ep10"): (4, 0.0035, 10, {"TRAINER.UCP.SCALE": 0.5}),
     ("CaPT_KgCoOp", "vit_b16_ep10"): (4, 0.0035, 10, {"TRAINER.COOP.W": 1.5}),
     ("DePT_CaPT_KgCoOp", "vit_b16_ep10"): (4, 0.0035, 10, {"TRAINER.DEPT.LR_MULT": 18.0}),
+    ("SkipT", "vit_b16_skipt"): (4, 2e-5, 20, {**OF_SKIPT, "TRAINER.SKIP.IMAGE_LR": 5e-6}),
+    ("SkipT", "vit_b16_skipt_few_shot"): (4, 1e-5, 40, {**OF_SKIPT, "OPTIM.WARMUP_EPOCH": 0}),
+    ("SkipT", "vit_b16_skipt_cross_dataset"): (
+        *(4, 1e-5, 5),
+        {**OF_SKIPT, "OPTIM.WARMUP_CONS_LR": 1e-8, "TRAINER.SKIP.IMAGE_LR": 1e-6},
+    ),
     ("TCP", "vit_b16_tcp"): (
         *(32, 0.002, 50),
         {"OPTIM.NAME": "adam", "OPTIM.ADAM_EPS": 1e-3, "TRAINER.COOP.N_CTX": 4},
@@ -251,7 +262,8 @@ def test_the_originals_own_schedules(trainer, config):
     assert cfg.MODEL.BACKBONE.NAME == "ViT-B/16"
     assert more.get("OPTIM.NAME", "sgd") == cfg.OPTIM.NAME
     schedule = more.get("OPTIM.LR_SCHEDULER", "cosine")
-    assert (schedule, 1e-5) == (cfg.OPTIM.LR_SCHEDULER, cfg.OPTIM.WARMUP_CONS_LR)
+    warm_up = more.get("OPTIM.WARMUP_CONS_LR", 1e-5)
+    assert (schedule, warm_up) == (cfg.OPTIM.LR_SCHEDULER, cfg.OPTIM.WARMUP_CONS_LR)
     for key, value in more.items():
         assert reduce(getitem, key.split("."), cfg) == value
     assert f"configs/trainers/{trainer}/{config}.yaml" in Path("docs/reproduce.md").read_text()

@@ -9,7 +9,7 @@ import torch
 import train
 from clip import tokenize
 from dassl.utils import UserError
-from tests.conftest import CLASSES
+from tests.conftest import CLASSES, tiny_clip
 from tests.datasets import layouts
 from tests.datasets.layouts import WORDNET
 from tuning import original_checkpoints
@@ -71,6 +71,17 @@ def pre():
     return {**coop(), **under("encoder_network.lstm_head", lstm)}
 
 
+def skipt():
+    """Both towers whole: what is trained, blocks 1 and 2, and what isn't."""
+    clip = tiny_clip(seed=1)
+    towers = clip.state_dict()
+    text = {name: value for name, value in towers.items() if "visual." not in name}
+    del text["logit_scale"]
+    image = {name.removeprefix("visual."): v for name, v in towers.items() if name not in text}
+    del image["logit_scale"]
+    return {**under("text_encoder", text), **under("image_encoder", image)}
+
+
 def capt():
     net = {"down.weight": torch.randn(32, 32), "down.bias": torch.randn(32)}
     net |= {"up.weight": torch.randn(32, 64), "up.bias": torch.randn(64)}
@@ -121,6 +132,7 @@ LAYOUTS = {
     ),
     "PRE": ("prompt_learner", pre),
     "TCP": ("prompt_learner", tcp),
+    "SkipT": ("learnable_params", skipt),
     "CaPT_CoOp": ("learnable_params", lambda: under("prompt_learner", capt())),
     "CaPT_KgCoOp": (
         "learnable_params",
@@ -195,7 +207,7 @@ def test_evaluates_on_base_and_new_and_starts_training(
     model_name, build = LAYOUTS[name]
     state = build()
     base = make_trainer(name, output=tmp_path / "a", DATASET__SUBSAMPLE_CLASSES="base")
-    if name not in ("VPT", "CLIPAdapter"):  # they have no prompt learner
+    if name not in ("SkipT", "VPT", "CLIPAdapter"):  # they have no prompt learner
         prefix = "" if "ctx" in state else "prompt_learner."
         state[f"{prefix}token_suffix"] = token_suffix(base, len(state[f"{prefix}ctx"]))
         state[f"{prefix}token_prefix"] = torch.zeros(3, 1, 64)
