@@ -9,9 +9,9 @@ Protocols: base_to_new, cross_dataset, domain_generalization, few_shot, corrupti
 lambda, ablation.
 Each has the paper's trainers, data sets, seeds and shots as its defaults; for the two transfers,
 --datasets are the targets and --source is what is trained on. Images of your own are NAME=FOLDER.
-Models that differ only in seed, or in λ, are trained side by side. The same command again takes up
-what is missing. Exit status: 0 if all is complete, 1 if a run failed, 2 for a mistake in the
-command.
+Models that differ only in seed, or in λ, are trained side by side. Runs go in workers that have
+PyTorch loaded. The same command again takes up what is missing. Exit status: 0 if all is complete,
+1 if a run failed, 2 for a mistake in the command.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from experiments.runner import (
 from experiments.slurm import run_slurm
 
 TOGETHER = 8
+WARM = (sys.executable, "-m", "experiments.warm")  # what workers are forked from: safe on Linux
 # Keys that the plan sets for each run, and the options that do.
 SET_BY_PLAN = {
     "SEED": "--seeds",
@@ -86,6 +87,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help=f"models at most that are trained side by side ({TOGETHER})",
     )
     add("--per-gpu", type=positive, default=1, help="runs at once on a GPU (1)")
+    alone = "start each run anew, not in a worker that has PyTorch loaded"
+    add("--process-per-run", action="store_true", help=alone)
     _add_cluster_options(parser)
     parser.set_defaults(default_root="data")
     args = parser.parse_args(argv)
@@ -238,7 +241,8 @@ def launch(args: argparse.Namespace) -> int:
     if args.dry_run:
         print_commands(chains)
         return 0
-    settings = RunnerSettings(attempts=args.attempts, show=args.show)
+    warm = args.cluster == "local" and not args.process_per_run and sys.platform == "linux"
+    settings = RunnerSettings(attempts=args.attempts, show=args.show, warm=WARM if warm else ())
     if args.cluster == "slurm":
         parameters = {
             "slurm_partition": args.partition,

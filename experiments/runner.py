@@ -9,27 +9,21 @@ from __future__ import annotations
 
 import os
 import queue
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from dassl.utils import UserError, check_percent, disk_error, read_json, try_flock
 from experiments.chains import Chain, Job
-from experiments.protocols import ROOT
+from experiments.processes import Processes, RunnerSettings
 
 USER_ERROR = 2  # train.py's exit status for a mistake that no repetition mends
-CONSOLE = "console.txt"  # what a run printed, all attempts
 AGAIN = 0.5  # seconds until a run that another runner has is looked at again
-GRACE = 30.0  # seconds a run has to save and end; Slurm's own, by default
 
 
 @dataclass(frozen=True)
@@ -42,15 +36,6 @@ class Outcome:
     reason: str = ""
     accuracy: float | None = None
     status: int = 0
-
-
-@dataclass(frozen=True)
-class RunnerSettings:
-    """How runs go: with which Python, how often they are tried alone, and whether shown."""
-
-    python: str = sys.executable
-    attempts: int = 2
-    show: bool = False
 
 
 def read_result(job: Job) -> dict:
@@ -102,93 +87,6 @@ def hold(folder: Path) -> Iterator[IO]:
         if try_flock(lock, folder) is False:
             raise Held(folder)
         yield lock
-
-
-class Processes:
-    """The processes under way, so that an interruption can end them."""
-
-    def __init__(self) -> None:
-        self.tails: dict[Path, deque[bytes]] = {}  # the last lines of each run's latest output
-        self._processes: set[subprocess.Popen] = set()
-        self._lock = threading.Lock()
-        self.stopped = False
-
-    def run(
-        self,
-        jobs: Sequence[Job],
-        settings: RunnerSettings,
-        environment: dict[str, str],
-        locks: Sequence[IO],
-    ) -> int:
-        """Run train.py once, for all these jobs.
-
-        Returns its exit status (negative: the signal that ended it).
-        """
-        arguments = list(jobs[0].arguments)
-        for job in jobs[1:]:
-            arguments += ["--and", *job.arguments]
-        with ExitStack() as stack:
-            # Unbuffered: what finds no room must not come up again when the file is closed.
-            consoles = [
-                stack.enter_context(open(job.folder / CONSOLE, "ab", buffering=0)) for job in jobs
-            ]
-            tail: deque[bytes] = deque(maxlen=50)
-            self.tails |= {job.folder: tail for job in jobs}
-            with self._lock:
-                if self.stopped:
-                    return -signal.SIGTERM
-                process = subprocess.Popen(
-                    [settings.python, "train.py", *arguments],
-                    cwd=ROOT,
-                    env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=[lock.fileno() for lock in locks],
-                )
-                self._processes.add(process)
-            for line in process.stdout:
-                tail.append(line)
-                for console in list(consoles):
-                    try:
-                        console.write(line)
-                    except OSError:  # a full disk: the run itself says so, and is read to its end
-                        consoles.remove(console)
-                if settings.show:
-                    with suppress(OSError):
-                        sys.stdout.buffer.write(line)
-                        sys.stdout.flush()
-            status = process.wait()
-            with self._lock:
-                self._processes.discard(process)
-            return status
-
-    def last_words(self, job: Job, status: int) -> str:
-        """The last line a run's process printed: its own `error: …`, or the end of a traceback."""
-        if status < 0:
-            return f"killed by {signal.Signals(-status).name}"
-        printed = b"".join(self.tails.get(job.folder, ())).decode("utf-8", "replace")
-        lines = [line.strip() for line in printed.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("error: ")]
-        last = (errors or lines or [f"exit status {status}"])[-1]
-        return last.removeprefix("error: ")
-
-    def stop(self, grace: float = GRACE) -> None:
-        """End all processes under way; no other starts.
-
-        Each saves what it has and ends; one that hasn't after `grace` seconds is killed.
-        """
-        with self._lock:
-            self.stopped = True
-            processes = list(self._processes)
-        for process in processes:
-            process.terminate()
-        deadline = time.monotonic() + grace
-        for process in processes:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
 
 
 def run_job(
@@ -335,19 +233,22 @@ def run_local(
     free: queue.Queue = queue.Queue()
     for slot in slots:
         free.put(slot)
-    processes = Processes()
+    own = threading.local()
+    processes = _processes(settings, slots)
     visited: dict[Chain, dict[Path, Outcome]] = {chain: {} for chain in chains}
 
+    def take_slot() -> None:
+        own.slot = free.get_nowait()
+
     def work(chain: Chain) -> list[Outcome] | Held:
-        environment = free.get()
         try:
-            return run_chain(chain, settings, environment, processes, visited[chain])
+            return run_chain(chain, settings, own.slot, processes, visited[chain])
         except Held as error:
             return error
         finally:
-            free.put(environment)
+            processes.end_chain(own.slot)
 
-    with ThreadPoolExecutor(len(slots)) as pool:
+    with closing(processes), ThreadPoolExecutor(len(slots), initializer=take_slot) as pool:
         try:
             _go_round(chains, lambda chain: pool.submit(work, chain), report)
         except BaseException:
@@ -358,6 +259,16 @@ def run_local(
                 processes.stop(grace=0)
                 raise
             raise
+
+
+def _processes(settings: RunnerSettings, slots: list[dict[str, str]]) -> Processes:
+    """Workers, if they are wanted: their environment is what all slots share."""
+    if not settings.warm:
+        return Processes()
+    from experiments.workers import Workers
+
+    shared = set.intersection(*(set(slot.items()) for slot in slots))
+    return Workers(settings, dict(shared))
 
 
 def _go_round(chains: Sequence[Chain], submit: Callable[[Chain], Future], report: Report) -> None:

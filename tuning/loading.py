@@ -86,6 +86,11 @@ def _greet(checkpoint: dict, method: Method, source: str) -> None:
         method.check_source(settings)
 
 
+def loaded_encoders() -> list[Encoders]:
+    """The towers that are alive, for whoever wants them to stay."""
+    return list(_ENCODERS.values())
+
+
 def load_into(
     method: Method,
     checkpoint: dict,

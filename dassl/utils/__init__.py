@@ -24,7 +24,14 @@ from .errors import (
     user_errors,
 )
 from .images import IMAGE_ENDINGS, read_image, undecodable
-from .locks import hold_file, lock_folder, try_flock, unlock_folder, wait_for_folder
+from .locks import (
+    hold_file,
+    lock_folder,
+    try_flock,
+    unlock_all,
+    unlock_folder,
+    wait_for_folder,
+)
 from .logger import Tee, log_to, setup_logger
 from .meters import AverageMeter, MetricMeter
 from .modules import count_num_param, init_network_weights, open_all_layers, open_specified_layers
@@ -139,6 +146,7 @@ __all__ = [
     "tolist_if_not",
     "try_flock",
     "undecodable",
+    "unlock_all",
     "unlock_folder",
     "user_errors",
     "wait_for_folder",

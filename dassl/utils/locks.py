@@ -124,6 +124,12 @@ def unlock_folder(folder: str | os.PathLike) -> None:
         os.close(descriptor)
 
 
+def unlock_all() -> None:
+    """Let other processes have all that this one holds, as its end would."""
+    while _held:
+        os.close(_held.popitem()[1])
+
+
 @contextmanager
 def wait_for_folder(folder: str | os.PathLike) -> Iterator[bool]:
     """Inside, this process alone has `folder`, after waiting for others; nothing is written there.

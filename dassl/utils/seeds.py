@@ -33,6 +33,11 @@ def _any_seed() -> int:
     return secrets.randbits(32)
 
 
+def forget_any_seed() -> None:
+    """Have the next negative seed drawn anew, as in a process of its own."""
+    _any_seed.cache_clear()
+
+
 def get_rng_state() -> dict[str, Any]:
     """Return the states of all generators as tensors and plain values."""
     import numpy as np
