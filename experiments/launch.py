@@ -123,6 +123,8 @@ def _add_cluster_options(parser: argparse.ArgumentParser) -> None:
         default=24 * 60,
         help="minutes a Slurm job has for its models (1440)",
     )
+    several = "joint trainings, with their tests, that a Slurm job does in turn (1)"
+    add("--chains-per-job", type=positive, default=1, help=several)
     add("--gpus-per-job", type=positive, default=1, help="GPUs of a Slurm job (1)")
     add("--cpus-per-job", type=positive, default=8, help="cores of a Slurm job (8)")
     add("--memory-gb", type=positive, help="memory of a Slurm job")
@@ -255,7 +257,8 @@ def launch(args: argparse.Namespace) -> int:
         parameters = {key: value for key, value in parameters.items() if value}
         chains = side_by_side(chains, side_by_side_at_most(args, len(chains), 1))
         progress = PlanProgress(chains, len(chains))
-        run_slurm(chains, settings, Path(args.output) / "slurm", parameters, progress.report)
+        logs = Path(args.output) / "slurm"
+        run_slurm(chains, settings, logs, parameters, progress.report, args.chains_per_job)
     else:
         import torch
 

@@ -1,6 +1,6 @@
 """A process that has loaded PyTorch, and forks workers that run train.py in turn without the wait.
 
-    python -m experiments.warm SOCKET      as workers.py starts it
+    python -m experiments.warm      as workers.py starts it: its standard input is a socket
 
 It computes nothing itself: a fork has the forking thread alone, so no pool of threads may have been
 started. A worker takes commands until the runner hangs up, or until one of them fails.
@@ -24,6 +24,7 @@ from typing import Any
 from dassl.utils import (
     GOES_ON,
     Terminated,
+    forget_peak_memory,
     heed_signals,
     setup_logger,
     unlock_all,
@@ -36,13 +37,17 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CRASHED = 1  # Python's own exit status after a traceback
 
 
-def serve(control: socket.socket, program: Callable[[list[str]], None]) -> None:
+def serve(program: Callable[[list[str]], None]) -> None:
     """Fork a worker for each message, until the runner is gone, and tell how each ends.
 
     With each come two files: the socket of the worker's commands, and where its exit status goes.
 
-    control: a socket to the runner. program: what a worker calls with the words of a command.
+    program: what a worker calls with the words of a command.
     """
+    control = socket.socket(fileno=os.dup(0))
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
     # Held back, not ignored: a fork has what falls before it can heed it.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     woken, wake = socket.socketpair()
@@ -130,6 +135,7 @@ def _run(program: Callable[[list[str]], None], words: list[str], output: int) ->
         for number, errors in ((1, "strict"), (2, "backslashreplace"))
     ]
     sys.stdout, sys.stderr = streams
+    forget_peak_memory()
     status = 0
     try:
         with user_errors(f"interrupted; {GOES_ON}"):
@@ -158,9 +164,10 @@ class Training:
     """
 
     def __init__(self) -> None:
-        import train  # before PyTorch: it says how threads wait
-
         # What a run takes hold of sooner or later, without computing.
+        import torch.fx.experimental.symbolic_shapes  # a mapped step's
+
+        import train  # before PyTorch: it says how threads wait
         import torch.utils.tensorboard  # isort: skip
         import datasets  # noqa: F401
         import trainers
@@ -193,11 +200,10 @@ class Training:
 
 def main() -> None:
     """Load, then serve."""
-    control = socket.socket(fileno=int(sys.argv[1]))
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     program = Training()
     gc.freeze()  # a collection in a worker would copy what it shares with the others
-    serve(control, program)
+    serve(program)
 
 
 if __name__ == "__main__":

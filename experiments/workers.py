@@ -161,13 +161,12 @@ class Workers(Processes):
         self._control, theirs = socket.socketpair()
         try:
             self._warm = subprocess.Popen(
-                [*self._settings.warm, str(theirs.fileno())],
+                self._settings.warm,
                 cwd=ROOT,
                 env={**os.environ, **self._environment},
-                stdin=subprocess.DEVNULL,
+                stdin=theirs,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
             )
         except OSError as error:
             self._give_up(str(error))

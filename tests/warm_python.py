@@ -19,7 +19,7 @@ from pathlib import Path
 
 CLIENT = """#!{python} -SE
 import json, os, socket, sys
-if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+if len(sys.argv) < 2 or sys.argv[1].startswith("-") and sys.argv[1] != "-m":
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 server = socket.socket(socket.AF_UNIX)
 server.connect({place!r})
@@ -34,7 +34,7 @@ sys.exit(int(server.recv(16) or b"1"))
 def warm_python(folder: Path) -> Iterator[str]:
     """Yield the path of an executable to call as `python SCRIPT …`, for as long as the block lasts.
 
-    folder: a short path, as a socket's name is. Other calls (`-c`, `-m`) go to the real one.
+    folder: a short path, as a socket's name is. `-m MODULE …` goes too; `-c` to the real one.
     """
     place, client = folder / "socket", folder / "python"
     client.write_text(CLIENT.format(python=sys.executable, place=str(place)))
@@ -82,14 +82,18 @@ def serve(server: socket.socket, executable: str) -> None:
 
 
 def run(argv: list[str], cwd: str, environment: dict[str, str], executable: str) -> None:
-    """Run a script as Python itself would."""
+    """Run a script, or a module, as Python itself would."""
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv, sys.executable = argv, executable
+    module = argv[0] == "-m"
+    sys.argv, sys.executable = argv[1:] if module else argv, executable
     further = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
-    sys.path[:1] = [str(Path(argv[0]).resolve().parent), *further]
-    runpy.run_path(argv[0], run_name="__main__")
+    sys.path[:1] = [cwd if module else str(Path(argv[0]).resolve().parent), *further]
+    if module:
+        runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(argv[0], run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,12 @@ from .checkpoints import (
     save_checkpoint,
     save_plain,
 )
-from .environment import collect_env_info, library_versions, peak_memory_mb
+from .environment import (
+    collect_env_info,
+    forget_peak_memory,
+    library_versions,
+    peak_memory_mb,
+)
 from .errors import (
     GOES_ON,
     NOT_FINITE,
@@ -99,6 +104,7 @@ __all__ = [
     "file_sha256",
     "find_checkpoint",
     "fitting",
+    "forget_peak_memory",
     "get_rng_state",
     "heed_signals",
     "hold_back",

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from experiments.runner import (
     run_local,
     run_waiting,
 )
+from experiments.workers import Workers
 
 ROOT = Path(__file__).resolve().parents[2]
 # Called as `<this> train.py <folder> <what to do>`,
@@ -54,6 +56,7 @@ while [[ $# -gt 0 ]]; do
         gate) read -r < "$1/gate" ;;
         meet) meet "$1" ;;
         die) kill -9 $$ ;;
+        fall) [[ $(wc -l < "$1/starts") -gt 1 ]] || kill -9 $$ ;;
     esac
     echo '{"accuracy": 50.0, "run": "ours"}' > "$1/result.json"
     shift $(( $# > 2 ? 3 : 2 ))
@@ -61,8 +64,8 @@ done
 """
 
 
-@pytest.fixture
-def settings(tmp_path, monkeypatch) -> RunnerSettings:
+@pytest.fixture(params=["processes", "workers"])
+def settings(request, tmp_path, monkeypatch) -> RunnerSettings:
     def is_done(arguments):
         if json.loads((Path(arguments[0]) / "result.json").read_text())["run"] != "ours":
             raise UserError("it holds another run's result")
@@ -72,7 +75,8 @@ def settings(tmp_path, monkeypatch) -> RunnerSettings:
     path = tmp_path / "stand-in"
     path.write_text(STAND_IN)
     path.chmod(0o755)
-    return RunnerSettings(python=str(path))
+    warm = (sys.executable, "-m", "tests.experiments.stand_in_worker", str(path))
+    return RunnerSettings(python=str(path), warm=warm if request.param == "workers" else ())
 
 
 def job(folder: Path, what: str = "work", model: Path | None = None) -> Job:
@@ -85,7 +89,8 @@ def starts(folder: Path) -> int:
 
 
 def run(settings: RunnerSettings, *jobs: Job):
-    return run_chain(Chain("chain", jobs), settings, {}, Processes())
+    with closing(Workers(settings, {}) if settings.warm else Processes()) as processes:
+        return run_chain(Chain("chain", jobs), settings, {}, processes)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +98,7 @@ def run(settings: RunnerSettings, *jobs: Job):
     [
         ("work", "done", 1, ""),
         ("once", "done", 2, ""),
+        ("fall", "done", 2, ""),
         ("fail", "failed", 2, "RuntimeError: no luck"),
         ("mistake", "failed", 1, "no such file"),
         ("die", "failed", 2, "killed by SIGKILL"),
@@ -203,6 +209,45 @@ def test_chains_go_side_by_side_and_past_failures(tmp_path, settings):
     assert [seen[str(i)][0].state for i in range(4)] == ["done", "failed", "done", "done"]
 
 
+def test_a_killed_run_is_tried_again_and_no_other(tmp_path, settings):
+    chains = [
+        Chain(name, (job(tmp_path / name, what), job(tmp_path / f"{name}2", model=tmp_path / name)))
+        for name, what in (("a", "slow"), ("b", "fall"))
+    ]
+    seen = []
+    run_local(chains, settings, [{}] * 2, lambda chain, outcomes: seen.extend(outcomes))
+    assert [outcome.state for outcome in seen] == ["done"] * 4
+    assert [starts(tmp_path / name) for name in ("a", "a2", "b", "b2")] == [1, 1, 2, 1]
+
+
+@pytest.mark.parametrize("settings", ["workers"], indirect=True)
+def test_a_worker_has_a_chain_and_on_a_gpu_one_after_the_other(tmp_path, settings):
+    def workers(folder: Path, slot: dict[str, str], what: str) -> list[list[str]]:
+        """Which processes the runs of two chains of two went in, one chain after the other."""
+        chains = [
+            Chain(name, (job(folder / name, what), job(folder / f"{name}2", model=folder / name)))
+            for name in "ab"
+        ]
+        run_local(chains, settings, [slot], lambda *_: None)
+        names = ("a", "a2", "b", "b2")
+        return [(folder / name / "worker").read_text().split() for name in names]
+
+    (a,), (a2,), (b,), (b2,) = workers(tmp_path / "cpu", {}, "work")
+    assert a == a2 != b == b2
+    gpu = {"CUDA_VISIBLE_DEVICES": "0"}
+    assert len({each for (each,) in workers(tmp_path / "gpu", gpu, "work")}) == 1
+    (a, again), (a2,), (b, anew), (b2,) = workers(tmp_path / "failing", gpu, "once")
+    assert a != again == a2 == b != anew == b2
+
+
+@pytest.mark.parametrize("settings", ["workers"], indirect=True)
+@pytest.mark.parametrize("warm", ["false", "nowhere"])
+def test_without_workers_each_run_has_its_own_process(tmp_path, settings, warm, capsys):
+    settings = replace(settings, warm=(warm,))
+    assert [o.state for o in run(settings, job(tmp_path / "a"))] == ["done"]
+    assert capsys.readouterr().out.startswith("no workers (")
+
+
 RUNNER = """\
 import sys
 from pathlib import Path
@@ -210,9 +255,10 @@ from dassl.utils import heed_signals
 from experiments.chains import Chain, Job
 from experiments.runner import RunnerSettings, run_local
 heed_signals()
-python, what, *folders = sys.argv[1:]
+python, what, warm, *folders = sys.argv[1:]
 chains = [Chain(f, (Job(Path(f), (f, what), "ours"),)) for f in folders]
-run_local(chains, RunnerSettings(python), [{}], lambda chain, o: print(o[0].state, flush=True))
+settings = RunnerSettings(python, warm=tuple(warm.split()))
+run_local(chains, settings, [{}], lambda chain, o: print(o[0].state, flush=True))
 """
 
 
@@ -237,7 +283,8 @@ def test_a_result_that_is_none_is_not_complete(tmp_path, settings, accuracy):
 
 
 def start_runner(settings: RunnerSettings, *folders: Path, what: str = "slow") -> subprocess.Popen:
-    command = [sys.executable, "-c", RUNNER, settings.python, what, *map(str, folders)]
+    words = settings.python, what, " ".join(settings.warm), *map(str, folders)
+    command = [sys.executable, "-c", RUNNER, *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     return subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from dassl.utils import locks, try_flock
+from dassl.utils import lock_folder, locks, try_flock, unlock_all
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,14 @@ def test_a_lock_has_one_holder(tmp_path):
         assert try_flock(one, path) and try_flock(two, path) is False
         one.close()
         assert try_flock(two, path)
+
+
+def test_all_can_be_given_back(tmp_path):
+    for name in "ab":
+        lock_folder(tmp_path / name)
+    with open(tmp_path / "a" / ".lock") as file:
+        assert try_flock(file, tmp_path) is False
+        unlock_all()
+        assert try_flock(file, tmp_path)
+    lock_folder(tmp_path / "b")
+    unlock_all()

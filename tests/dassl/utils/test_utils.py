@@ -20,9 +20,11 @@ from dassl.utils import (
     atomic_write,
     collect_env_info,
     file_sha256,
+    forget_peak_memory,
     get_rng_state,
     listdir_nohidden,
     lock_folder,
+    peak_memory_mb,
     read_image,
     read_json,
     remove_partial_files,
@@ -36,6 +38,7 @@ from dassl.utils import (
     user_errors,
     write_json,
 )
+from dassl.utils.seeds import forget_any_seed
 
 
 def test_light_imports_leave_torch_alone():
@@ -272,6 +275,11 @@ def test_generators_can_be_taken_back():
 def test_negative_seed_means_one_draw_per_process():
     assert resolve_seed(5) == 5
     assert resolve_seed(-1) == resolve_seed(-2) >= 0
+    drawn = set()
+    for _ in range(4):
+        drawn.add(resolve_seed(-1))
+        forget_any_seed()
+    assert len(drawn) > 1
     with pytest.raises(UserError, match="the seed is 4294967296"):
         set_random_seed(2**32)
 
@@ -318,3 +326,11 @@ def test_a_file_that_cannot_be_opened_is_named(capsys):
         pathlib.Path("/").read_bytes()
     assert end.value.code == 2
     assert capsys.readouterr().err == "error: /: Is a directory\n"
+
+
+def test_a_peak_of_memory_can_be_forgotten():
+    large = np.ones(2**24)  # 128 MiB
+    before = peak_memory_mb()
+    del large
+    forget_peak_memory()
+    assert peak_memory_mb() < before - 64 or sys.platform != "linux"
