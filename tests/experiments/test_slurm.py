@@ -9,8 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from experiments import slurm
+from experiments.chains import Chain, Job
 from experiments.processes import RunnerSettings
-from experiments.protocols import Chain, Job
 from experiments.runner import Outcome
 
 

@@ -9,10 +9,10 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+from experiments.chains import Chain, Job
 from experiments.launch import WARM
 from experiments.messages import receive, send
 from experiments.processes import Processes, RunnerSettings
-from experiments.protocols import Chain, Job
 from experiments.runner import run_chain
 from experiments.workers import Workers
 from tests.conftest import arguments
