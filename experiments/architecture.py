@@ -26,6 +26,7 @@ LEVELS = (
 PLACES = {"train": 0.05, "predict": 0.16, "scripts": 0.85, "trainers": 0.5, "mini_world": 0.85}
 # What imports upwards, or the folder it lies in, and why it may.
 EXCEPTIONS = {
+    ("experiments.warm", "train"): "a worker does what the door does, its start behind it",
     ("datasets.mini_world", "mini_world.data_sets"): "the embedded default registers its readers",
     ("trainers.dept", "trainers"): "a twin may be asked for before the folder was read",
     ("tuning.defaults", "trainers"): "a config's defaults are those of every method in the folder",
