@@ -41,6 +41,7 @@ COMPARED = (
     "CoPromptTemplates",
     "SkipT",
 )  # what people compare with now
+TOWERS = ("MMA", "MMRL", "MMRLpp", "CLIP_LoRA")  # their starts: in tests of their own
 ZERO_SHOT = ("ZeroshotCLIP", "ZeroshotCLIP2")
 BARE = ("RLPrompt",)  # no loss that DePT could be around
 WRAPPED = tuple(f"DePT_{name}" for name in METHODS + NEIGHBORS + COMPARED if name not in BARE)
@@ -260,6 +261,38 @@ OF_METHOD = {
         "TRAINER.TCP.LAYER": 8,
         "TRAINER.TCP.REDUCTION": 4,
     },
+    "MMA": {
+        **EP10,
+        "TRAINER.MMADAPTER.TEXT_CTX_INIT": "a photo of a",
+        "TRAINER.MMADAPTER.ADAPTER_START": 5,
+        "TRAINER.MMADAPTER.ADAPTER_END": 12,
+        "TRAINER.MMADAPTER.ADAPTER_DIM": 32,
+        "TRAINER.MMADAPTER.ADAPTER_SCALE": 0.001,
+        "TRAINER.MMADAPTER.PREC": "fp16",
+    },
+    **{
+        name: {
+            **EP10,
+            f"TRAINER.{name}.ALPHA": 0.7,
+            f"TRAINER.{name}.REG_WEIGHT": 1.0,
+            f"TRAINER.{name}.N_REP_TOKENS": 5,
+            f"TRAINER.{name}.REP_LAYERS": (6, 7, 8, 9, 10, 11, 12),
+            f"TRAINER.{name}.REP_DIM": 512,
+            f"TRAINER.{name}.PREC": "fp16",
+        }
+        for name in ("MMRL", "MMRLpp")
+    },
+    "CLIP_LoRA": {
+        **EP10,
+        "TRAINER.CLIP_LORA.R": 2,
+        "TRAINER.CLIP_LORA.ALPHA": 1.0,
+        "TRAINER.CLIP_LORA.DROPOUT_RATE": 0.25,
+        "TRAINER.CLIP_LORA.ENCODER": "both",
+        "TRAINER.CLIP_LORA.POSITION": "all",
+        "TRAINER.CLIP_LORA.PARAMS": ("q", "k", "v"),
+        "TRAINER.CLIP_LORA.N_ITERS": 0,
+        "TRAINER.CLIP_LORA.PREC": "fp16",
+    },
     "ProMetaR": {
         **EP10,
         "TRAINER.PROMETAR.N_CTX_TEXT": 4,
@@ -347,6 +380,11 @@ OF_METHOD = {
     "ZeroshotCLIP2": {"TRAINER.ZEROSHOT.PREC": "fp16"},
 }
 OF_METHOD["CoPromptTemplates"] = OF_METHOD["CoPrompt"]
+OF_METHOD["MMRLpp"] |= {
+    "TRAINER.MMRLpp.BETA": 0.9,
+    "TRAINER.MMRLpp.RES_LORA_DIM": 4,
+    "TRAINER.MMRLpp.PROJ_LORA_DIM": 64,
+}
 DEPT = {
     "TRAINER.DEPT.WEIGHT": 0.7,
     "TRAINER.DEPT.LR_MULT": 6.5,
@@ -368,7 +406,7 @@ OF_TWIN = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS + NEIGHBORS + COMPARED + WRAPPED + ZERO_SHOT)
+@pytest.mark.parametrize("name", METHODS + NEIGHBORS + COMPARED + TOWERS + WRAPPED + ZERO_SHOT)
 def test_base_to_new(name):
     cfg = config(name)
     expected = {**SHARED, **OF_METHOD[name.removeprefix("DePT_")]}

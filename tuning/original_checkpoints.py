@@ -1,7 +1,8 @@
 """Checkpoints of the original CoOp, CoCoOp, KgCoOp, MaPLe, VPT, PromptSRC, LASP, PRE and DePT code.
 
-And of TaskRes's, CLAP's, TCP's and CaPT's. They are recognized by their content: the names in their
-`state_dict`.
+And of TaskRes's, CLAP's, TCP's, CaPT's, MMA's, MMRL's, MMRL++'s and CLIP-LoRA's. They are
+recognized by their content: the names in their `state_dict`; CLIP-LoRA's files have `weights` in
+its place.
 """
 
 from __future__ import annotations
