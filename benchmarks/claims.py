@@ -174,9 +174,14 @@ def main(argv: list[str] | None = None) -> int:
     if not args.read_only:
         places = [(d, seed) for d in args.datasets for seed in args.seeds]
         rows = {row.name: row for claim in claims.values() for row in rows_of(claim)}.values()
-        libraries = [library_of(r, args, *where) for r in rows if r.library for where in places]
+        libraries = [
+            Chain(f"{row.trainer} library for {d} seed {s}", (library_of(row, args, d, s),))
+            for row in rows
+            if row.library
+            for d, s in places
+        ]
         if libraries:
-            run([Chain(f"library {job.folder}", (job,)) for job in libraries], args)
+            run(libraries, args)
         tables = [chains_of(r, claim, args) for claim in claims.values() for r in rows_of(claim)]
         failed = run([found for chains in tables for found in chains.values() if found], args)
     results = {}
