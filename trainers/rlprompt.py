@@ -334,7 +334,7 @@ class RLPrompt(PromptTrainer):
         "a policy finds better words than a random search of as many prompts",
         (Row("RLPrompt", "RLPrompt"),),
         (
-            Row("random search", "RLPrompt", {"TRAINER.RLPROMPT.SEARCH": "random"}),
+            Row("RLPrompt, random", "RLPrompt", {"TRAINER.RLPROMPT.SEARCH": "random"}),
             Row("zero-shot", "ZeroshotCLIP"),
             FROM_WORDS,
         ),

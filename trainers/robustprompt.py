@@ -291,8 +291,8 @@ class RobustPrompt(PromptTrainer):
         (Row("RobustPrompt", "RobustPrompt"),),
         (
             FROM_WORDS,
-            Row("random search", "RobustPrompt", {"TRAINER.ROBUSTPROMPT.SEARCH": "random"}),
-            Row("on clean images", "RobustPrompt", {"TRAINER.ROBUSTPROMPT.CORRUPTIONS": "()"}),
+            Row("RobustPrompt, random", "RobustPrompt", {"TRAINER.ROBUSTPROMPT.SEARCH": "random"}),
+            Row("RobustPrompt, clean", "RobustPrompt", {"TRAINER.ROBUSTPROMPT.CORRUPTIONS": "()"}),
             Row("zero-shot", "ZeroshotCLIP"),
         ),
         ("corruptions",),
