@@ -123,7 +123,8 @@ def of_cost(rows: Sequence[Row], args: argparse.Namespace) -> dict[str, Any]:
         setups[row.name] = MethodSetup(settings, settings.model(), fast=True)
     calls = {name: _step_of(setup) for name, setup in setups.items()}
     device = next(iter(setups.values())).device
-    seconds = timing.interleaved(calls, args.repeats, device)
+    times = timing.interleaved(calls, args.repeats, device)
+    seconds = {name: time.wall for name, time in times.items()}
     parameters = {
         name: sum(p.numel() for p in setup.method.trained().values())
         for name, setup in setups.items()
