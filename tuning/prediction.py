@@ -1,8 +1,10 @@
-"""Classify images with a trained model.
+r"""Classify images with a trained model.
 
     python predict.py photo.jpg --model output/…/seed1               a run's folder or a checkpoint
     python predict.py photos/ 'more/*.png' --model RUN --top 3 --format csv --out guesses.csv
     python predict.py photo.jpg --model RUN --classes 'cat,dog,axolotl'
+    python predict.py photo.jpg --model model.pth.tar-50 --classes names.txt --trainer CoOp \
+        --config-file configs/trainers/CoOp/vit_b16_ep10.yaml        a file of the original code
 
 From Python:
 
@@ -198,6 +200,24 @@ def classify(
     return done, guesses
 
 
+def _predictor(args: argparse.Namespace) -> Predictor:
+    """Of a run, or of a checkpoint that options describe. Raises UserError as `Predictor`."""
+    if not args.trainer:
+        if args.config_file or args.dataset_config_file or args.opts:
+            raise UserError("--config-file, --dataset-config-file and --opts go with --trainer")
+        return Predictor(args.model, args.classes, args.backbone)
+    from tuning.run import run_of_checkpoint
+
+    if not args.classes:
+        raise UserError("--trainer is for a checkpoint that doesn't say its classes: say --classes")
+    words = ["--trainer", args.trainer, "--backbone", args.backbone]
+    words += ["--config-file", args.config_file] if args.config_file else []
+    words += ["--dataset-config-file", args.dataset_config_file] if args.dataset_config_file else []
+    predictor = Predictor.__new__(Predictor)
+    predictor.take(run_of_checkpoint(args.model, [*words, *args.opts], args.classes))
+    return predictor
+
+
 @user_errors()
 def main(argv: list[str] | None = None) -> None:
     """Read the command line, classify, print."""
@@ -209,13 +229,16 @@ def main(argv: list[str] | None = None) -> None:
         "--classes", type=class_list, help="names to choose from: a,b,c or a file, one a line"
     )
     parser.add_argument("--backbone", default="", help="CLIP's name or file, if not the run's")
+    for option in ("--trainer", "--config-file", "--dataset-config-file"):
+        parser.add_argument(option, default="", help="as train.py's: of a checkpoint without a run")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys")
     parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument(
         "--out", type=output_file, metavar="FILE", help="write there, not to the terminal"
     )
     args = parser.parse_args(argv)
     paths = find_images(args.images)
-    predictor = Predictor(args.model, args.classes, args.backbone)
+    predictor = _predictor(args)
     paths, guesses = classify(predictor, paths, args.top)
     text = FORMATS[args.format](paths, guesses)
     if args.out:

@@ -143,6 +143,37 @@ def open_run(path: str | os.PathLike, backbone: str = "") -> Run:
     return Run(folder, read_config(folder), checkpoint, backbone)
 
 
+def run_of_checkpoint(
+    path: str | os.PathLike, options: Sequence[str], classes: Sequence[str]
+) -> Run:
+    """A checkpoint file without a run, such as the original code's, as the model of a run.
+
+    Args:
+        path: the file.
+        options: train.py's words, which say what the file doesn't: --trainer, --config-file, …
+        classes: the names it was trained on, in their order, as it has none.
+
+    Raises:
+        UserError: the file can't be read, or is of another method.
+    """
+    from tuning import original_checkpoints
+    from tuning.options import parse_args, setup_cfg
+
+    cfg = setup_cfg(parse_args(list(options)), tell=False)
+    run = Run(Path(path).parent, cfg, Path(path), cfg.MODEL.BACKBONE.NAME)
+    checkpoint = original_checkpoints.read(path)
+    import datasets  # noqa: F401 - registers the data sets
+    from dassl.data.datasets import DATASET_REGISTRY, DatasetBase
+
+    name = cfg.DATASET.NAME
+    template = run.trainer_class.template_of(
+        cfg, DATASET_REGISTRY.get(name) if name else DatasetBase
+    )
+    named = {"class_keys": list(classes), "classnames": list(classes), "template": template}
+    run.checkpoint = {**named, **checkpoint}  # in the place of the cached property
+    return run
+
+
 @dataclass
 class Run:
     """A finished or interrupted run, read when asked for.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -150,3 +151,32 @@ def test_classes_that_are_none(run_folders, tmp_path, entry):
         save_plain({**load_checkpoint(path), "class_keys": entry}, path)
     with pytest.raises(UserError, match="'class_keys' holds|a class's name holds"):
         Predictor(run)
+
+
+def test_a_checkpoint_of_the_original_code(run_folders, backbone, picture_root, tmp_path, capsys):
+    run_ = Predictor(run_folders["CoOp"])
+    (path,) = run_folders["CoOp"].glob("*/model.pth.tar-2")
+    (ctx,) = load_checkpoint(path)["state_dict"].values()
+    original = tmp_path / "model.pth.tar-50"
+    torch.save({"state_dict": {"ctx": ctx}, "epoch": 50, "val_result": None}, original)
+    words = ["--model", original, "--classes", ",".join(run_.classes), "--trainer", "CoOp"]
+    words += ["--config-file", "configs/trainers/CoOp/mini.yaml", "--backbone", backbone]
+    words += ["--dataset-config-file", "configs/datasets/image_folder.yaml"]
+    image = picture_root / "ant" / "0.png"
+    sizes = ["--opts", "INPUT.SIZE", "(32, 32)", "TRAINER.COOP.N_CTX", "3"]
+    told = run(capsys, image, "--top", 9, *words, *sizes)
+    capsys.readouterr()
+    assert run(capsys, image, "--top", 9, "--model", run_folders["CoOp"]) == told
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--trainer", "CoOp"], "say --classes"),
+        (["--opts", "OPTIM.LR", "1"], "go with --trainer"),
+    ],
+)
+def test_options_of_a_checkpoint_without_a_run(words, told, run_folders, picture_root, capsys):
+    with pytest.raises(SystemExit):
+        run(capsys, picture_root / "ant" / "0.png", "--model", run_folders["CoOp"], *words)
+    assert told in capsys.readouterr().err
