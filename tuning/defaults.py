@@ -9,14 +9,23 @@ from typing import Any
 from dassl.config import CfgNode
 from dassl.utils import UserError
 
+_known: dict[tuple, CfgNode] = {}  # the latest: each method is asked for its keys once
+
 
 def default_cfg() -> CfgNode:
-    """The defaults of the engine and of every method."""
+    """The defaults of the engine and of every method, a fresh copy."""
     import trainers
     from dassl.config import add_defaults, full_defaults
 
+    def asked() -> tuple:
+        return tuple((module, getattr(module, "extend_cfg", None)) for module in trainers.modules())
+
     add_defaults(trainers.extend_cfg)
-    return full_defaults()
+    if (cfg := _known.get(asked())) is None:
+        cfg = full_defaults()  # this may leave modules out
+        _known.clear()
+        _known[asked()] = cfg
+    return cfg.clone()
 
 
 def default_settings() -> dict[str, Any]:
