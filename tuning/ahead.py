@@ -6,6 +6,7 @@ no more: that bounds the memory. An epoch's last one is followed by the first of
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
@@ -121,6 +122,16 @@ def _tensors(batches: Batches) -> Iterator[torch.Tensor]:
 
 # One thread and one stream for all runs of this process: together they would only share the GPU.
 _beside = ThreadPoolExecutor(1, thread_name_prefix="views")
+
+
+def _renew() -> None:
+    """A forked process inherits the pool, but not its thread: nothing would run in it."""
+    global _beside
+    _beside = ThreadPoolExecutor(1, thread_name_prefix="views")
+
+
+if hasattr(os, "register_at_fork"):  # not on every system
+    os.register_at_fork(after_in_child=_renew)
 
 
 @cache

@@ -110,6 +110,22 @@ def test_nothing_stays_open_where_training_ends_early():
     assert read(ahead, 1) == [(1, i) for i in range(6)]
 
 
+def test_a_forked_process_has_a_thread_of_its_own():
+    loader = Loader(4)
+    assert len(read(Ahead(loader, loader, 2, epochs=2), 0)) == 4  # the thread is there
+
+    def child():
+        assert len(read(Ahead(loader, loader, 2, epochs=2), 0)) == 4
+
+    forked = multiprocessing.get_context("fork").Process(target=child)
+    forked.start()
+    forked.join(30)
+    try:
+        assert forked.exitcode == 0
+    finally:
+        forked.kill()
+
+
 # Whole runs: without anything kept of the image; with the unprompted tower's features; with tokens.
 RUNS = ["DePT_CoOp", "PromptSRC", "IPT"]
 
