@@ -126,6 +126,7 @@ class CLIPLoRAMethod(Method):
     """
 
     trained_modules = ("lora",)
+    draws_inside = True
 
     def __init__(
         self,

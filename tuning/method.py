@@ -108,9 +108,7 @@ def unit(x: torch.Tensor) -> torch.Tensor:
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 
 
-def cosine_logits(
-    image: torch.Tensor, text: torch.Tensor, temperature: torch.Tensor | float
-) -> torch.Tensor:
+def cosine_logits(image: torch.Tensor, text: torch.Tensor, temperature: torch.Tensor | float):
     """τ f̂ êᵀ: image (B,D), text (C,D) or (B,C,D) → (B,C)."""
     image, text = unit(image), unit(text)
     if text.dim() == 3:
@@ -129,6 +127,8 @@ class Method(Saved):
     label_fit: tuple[str, ...] = ("itm",)
     # Whether a view's image features never change: no trained input enters the image tower.
     image_tower_untouched = True
+    # Whether training draws random numbers inside the towers: no two paths draw the same.
+    draws_inside = False
     # Whether its losses also read the unprompted tower's features of each view; its `features` then
     # takes them as `frozen_image` where they are at hand.
     compares_with_frozen_image = False

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import process_timing, speed, timing
 from benchmarks.method_setup import MethodSetup, Settings, images, method_names
+from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError
 from tests.registered import some_twins, trains
 
@@ -30,12 +31,13 @@ def test_every_method_is_measured_beside_the_plain_path(name):
     parts = ("--only", "steps", "evaluation", "--test-batch", "5")
     (row,) = speed.main([*TINY, *parts, "--methods", name])["rows"]
     assert ("step" in row) == trains(name)
-    assert row["logit_difference"] < 1e-3
+    alike = not TRAINER_REGISTRY.get(name).method_class.draws_inside  # steps of both paths
+    assert row["logit_difference"] < 1e-3 or not alike
     assert row["evaluation_text_kept"]["plain"] <= row["evaluation"]["plain"] * 1.5
     for part in ("step", "step_with_views") if trains(name) else ():
         assert row[part]["ratio"] == row[part]["plain"] / row[part]["fast"] > 0
     if trains(name):
-        assert row["loss_difference"] < 1e-3
+        assert row["loss_difference"] < 1e-3 or not alike
         assert row["gflop"]["plain"] > row["gflop"]["fast"] > 0
         # What no product here is fast enough for: no step exceeds it.
         assert 0 < row["floor"]["fast"] <= row["step"]["fast"]
