@@ -73,6 +73,10 @@ VNET = {
     "OPTIM_VNET.WARMUP_TYPE": "constant",
     "OPTIM_VNET.WARMUP_CONS_LR": 1e-6,
 }
+UNUSED = {
+    **{"N_CTX_TEXT": 4, "CTX_INIT": WORDS, "PROMPT_DEPTH_TEXT": 9, "TEACHER_NAME": "ViT-L/14"},
+    **{"PROJECT_LAYER": 2, "CE_WEIGHT": 0.0},
+}
 FOUR_WORDS = {"CTX_INIT": WORDS, "N_CTX": 4}
 # repository and file → (our trainer, what it sets, what that is here where it is something else)
 FILES = {
@@ -214,6 +218,13 @@ FILES = {
         schedule(32, 0.002, 50, 5, **{"OPTIM.NAME": "adam", "DATALOADER.TEST.BATCH_SIZE": 500})
         | node("COOP", CTX_INIT=False, N_CTX=4, CSC=False, W=1.0, ALPHA=1.0),
         node("COOP", CTX_INIT="", ALPHA=None),
+    ),
+    "PromptKD": (
+        "PromptKD",
+        schedule(8, 0.005, 20)
+        | node("PROMPTKD", N_CTX_VISION=4, PREC="fp16", PROMPT_DEPTH_VISION=9, KD_WEIGHT=1.0)
+        | node("PROMPTKD", **UNUSED),
+        dict.fromkeys(node("PROMPTKD", **UNUSED)),
     ),
     "CoPrompt": (
         "CoPrompt",

@@ -24,7 +24,7 @@ METHODS = (
     *("pre", "lasp", "ept", "lamp", "spt", "ipt", "infoprompt", "stablept"),
     *("tip_adapter", "taskres", "lppp", "clap", "mp2", "rlprompt"),
     *("tcp", "capt", "skipt"),
-    *("prometar", "coprompt"),
+    *("prometar", "coprompt", "promptkd"),
 )
 
 

@@ -49,6 +49,7 @@ _RENAMED = [
         lambda m: f"nets.{m[1]}.{m[2]}.{m[3]}",
     ),
     (r"adapter_(image|text)\.(fc\.[02]\.weight)", lambda m: f"adapters.{m[1]}.{m[2]}"),
+    (r"VPT_image_trans\.(conv1\.[013]\..+)", lambda m: f"projector.{m[1]}"),
     (r"encoder_network\.(.+)", lambda m: f"encoder_network.{m[1]}"),
     (r"prompt_learner\.w", lambda m: "w"),
     (r"(?:prompt_learner\.|adapter\.)?(text_feature_residuals|prototypes)", lambda m: m[1]),
@@ -146,6 +147,8 @@ def kind(state: Iterable[str]) -> str:
         method = "PRE"
     elif has(r"^text_encoder.*VPT_shallow"):
         method = "PromptSRC or ProMetaR"
+    elif has(r"^VPT_image_trans\."):
+        method = "PromptKD"
     elif has(r"^image_encoder\.VPT"):
         method = "PromptSRC" if has(r"^prompt_learner\.ctx") else "VPT"
     elif has(r"^prompt_learner\.ucp\."):

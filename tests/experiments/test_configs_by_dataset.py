@@ -246,6 +246,7 @@ OWN_SCHEDULES = {
         *(32, 0.002, 50),
         {"OPTIM.NAME": "adam", "OPTIM.ADAM_EPS": 1e-3, "TRAINER.COOP.N_CTX": 4},
     ),
+    ("PromptKD", "vit_b16_promptkd"): (8, 0.005, 20, {"TRAINER.PROMPTKD.KD_WEIGHT": 1000.0}),
     ("CoPrompt", "vit_b16_coprompt"): (4, 0.0035, 8, {"TRAINER.CoPrompt.W": 8.0}),
     ("ProMetaR", "vit_b16_prometar"): (4, 0.0025, 10, {"TRAINER.PROMETAR.META": "loss"}),
     ("CLIPAdapter", "vit_b16_clip_adapter"): (32, 0.002, 50, {"TRAINER.CLIP_ADAPTER.PREC": "fp32"}),

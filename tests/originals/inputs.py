@@ -101,6 +101,15 @@ def write_pictures(root: Path, names: dict[str, str] | None = None) -> None:
     (root / "template.txt").write_text(f"{TEMPLATE}\n", encoding="utf-8")
 
 
+def teacher_state() -> dict[str, torch.Tensor]:
+    """The prompts of PromptKD's teacher, by the original's names."""
+    shapes = {"prompt_learner.ctx": (4, D_T), "image_encoder.VPT": (4, D_V)}
+    for tower, width in (("image", D_V), ("text", D_T)):
+        for i in range(1, LAYERS):
+            shapes[f"{tower}_encoder.transformer.resblocks.{i}.VPT_shallow"] = (4, width)
+    return {name: draw(f"teacher.{name}", shape) for name, shape in shapes.items()}
+
+
 def write_sentences(path: Path) -> None:
     """Write one sentence for each class."""
     names = [name.replace("_", " ") for name in NAMES.values()]

@@ -77,6 +77,23 @@ def token_buffer(name, shape, record, embedding):
     return embedding[padded].float()
 
 
+@pytest.fixture(scope="module")
+def teacher(world):
+    """A run of PromptSRC whose only step leaves its prompts where they start."""
+    torch.save({"state_dict": inputs.teacher_state()}, world / "teacher.pt")
+    depths = {f"TRAINER.PROMPTSRC.PROMPT_DEPTH_{tower}": 3 for tower in ("TEXT", "VISION")}
+    options = {
+        **depths,
+        "TRAINER.PROMPTSRC.PREC": "fp32",
+        "OPTIM.LR": 0.0,
+        "OPTIM.WARMUP_EPOCH": 0,
+        "OPTIM.MAX_EPOCH": 1,
+        "MODEL.INIT_WEIGHTS": world / "teacher.pt",
+    }
+    record = {"trainer": "PromptSRC", "config": "vit_b16_ep20.yaml", "options": options}
+    train.main(command(world, record, world / "teacher", "all"))
+
+
 def logits_by_path(folder):
     saved = np.load(folder / "predictions.npz")
     return dict(zip(saved["paths"].tolist(), saved["logits"], strict=True))
@@ -134,8 +151,10 @@ def test_zero_shot_logits(world, tmp_path, case, classes):
 
 
 @pytest.mark.parametrize("case", TRAINED)
-def test_losses_and_logits_of_the_original_code(world, tmp_path, monkeypatch, case):
+def test_losses_and_logits_of_the_original_code(world, tmp_path, monkeypatch, request, case):
     record = read(case)
+    if record["trainer"] == "PromptKD":
+        request.getfixturevalue("teacher")
     if record.get("draws"):
         inputs.pin_draws(monkeypatch.setattr)
     start = {"MODEL.INIT_WEIGHTS": start_file(world, tmp_path, record)} if record["start"] else {}
