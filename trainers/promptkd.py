@@ -9,8 +9,8 @@ features t (C,D') are the student's classifier, too:
 
 f (B,D): features under N deep prompts, as VPT's; z (B,C): the teacher's logits of the same view;
 w = 1000 (200 on Aircraft, Flowers and DTD), T = 1. No loss sees a label, so there is no DePT around
-it: it has nothing to decouple. Nor are several seeds trained side by side: BatchNorm's means are one
-run's.
+it: it has nothing to decouple. Nor are several seeds trained side by side: BatchNorm's means are
+one run's.
 
 TEACHER names any run of ours whose text features don't depend on the image; the public one is
 PromptSRC on ViT-L/14, trained on 16 shots of the base classes, so D' = 768 (TEACHER_DIM). t is kept

@@ -10,9 +10,12 @@ import pytest
 import torch
 
 import train
+import trainers
 from dassl.utils import UserError
 from tuning.method import Features, unit
 from tuning.run import open_run
+
+trainers.modules()
 
 
 def test_its_loss_by_hand(make_trainer):
