@@ -18,9 +18,8 @@ from tuning.method import Classes
 from tuning.options import parse_args, setup_cfg
 
 # One that learns from another run isn't built without it.
-ALL = [
-    n for n in some_twins(every_trainer()) if not TRAINER_REGISTRY.get(n).method_class.teacher_key
-]
+LEARNERS = {n for n in every_trainer() if TRAINER_REGISTRY.get(n).method_class.teacher_key}
+ALL = [name for name in some_twins(every_trainer()) if name not in LEARNERS]
 # Rows that come of the training images have no gradient without them: test_contract.py has those.
 GROWING = [n for n in ALL if trains(n) and not TRAINER_REGISTRY.get(n).method_class.image_bound]
 NAMES = ["ant", "brown bear", "cat", "desert fox", "golden retriever", "lynx", "owl", "shire horse"]
