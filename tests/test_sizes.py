@@ -21,6 +21,7 @@ EXCEPTIONS = {
     "tests/datasets/preparation/test_prepare_data.py": "one server, and what it may do wrong",
     "tests/test_numbers_of_methods.py": "every number of the methods, in one place",
     "tests/tuning/test_original_checkpoints.py": "a layout for each method of the original code",
+    "tests/test_public_options.py": "what each public file sets, in one place",
     "tests/datasets/test_readers.py": "a layout on disk for each of fifteen readers",
 }
 
