@@ -20,11 +20,17 @@ The search goes over a grid, β the outer loop; of equals the first is taken. Th
 searches on the whole validation set (on ImageNet that is the test set), takes -F's epoch by the
 accuracy on the test images, and reports the better of that and the searched one. Here -F's last
 epoch counts. The scale is 100, not the backbone's own τ; LOGIT_SCALE 0 takes that.
+
+MODEL.INIT_WEIGHTS also takes the public code's bare tensors: best_F_<S>shots.pt, K (n,D), or
+keys_<S>shots.pt, Kᵀ (D,n), with values_<S>shots.pt, Vᵀ (n,C), in its folder.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import re
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -33,7 +39,9 @@ from clip.prompting import Encoders
 from dassl.config import CfgNode, declare_checks, real, whole
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError, check_choice
+from dassl.utils.tensor_files import read_tensors
 from tuning.method import Classes, Features, Method, unit
+from tuning.saved import ASSUMED
 from tuning.templates import TEMPLATES, template_features
 from tuning.trainer import PromptTrainer
 from tuning.training_data import TrainingData
@@ -41,6 +49,7 @@ from tuning.training_data import TrainingData
 CHOICES = ("leave_one_out", "val", "fixed")
 ADAMW_EPS = 1e-4  # its optimizer's, in place of 1e-8
 _ROWS = 1024  # query images at a time
+_PUBLIC = re.compile(r"(best_F|keys)_(\d+)shots\.pt")
 
 
 def extend_cfg(cfg: CfgNode) -> None:
@@ -167,16 +176,40 @@ class TipAdapterMethod(Method):
         cache.keys.copy_(unit(torch.stack(views).mean(dim=0)))
         values = nn.functional.one_hot(data.labels, len(cache.values)).t()
         cache.values.copy_(values.to(cache.values))
+        self.choose(data)
+
+    def choose(self, data: TrainingData) -> None:
+        """Set α and β for the cache as it is."""
+        c, cache = self.settings, self.cache
         cache.alpha.fill_(c.INIT_ALPHA)
         cache.beta.fill_(c.INIT_BETA)
         if c.CHOICE == "leave_one_out":
-            if int(values.sum(dim=1).min()) < 2:
+            if int(cache.values.sum(dim=1).min()) < 2:
                 print("A class has one image, which can't be left out: α and β are as set")
             else:
                 self._choose(unit(data.features()), data.labels, left_out=True)
         elif c.CHOICE == "val":
             self._choose(*data.validation(), left_out=False)
         print(f"α = {float(cache.alpha):g}, β = {float(cache.beta):g} ({c.CHOICE})")
+
+    def take(self, keys: torch.Tensor, values: torch.Tensor, source: str) -> None:
+        """Put a cache in place of the run's own.
+
+        keys: K (n,D), normalized if it isn't trained. values: V (C,n).
+
+        Raises:
+            UserError: they are of other classes, images or another backbone.
+        """
+        for name, own, given in (
+            ("keys (n,D)", self.cache.keys, keys),
+            ("values (C,n)", self.cache.values, values),
+        ):
+            if own.shape != given.shape:
+                raise UserError(
+                    f"{source}: its {name} have shape {tuple(given.shape)}, this run's are "
+                    f"{tuple(own.shape)}"
+                )
+            own.data.copy_(given)
 
     def _choose(self, image: torch.Tensor, label: torch.Tensor, left_out: bool) -> None:
         """Set α and β to the best of the grid.
@@ -220,6 +253,26 @@ class TipAdapterFMethod(TipAdapterMethod):
         return [{"params": list(self.trained().values()), "lr": lr, "eps": ADAMW_EPS}]
 
 
+def public_cache(path: str | os.PathLike) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """K (n,D) and V (C,n) of the public code's files; None for a file of another name.
+
+    Raises:
+        UserError: there are no values beside it, or they aren't of one cache.
+    """
+    match = _PUBLIC.fullmatch(Path(path).name)
+    if not match:
+        return None
+    beside = Path(path).with_name(f"values_{match[2]}shots.pt")
+    keys, values = (read_tensors(file) for file in (path, beside))
+    for file, found in ((path, keys), (beside, values)):
+        if not torch.is_tensor(found) or found.dim() != 2:
+            raise UserError(f"{file} holds no cache of Tip-Adapter: it isn't a matrix")
+    keys = (keys.detach().t() if match[1] == "keys" else keys.detach()).float()
+    if len(keys) != len(values):
+        raise UserError(f"{path} is of {len(keys)} images, {beside} of {len(values)}")
+    return keys, values.t().float()
+
+
 @TRAINER_REGISTRY.register()
 class TipAdapter(PromptTrainer):
     """Tip-Adapter: a cache of the training images, nothing trained."""
@@ -238,6 +291,20 @@ class TipAdapter(PromptTrainer):
         c = self.method_cfg(cfg)
         if len(c.SEARCH_SCALE) != 2 or len(c.SEARCH_STEP) != 2 or min(c.SEARCH_STEP) < 1:
             raise UserError("TRAINER.TIP_ADAPTER.SEARCH_SCALE and SEARCH_STEP: of β and of α, each")
+
+    def initialize_from(self, path: str) -> None:
+        """As every trainer's; or the public code's tensors, whose rows are this run's in order."""
+        public = public_cache(path)
+        if public is None:
+            return super().initialize_from(path)
+        method = self.method
+        assert isinstance(method, TipAdapterMethod)
+        filled = bool(method.cache.values.any())
+        method.take(*public, source=path)
+        print(f"Taken from {path}: {len(public[0])} keys; its classes are {ASSUMED}")
+        if filled:  # the run's own cache, which α and β were chosen for
+            with torch.no_grad():
+                method.choose(self.training_data())
 
 
 @TRAINER_REGISTRY.register()
