@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+import trainers
 from benchmarks import timing
-from benchmarks.method_setup import MethodSetup, Settings, classes_of, images, method_names
+from benchmarks.method_setup import MethodSetup, Settings, classes_of, images
 from clip.model import CLIP
 from clip.prompting import Branch, Change, Encoders, LowRank, NameShift, Reads, Tokens, Weights
 from dassl.engine import TRAINER_REGISTRY
@@ -61,13 +62,21 @@ WHAT = {
 
 def methods() -> list[str]:
     """The registered methods without DePT's twins, in alphabetical order; no dropped-in file's."""
+    trainers.modules()
     return [
         name
-        for name in method_names()
+        for name in sorted(TRAINER_REGISTRY.registered_names())
         if not is_wrapped(name)
         and issubclass(TRAINER_REGISTRY.get(name), PromptTrainer)
-        and inspect.getmodule(TRAINER_REGISTRY.get(name)).__name__.startswith("trainers.")
+        and TRAINER_REGISTRY.get(name).__module__.startswith("trainers.")
     ]
+
+
+def needs(name: str) -> str:
+    """The settings that name files or a run without which a method can't be built; "" for none."""
+    method = TRAINER_REGISTRY.get(name).method_class
+    keys = [key for key in (*method.needs_files, method.teacher_key) if key]
+    return ", ".join(keys)
 
 
 @dataclass(frozen=True)
@@ -228,7 +237,9 @@ def measured(
         if step is not None and unit is not None:
             calls = {"unit": unit, "own": step}
             times = timing.interleaved(calls, repeats, model.logit_scale.device)
-            yield name, round(times["own"] / times["unit"], 2)
+            cuda = model.logit_scale.device.type == "cuda"
+            own, unit_ = (times[key].wall if cuda else times[key].cpu for key in ("own", "unit"))
+            yield name, round(own / unit_, 2)
 
 
 def _step(settings: Settings, model: CLIP) -> Callable[[], torch.Tensor] | None:
@@ -322,12 +333,16 @@ def main(argv: list[str] | None = None) -> None:
     model = Settings(UNIT).model()
     if args.measure is not None:
         settings = Settings(UNIT, batch=BATCH, classes=CLASSES)
-        for name, cost in measured(args.measure or methods(), model, settings, args.repeats):
+        names = [name for name in args.measure or methods() if not needs(name)]
+        for name, cost in measured(names, model, settings, args.repeats):
             print(f"{name}: {cost:.2f}", flush=True)
             keep({name: cost})
     rows = []
     for name in methods():
-        rows.append(row(name, number_trained(name, model), reached(name, model)))
+        if missing := needs(name):
+            rows.append(row(name, f"not counted: needs {missing}", "not looked at"))
+        else:
+            rows.append(row(name, number_trained(name, model), reached(name, model)))
         print(" | ".join(rows[-1][:6]), flush=True)
     write(table(rows))
 
