@@ -136,6 +136,13 @@ class CoPromptMethod(MaPLeMethod):
         own = [found.get(name.replace("_", " "), found.get(name, [])) for name in classes.names]
         return own if all(own) else None
 
+    def train(self, mode: bool = True) -> CoPromptMethod:
+        """As PyTorch's; going into training it encodes the sentences. Raises as `_encoded`."""
+        super().train(mode)
+        if mode:
+            self._encoded()
+        return self
+
     def _encoded(self) -> tuple[torch.Tensor, torch.Tensor]:
         """All sentences' g (n,D), normalized, and the classes' counts (C,); for training alone.
 
@@ -184,8 +191,10 @@ class CoPromptMethod(MaPLeMethod):
         """Image (B,3,I,I) → f (B,D), e (C,D); in training also f̃ (B,D) and g (C,D)."""
         features = super().features(image, **known)
         if self.training:
-            assert other_views is not None and place is not None
-            features.more["frozen_image"] = self.encoders.image(other_views[0])
+            # Called without a second view or a draw: the same view, the first sentences.
+            other = image if other_views is None else other_views[0]
+            place = torch.zeros((), device=other.device) if place is None else place
+            features.more["frozen_image"] = self.encoders.image(other)
             references, count = self._encoded()
             number = torch.minimum((place * count).long(), count - 1)
             features.more["sentences"] = references[count.cumsum(0) - count + number]
