@@ -511,7 +511,8 @@ def test_protocols_defaults():
     assert set(PROTOCOLS["domain_generalization"].datasets) - {"imagenet"} == variants
     for name, protocol in PROTOCOLS.items():
         assert protocol.seeds == ((1,) if name == "zero_shot" else (1, 2, 3)), name
-        assert protocol.shots == ((1, 2, 4, 8, 16) if name == "few_shot" else (16,)), name
+        few = name in ("few_shot", "few_shot_adapters")
+        assert protocol.shots == ((1, 2, 4, 8, 16) if few else (16,)), name
 
 
 # Learning rates of the epochs, the published schedule: lr (1 + cos(π (e − 1) / T)) / 2 from the

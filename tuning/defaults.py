@@ -16,9 +16,11 @@ def default_cfg() -> CfgNode:
     """The defaults of the engine and of every method, a fresh copy."""
     import trainers
     from dassl.config import add_defaults, full_defaults
+    from dassl.config.defaults import extensions
 
     def asked() -> tuple:
-        return tuple((module, getattr(module, "extend_cfg", None)) for module in trainers.modules())
+        own = ((module, getattr(module, "extend_cfg", None)) for module in trainers.modules())
+        return (*extensions(), *own)
 
     add_defaults(trainers.extend_cfg)
     if (cfg := _known.get(asked())) is None:

@@ -159,6 +159,11 @@ def add_defaults(extend: Callable[[CN], None]) -> None:
         _EXTENSIONS.append(extend)
 
 
+def extensions() -> tuple[Callable[[CN], None], ...]:
+    """Return what `full_defaults` calls, in its order."""
+    return tuple(_EXTENSIONS)
+
+
 def full_defaults() -> CN:
     """Return a fresh copy of all defaults, with those that were added."""
     cfg = get_cfg_default()
