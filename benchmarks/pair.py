@@ -102,7 +102,8 @@ class Pair:
             difference = (fast.evaluate([image]) - plain.evaluate([image])).abs().max()
         # Where every image has its own text features, cost goes with images, not with batches.
         rows = 1 if plain.text_per_image else args.test_batch
-        features = torch.randn(rows, self.plain.method.encoders.embed_dim, device=self.device)
+        with torch.no_grad():
+            features = plain.encoded(rows)
         calls = {
             "plain image": lambda: plain.encode_tested(image),
             "fast image": lambda: fast.encode_tested(image),

@@ -287,8 +287,6 @@ def full_disk():
 
 # Found failing in a whole run and not yet mended; each is open work, none is expected to stay.
 OPEN_FAILURES = (
-    "measured_beside_the_plain_path[MMRL]",
-    *("measured_beside_the_plain_path[DePT_MMRL]", "measured_beside_the_plain_path[MMRLpp]"),
     *("test_a_worker_leaves_what_a_process_leaves", "that_it_does_not_declare[LAMP]"),
     *("same_view_come_from_the_cache[PromptSRC]", "same_view_come_from_the_cache[DePT_PromptSRC]"),
     "test_together_equals_apart[LAMP]",
