@@ -184,14 +184,18 @@ class Backbone:
     digest: str
 
     def build(self) -> CLIP:
-        """The model, on the CPU; OpenAI's matrices in fp16 (`model.float()` for fp32)."""
+        """The model, on the CPU; OpenAI's matrices in fp16 (`model.float()` for fp32).
+
+        What had to be assumed of it is in its `note`.
+        """
         state = load_state_dict(self.path)
+        model = build_model(state, self.architecture)
         if self.architecture is _ASSUMED and "input_resolution" not in state:
-            print(
+            model.note = (
                 f"{self.path} doesn't say its activation: QuickGELU and heads of width 64 are "
                 "assumed, as OpenAI's have; MODEL.BACKBONE.ARCHITECTURE names OpenCLIP's"
             )
-        return build_model(state, self.architecture)
+        return model
 
 
 _ASSUMED = Architecture(source="nothing")
@@ -230,7 +234,10 @@ def load_model(name: str, download_root: str | os.PathLike | None = None) -> tup
     The model is on the CPU, OpenAI's matrices in fp16 (`model.float()` for fp32).
     """
     backbone = find_backbone(name, download_root=download_root)
-    return backbone.build(), backbone.path
+    model = backbone.build()
+    if model.note:
+        print(model.note)
+    return model, backbone.path
 
 
 def load(

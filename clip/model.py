@@ -155,6 +155,8 @@ class VisionTransformer(nn.Module):
 class CLIP(nn.Module):
     """The two towers. `vision_layers` is an int for a ViT, a 4-tuple for a ResNet."""
 
+    note = ""  # what had to be assumed of it, to be told
+
     def __init__(
         self,
         embed_dim: int,

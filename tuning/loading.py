@@ -74,6 +74,8 @@ def load_encoders(cfg: CfgNode, precision: str, device: torch.device) -> tuple[E
             half = torch.float16 if precision == "fp16" else torch.bfloat16
             convert_weights(clip_model, half)
         encoders = _ENCODERS[key] = Encoders(clip_model.to(device), cfg.MODEL.FAST)
+    if encoders.note:  # told by every run, whichever loaded it
+        print(encoders.note)
     _check_images(cfg, encoders.image.visual.input_resolution, backbone.architecture)
     return encoders, backbone.digest
 

@@ -16,7 +16,7 @@ class Encoders(nn.Module):
     """The two prompt-taking encoders of one frozen CLIP, and its temperature.
 
     `text`: TextEncoder; `image`: ImageEncoder; `logit_scale`: log τ. They share the weights of
-    `clip_model`. fast=False takes the plain path everywhere.
+    `clip_model`. `note`: what had to be assumed of it. fast=False takes the plain path everywhere.
     """
 
     def __init__(self, clip_model: CLIP, fast: bool = True) -> None:
@@ -24,6 +24,7 @@ class Encoders(nn.Module):
         self.text = TextEncoder(clip_model, fast)
         self.image = ImageEncoder(clip_model, fast)
         self.logit_scale = clip_model.logit_scale
+        self.note = clip_model.note
         self.requires_grad_(False)
 
     def twice_differentiable(self) -> Encoders:
