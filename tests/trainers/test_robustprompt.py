@@ -1,5 +1,6 @@
 """RobustPrompt: its score in fp64 by the formulas at the head of its file, and its search."""
 
+import copy
 import json
 
 import pytest
@@ -165,9 +166,11 @@ def test_words_are_tokens(make_trainer):
     words = text.words()
     assert len(words) == 32875 and {"photo", "a", "of"} < set(words)
     assert all(len(text.token_ids(word)) == 1 for word in words)
+    # The towers are shared by all that are alive: another one is changed.
+    other = copy.deepcopy(text)
     with torch.no_grad():
-        text.token_embedding.weight[text.token_ids("photo")] = 0
-    assert set(words) - set(text.words()) == {"photo"}
+        other.token_embedding.weight[text.token_ids("photo")] = 0
+    assert set(words) - set(other.words()) == {"photo"} and set(words) == set(text.words())
 
 
 @pytest.mark.parametrize(
