@@ -38,6 +38,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError, atomic_write, read_json, suggest, user_errors, write_json
 from dassl.utils.cli import Parser, escape_markdown, markdown_table, positive
 from experiments.protocols import ADAPTERS
+from experiments.results.folders import TRANSDUCTIVE
 from tuning.method import Method
 from tuning.naming import is_wrapped, wrapped_name
 from tuning.sees import SEES, footnotes, known, marks
@@ -103,6 +104,7 @@ def plain(name: str) -> Plain:
     sees |= {"teacher"} if trainer.method_class.teacher_key else set()
     sees -= set() if cfg.DATASET.FURTHER else {"other_data_sets"}
     protocol = "few_shot_adapters" if name in ADAPTERS else "base_to_new"
+    protocol = TRANSDUCTIVE if trainer.method_class.teacher_key else protocol
     return Plain(
         name,
         paper_of(head),

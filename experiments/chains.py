@@ -13,14 +13,21 @@ class Job:
     """One run of train.py.
 
     `folder` gets its result.json;
-    `model` is the folder of the run whose model it tests, if it doesn't train its own; runs of one
-    `kin` differ only in what runs that are trained side by side may differ in.
+    `model` is the folder of the run whose model it tests, if it doesn't train its own; `teacher`
+    that of the run it learns from, if there is one; runs of one `kin` differ only in what runs that
+    are trained side by side may differ in.
     """
 
     folder: Path
     arguments: tuple[str, ...]
     model: Path | None = None
     kin: str = ""
+    teacher: Path | None = None
+
+    @property
+    def needs(self) -> Path | None:
+        """The folder of the run that must be there before this one."""
+        return self.model or self.teacher
 
     @property
     def command(self) -> str:
@@ -30,16 +37,26 @@ class Job:
 
 @dataclass(frozen=True)
 class Chain:
-    """Runs of one or several models, those that train before those that test."""
+    """Runs of one or several models, each after the one that it needs."""
 
     name: str
     jobs: tuple[Job, ...]
 
     @property
     def steps(self) -> tuple[tuple[Job, ...], ...]:
-        """The runs that train, then those that test: each go in one process."""
-        parts = ([job for job in self.jobs if (job.model is None) == own] for own in (True, False))
-        return tuple(tuple(part) for part in parts if part)
+        """The runs that need none, then those that need these, and so on: each go in one process.
+
+        So those that train stand before those that test, and teachers before their students; what
+        trains and what tests are apart.
+        """
+        places: dict[Path, tuple[int, bool]] = {}
+        for job in self.jobs:
+            depth = 0 if job.needs is None else places.get(job.needs, (0, False))[0] + 1
+            places[job.folder] = (depth, job.model is not None)
+        steps = (
+            [j for j in self.jobs if places[j.folder] == p] for p in sorted({*places.values()})
+        )
+        return tuple(tuple(step) for step in steps)
 
 
 def without_repetitions(chains: Sequence[Chain]) -> list[Chain]:

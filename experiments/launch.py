@@ -5,8 +5,8 @@
     python scripts/run_protocol.py cross_dataset --datasets caltech101 dtd --dry-run
     python scripts/run_protocol.py few_shot --cluster slurm --partition gpu
 
-Protocols: base_to_new, cross_dataset, domain_generalization, few_shot, corruptions, zero_shot,
-lambda, ablation.
+Protocols: base_to_new, base_and_new, cross_dataset, domain_generalization, few_shot,
+few_shot_adapters, corruptions, transductive, zero_shot, lambda, ablation.
 Each has the paper's trainers, data sets, seeds and shots as its defaults; for the two transfers,
 --datasets are the targets and --source is what is trained on. Images of your own are NAME=FOLDER.
 Models that differ only in seed, or in λ, are trained side by side. Runs go in workers that have
@@ -29,6 +29,7 @@ from dassl.utils.cli import Parser, distinct_seeds, positive, seed_list, shots
 from experiments.chains import Chain, side_by_side, without_repetitions
 from experiments.chosen_datasets import absolute, check_labels
 from experiments.protocols import PROTOCOLS, ROOT, Plan
+from experiments.results.folders import TRANSDUCTIVE
 from experiments.results.under_corruption import CORRUPTED
 from experiments.runner import (
     USER_ERROR,
@@ -67,6 +68,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--shots", nargs="+", type=shots, help="images per class")
     add("--source", default="imagenet", help="what transfers are trained on (imagenet)")
     severities = "of corruptions, 1 to 5, such as 1-5 (3)"
+    taught = f"what teaches in {TRANSDUCTIVE} ({Plan.teacher}), with a config of its own"
+    add("--teacher", default=Plan.teacher, metavar="TRAINER", help=taught)
+    add("--teacher-config", default=Plan.teacher_config, help=f"the config ({Plan.teacher_config})")
     add("--severities", nargs="+", type=severity_list, default=[], help=severities)
     add("--root", help="the folder that holds the data sets (a data set's DATASET.ROOT, or data)")
     add("--output", default="output", help="the folder that gets the runs (output)")
@@ -99,6 +103,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             raise UserError(f"--opts {key}: that is the plan's to set; say {SET_BY_PLAN[key]}")
         if key in PROTOCOLS[args.protocol].varies:
             raise UserError(f"--opts {key}: that is what the protocol {args.protocol} varies")
+    taught = (args.teacher, args.teacher_config) != (Plan.teacher, Plan.teacher_config)
+    if taught and args.protocol != TRANSDUCTIVE:
+        raise UserError(f"--teacher and --teacher-config are for the protocol {TRANSDUCTIVE}")
     if args.severities and args.protocol != CORRUPTED:
         raise UserError(f"--severities are for the protocol {CORRUPTED}")
     return args
@@ -141,6 +148,8 @@ def make_plan(args: argparse.Namespace) -> list[Chain]:
         args.source,
         root_given=bool(args.root),
         severities=tuple(dict.fromkeys(chain.from_iterable(args.severities))) or Plan.severities,
+        teacher=args.teacher,
+        teacher_config=args.teacher_config,
     )
     seeds = distinct_seeds(args.seeds) if args.seeds else protocol.seeds
     datasets = args.datasets or protocol.datasets

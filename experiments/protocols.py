@@ -7,7 +7,7 @@ before it is tested elsewhere); chains are independent of each other.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from experiments.chains import Chain, Job
 from experiments.chosen_datasets import ChosenDataset, check_labels, chosen
 from experiments.results import published
 from experiments.results.configs import CONFIGS, ROOT, config_file
-from experiments.results.folders import TOGETHER, Place, config_label
+from experiments.results.folders import TOGETHER, TRANSDUCTIVE, Place, config_label
 from experiments.results.sweeps import ABLATED, ABLATION, LAMBDA, LAMBDAS
 from experiments.results.under_corruption import CORRUPTED, CORRUPTION, SEVERITY
 from tuning.naming import bare_name
@@ -30,7 +30,7 @@ class Plan:
     """What all runs of a plan share: where data and outputs lie, the config, changed settings.
 
     `root_given`: whether `root` also holds for data sets whose own config has a DATASET.ROOT.
-    `severities`: of the protocol `corruptions`.
+    `severities`: of the protocol `corruptions`. `teacher`, `teacher_config`: of `transductive`.
     """
 
     root: Path
@@ -40,6 +40,8 @@ class Plan:
     source: str = "imagenet"
     root_given: bool = True
     severities: tuple[int, ...] = (3,)
+    teacher: str = "PromptSRC"
+    teacher_config: str = "vit_l14_ep20"  # where the data set doesn't ask for one
 
     def config_of(self, trainer: str, dataset: str, purpose: str = "") -> str:
         """Return the name of the trainer's config file for a data set.
@@ -84,10 +86,11 @@ class Plan:
         model: Job | None = None,
         purpose: str = "",
         condition: Sequence[str] = (),
+        teacher: Job | None = None,
     ) -> Job:
         """Return a run; `stage` is <group>/<stage> of the layout, `opts` are KEY, VALUE pairs.
 
-        `condition`: KEY, VALUE pairs under which it is tested, and which its stage says.
+        `condition`: KEY, VALUE pairs that its folder's name doesn't have, as its stage says them.
         """
         data = chosen(dataset)
         config = self.config_of(trainer, dataset, purpose)
@@ -108,7 +111,8 @@ class Plan:
         if model:
             arguments += ["--eval-only", "--model-dir", str(model.folder)]
         arguments += [*fixed, *self.opts, *opts]
-        return Job(folder, tuple(arguments), model.folder if model else None, kin)
+        needed = [job.folder if job else None for job in (model, teacher)]
+        return Job(folder, tuple(arguments), needed[0], kin, needed[1])
 
     def _root(self, data: ChosenDataset) -> list[str]:
         """Where a data set lies: its own folder, else --root, else its config's DATASET.ROOT."""
@@ -151,6 +155,33 @@ class Plan:
         )
         return Chain(f"{chain.name} {CORRUPTED}", (*chain.jobs, *tests))
 
+    def transductive(self, trainer: str, dataset: str, seed: int, shots: int) -> Chain:
+        """As base to new a teacher; a student on all images, tested on base and on new classes.
+
+        Raises UserError for a trainer that doesn't learn from a teacher: it would see labels of the
+        new classes.
+        """
+        key = teacher_key(trainer)
+        if not key:
+            raise UserError(
+                f"{TRANSDUCTIVE} is for methods that learn from a teacher: {trainer} has none"
+            )
+        asks = chosen(dataset).trainers_config
+        of_teacher = replace(self, config="" if asks else self.teacher_config)
+        its = of_teacher.base_to_new(self.teacher, dataset, seed, shots)
+        teacher = its.jobs[0]
+        row = (trainer, dataset, seed, -1)  # all images
+        learn = (key, str(teacher.folder))
+        student = self.job(
+            f"{TRANSDUCTIVE}/train_all", *row, "all", condition=learn, teacher=teacher
+        )
+        tests = (
+            self.job(f"{TRANSDUCTIVE}/test_{part}", *row, part, model=student)
+            for part in ("base", "new")
+        )
+        name = f"{trainer} {chosen(dataset).label} {TRANSDUCTIVE} {shots} shots seed {seed}"
+        return Chain(name, (*its.jobs, student, *tests))
+
     def all_classes(
         self, trainer: str, dataset: str, seed: int, shots: int, purpose: str = "few_shot"
     ) -> Chain:
@@ -186,6 +217,15 @@ def usual_config(trainer: str) -> str:
     return getattr(TRAINER_REGISTRY.get(trainer), "usual_config", "")
 
 
+def teacher_key(trainer: str) -> str:
+    """Return the config key of the run that a trainer's method learns from; "" if there is none."""
+    import trainers
+    from dassl.engine import TRAINER_REGISTRY
+
+    trainers.modules()
+    return getattr(getattr(TRAINER_REGISTRY.get(trainer), "method_class", None), "teacher_key", "")
+
+
 Seeds = Sequence[int]
 Names = Sequence[str]
 
@@ -209,6 +249,13 @@ _base_to_new = _each(Plan.base_to_new)
 _all_classes = _each(Plan.all_classes)
 _base_and_new = _each(Plan.base_and_new)
 _corruptions = _each(Plan.corruptions)
+
+
+def _transductive(plan: Plan, trainers: Names, datasets: Names, seeds: Seeds, shots: Seeds):
+    """The student's folder doesn't say how many shots its teacher had: there is one number."""
+    if len(shots) > 1:
+        raise UserError(f"{TRANSDUCTIVE} takes one number of --shots: the teacher's")
+    return _each(Plan.transductive)(plan, trainers, datasets, seeds, shots)
 
 
 def _both(*what: object) -> list[Chain]:
@@ -283,6 +330,7 @@ PROTOCOLS = {
     "few_shot": Protocol(_both, ELEVEN, shots=FEW),
     "few_shot_adapters": Protocol(_all_classes, ELEVEN, trainers=ADAPTERS, shots=FEW),
     CORRUPTED: Protocol(_corruptions, ELEVEN, varies=frozenset({CORRUPTION, SEVERITY})),
+    TRANSDUCTIVE: Protocol(_transductive, ELEVEN, trainers=("PromptKD",)),
     # Nothing is drawn or trained: one seed says all.
     "zero_shot": Protocol(_both, ELEVEN, trainers=("ZeroshotCLIP",), seeds=(1,)),
     "lambda": Protocol(

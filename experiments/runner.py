@@ -23,6 +23,7 @@ from experiments.chains import Chain, Job
 from experiments.processes import Processes, RunnerSettings
 
 USER_ERROR = 2  # train.py's exit status for a mistake that no repetition mends
+LOST = ("failed", "left out")  # what runs that need it wait for in vain
 AGAIN = 0.5  # seconds until a run that another runner has is looked at again
 
 
@@ -163,10 +164,10 @@ def run_chain(
     processes: Processes | None = None,
     outcomes: dict[Path, Outcome] | None = None,
 ) -> list[Outcome]:
-    """Run a chain's steps in order; the tests of a model whose training failed are left out.
+    """Run a chain's steps in order; what needs a run that failed is left out.
 
     Args:
-        chain: its steps train before they test.
+        chain: a run's step comes after that of the run it needs.
         settings: how runs are started.
         environment: theirs.
         processes: those under way, to be ended where this one is.
@@ -178,15 +179,15 @@ def run_chain(
     processes = processes or Processes()
     outcomes = {} if outcomes is None else outcomes
     for step in chain.steps:
-        lost = {folder for folder, outcome in outcomes.items() if outcome.state == "failed"}
-        jobs = [job for job in step if job.model not in lost]
+        lost = {folder for folder, outcome in outcomes.items() if outcome.state in LOST}
+        jobs = [job for job in step if job.needs not in lost]
         new = [job for job in jobs if job.folder not in outcomes]
         for outcome in run_together(new, settings, environment, processes) if new[1:] else ():
             outcomes[outcome.job.folder] = outcome
         held = None
         for job in step:
             if job not in jobs:
-                reason = "the model it tests was not trained"
+                reason = f"the {'model it tests' if job.model else 'teacher'} was not trained"
                 outcomes[job.folder] = Outcome(job, "left out", reason=reason)
             elif job.folder not in outcomes:
                 try:

@@ -16,7 +16,8 @@ TEACHER names any run of ours whose text features don't depend on the image; the
 PromptSRC on ViT-L/14, trained on 16 shots of the base classes, so D' = 768 (TEACHER_DIM). t is kept
 in the checkpoint: a test needs no teacher, and may be of some of the classes. Training is on all
 images of all classes (DATASET.NUM_SHOTS -1, DATASET.SUBSAMPLE_CLASSES all), as the paper's
-transductive setting has it; then base and new classes are tested with it.
+transductive setting has it; then base and new classes are tested with it: the protocol
+`transductive` of scripts/run_protocol.py, from the teacher on.
 
 What the public code does otherwise than the paper: nothing that moves its numbers. Text prompts of
 the student are built and never used, CE_WEIGHT and PROJECT_LAYER aren't read, the teacher is loaded

@@ -4,6 +4,8 @@
     <output>/base2new/test_new/…                      the same model, tested on the new classes
     <output>/base2new/test_all/…                      and on base and new classes together
     <output>/all_classes/train_all/…                  trained and tested on all classes
+    <output>/transductive/train_all/…                 trained on all images, from a teacher
+    <output>/transductive/test_<base or new>/…        the same model, tested on either half
     <output>/cross_dataset/from_<source>/…            a model of all_classes, tested elsewhere
     <output>/domain_generalization/from_<source>/…
     <output>/corruptions/<corruption>_<severity>_<base or new>/…    a model of base2new
@@ -20,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+TRANSDUCTIVE = "transductive"  # the protocol, and the group of its folders
 TOGETHER = "test_all"  # the stage of a model of base classes that is tested on all
 _TAIL = r"/seed(?P<seed>\d+)$"
 # Ours and CoOp's; DePT's public runner; CoOp's cross-dataset and few-shot scripts.

@@ -23,7 +23,7 @@ from dassl.utils import (
 )
 from experiments.results import published
 from experiments.results.configs import CONFIGS, settings_by_dataset
-from experiments.results.folders import TOGETHER, Place, read_place
+from experiments.results.folders import TOGETHER, TRANSDUCTIVE, Place, read_place
 from tuning.naming import wrapped_name
 from tuning.sees import known
 
@@ -39,8 +39,9 @@ _OF_A_ROW = "DATASET.NUM_SHOTS"
 class Score:
     """One accuracy, in percent: a trained model on one set of classes of one data set.
 
-    `protocol` is base_to_new, base_and_new, all_classes, cross_dataset, domain_generalization or
-    corruptions; `source` is the data set the model was trained on where that is another one.
+    `protocol` is base_to_new, base_and_new, transductive, all_classes, cross_dataset,
+    domain_generalization or corruptions; `source` is the data set the model was trained on where
+    that is another one.
     `settings` holds the resolved configuration as far as all runs of a row must share it. Where
     the test images or names were corrupted, `corruption` and `severity` say how.
     """
@@ -154,7 +155,7 @@ def read_score(folder: Path) -> Score:
     if classes not in ("base", "new", "all"):
         raise UserError(f"{folder} was tested on the classes {classes!r}: not base, new or all")
     place = replace(place, dataset=result.get("dataset_label") or place.dataset)
-    protocol, source = _protocol(place, classes, result)
+    protocol, source = _protocol(folder, place, classes, result)
     corruption = result.get("corruption") or {"name": "", "severity": 0}
     check_kind(corruption.get("name"), str, f"the corruption of {folder}")
     check_kind(corruption.get("severity"), int, f"the corruption's severity of {folder}")
@@ -235,12 +236,22 @@ def _classes_of_stage(stage: str) -> str:
     return next((name for name in ("base", "new") if stage.endswith(f"_{name}")), "all")
 
 
-def _protocol(place: Place, classes: str, result: dict[str, Any]) -> tuple[str, str]:
-    """Return which protocol a run belongs to, and the data set its model comes from."""
+def _protocol(folder: Path, place: Place, classes: str, result: dict[str, Any]) -> tuple[str, str]:
+    """Return which protocol a run belongs to, and the data set its model comes from.
+
+    Raises UserError if it belongs to none.
+    """
     if result.get("corruption"):
         return "corruptions", ""
     if classes in ("base", "new"):
-        return "base_to_new", ""
+        if result.get("model_classes") != "all":
+            return "base_to_new", ""
+        if "images_of_new_classes" in result.get("sees", ()):
+            return TRANSDUCTIVE, ""
+        raise UserError(
+            f"{folder} was trained on labels of all classes and tested on the {classes} ones: "
+            "that is no protocol's run"
+        )
     if place.stage.startswith("from_"):
         return place.group, place.stage.removeprefix("from_")
     source = _trained_on(Path(result["model_dir"])) if result.get("model_dir") else None

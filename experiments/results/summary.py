@@ -15,13 +15,15 @@ from typing import Any
 
 from experiments.results import published
 from experiments.results.agreement import check_data, shared_settings
-from experiments.results.folders import changed_settings
+from experiments.results.folders import TRANSDUCTIVE, changed_settings
 from experiments.results.scores import Score
 from tuning.sees import known
 
 AVERAGE = "average"
 TRANSFERS = ("cross_dataset", "domain_generalization")
 TOGETHER = "base_and_new"
+HALVES = ("base_to_new", TRANSDUCTIVE)  # protocols that test base and new classes apart
+ALL_IMAGES = -1  # in place of a number of shots
 BySeed = dict[int, float]  # {seed: accuracy in percent}
 
 
@@ -92,13 +94,14 @@ class Row:
 
     def papers(self, dataset: str) -> dict[str, float]:
         """Return the paper's numbers for a data set, or its average; {} if there are none."""
-        if self.shots != published.SHOTS:
+        if self.shots != published.SHOTS or self.protocol == TRANSDUCTIVE:
             return {}
         return published.lookup(self.protocol, trainer=self.trainer, dataset=dataset)
 
     def elsewhere(self, dataset: str) -> tuple[published.Elsewhere, ...]:
         """Return what the field published of the method in base to new, where it compares."""
-        if self.shots != published.SHOTS or not self.has_papers_backbone or self.changes:
+        shots = ALL_IMAGES if self.protocol == TRANSDUCTIVE else published.SHOTS
+        if self.shots != shots or not self.has_papers_backbone or self.changes:
             return ()
         return published.elsewhere_of(self.trainer, dataset)
 
@@ -194,7 +197,7 @@ def summarize(
         if row.protocol in TRANSFERS:
             _add_source(row, summary.rows)
         if not row.corruption:  # those together make a line: corruptions.py
-            lines = {"base_to_new": _base_new_lines, TOGETHER: _together_lines}
+            lines = dict.fromkeys(HALVES, _base_new_lines) | {TOGETHER: _together_lines}
             summary.records += lines.get(row.protocol, _accuracy_lines)(row)
         summary.missing += _missing(row, summary.rows, seeds, datasets)
     return summary
@@ -295,8 +298,9 @@ def _base_new_lines(row: Row) -> list[Record]:
     whole = whole_datasets(row)
     if len(whole) > 1:
         # The paper's average is that of its eleven data sets, and of no other choice.
-        same = set(whole) == set(published.datasets(row.protocol))
-        paper = published.average(row.trainer, row.shots) if same else {}
+        same = set(whole) == set(published.datasets("base_to_new"))
+        in_paper = same and row.protocol == "base_to_new"
+        paper = published.average(row.trainer, row.shots) if in_paper else {}
         mean = row.record(AVERAGE, row_base_new_h(row, whole), paper)
         lines.append(replace(mean, elsewhere=row.elsewhere(AVERAGE) if same else ()))
     return lines
@@ -337,7 +341,7 @@ def _missing(row: Row, rows: list[Row], seeds: set[int], datasets: set[str]) -> 
     key = (row.protocol, row.changes, row.corruption, row.severity)
     alike = [r for r in rows if (r.protocol, r.changes, r.corruption, r.severity) == key]
     wanted = datasets or {n for r in alike if r.shots == row.shots for n in r.datasets}
-    parts: Iterable[str] = ("base", "new") if row.protocol == "base_to_new" else ("all",)
+    parts: Iterable[str] = ("base", "new") if row.protocol in HALVES else ("all",)
     if row.corruption:
         parts = sorted({classes for r in alike for _, classes in r.cells})
     if row.protocol == "all_classes":

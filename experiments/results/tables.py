@@ -6,8 +6,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from experiments.results import published
+from experiments.results.folders import TRANSDUCTIVE
 from experiments.results.scores import Score
-from experiments.results.summary import AVERAGE, TOGETHER, TRANSFERS, Record, Row, Stat, Summary
+from experiments.results.summary import (
+    AVERAGE,
+    HALVES,
+    TOGETHER,
+    TRANSFERS,
+    Record,
+    Row,
+    Stat,
+    Summary,
+)
 from experiments.results.sweeps import is_swept
 from experiments.results.under_corruption import COLUMNS, CORRUPTED
 from tuning.naming import bare_name
@@ -15,6 +25,7 @@ from tuning.sees import footnotes, known, marks, meanings
 
 TITLES = {
     "base_to_new": "Base to new",
+    TRANSDUCTIVE: "Base and new, trained on images of all classes",
     TOGETHER: "Base and new together",
     "all_classes": "All classes",
     "cross_dataset": "Cross-dataset transfer",
@@ -103,12 +114,13 @@ def _by_what_is_seen(summary: Summary, ece: bool) -> list[Table]:
 
 def _tables(summary: Summary, ece: bool) -> list[Table]:
     tables = []
-    base_to_new = [r for r in summary.of("base_to_new") if not is_swept(r.config)]
-    for shots in sorted({r.shots for r in base_to_new}, reverse=True):
-        of_shots = [r for r in base_to_new if r.shots == shots]
-        columns = ["base", "new", "h", *(["ece_base", "ece_new"] if ece else [])]
-        title = f"{TITLES['base_to_new']}, {_shots(shots)}"
-        tables.append(_by_dataset(title, of_shots, columns))
+    for protocol in HALVES:
+        halves = [r for r in summary.of(protocol) if not is_swept(r.config)]
+        for shots in sorted({r.shots for r in halves}, reverse=True):
+            of_shots = [r for r in halves if r.shots == shots]
+            columns = ["base", "new", "h", *(["ece_base", "ece_new"] if ece else [])]
+            title = f"{TITLES[protocol]}, {_shots(shots)}"
+            tables.append(_by_dataset(title, of_shots, columns))
     together = summary.of(TOGETHER)
     for shots in sorted({r.shots for r in together}, reverse=True):
         of_shots = [r for r in together if r.shots == shots]

@@ -59,6 +59,8 @@ def test_every_protocol_plans_the_papers_runs(monkeypatch):
         "few_shot_adapters": eleven * seeds * len(ADAPTERS) * 5,
         # Trained once, and tested clean and under nine corruptions, on base and on new classes.
         "corruptions": eleven * seeds * methods * (1 + 9) * 2,
+        # The teacher on both halves; its student on all images, and on both halves.
+        "transductive": eleven * seeds * (2 + 3),
         "zero_shot": eleven * 3,
         "lambda": len(LAMBDAS) * eleven * seeds * 2,
         "ablation": len(ABLATION) * eleven * seeds * 2,
@@ -75,6 +77,42 @@ def test_base_and_new_together_tests_the_model_of_base_to_new_on_all_classes():
     assert test.folder == Path("output/base2new/test_all", end)
     assert test.model == chain.jobs[0].folder
     assert "DATASET.SUBSAMPLE_CLASSES all" in test.command and "--eval-only" in test.command
+
+
+def test_transductive_trains_a_teacher_before_its_student():
+    words = ["transductive", "--datasets", "dtd", "mini_shapes", "--seeds", "2", "--shots", "8"]
+    dtd, mini = chains(*words)
+    places = [read_place(job.folder) for job in dtd.jobs]
+    assert [(p.group, p.stage, p.trainer, p.shots) for p in places] == [
+        ("base2new", "train_base", "PromptSRC", 8),
+        ("base2new", "test_new", "PromptSRC", 8),
+        ("transductive", "train_all", "PromptKD", -1),
+        ("transductive", "test_base", "PromptKD", -1),
+        ("transductive", "test_new", "PromptKD", -1),
+    ]
+    teacher, _, student, base, new = dtd.jobs
+    assert student.teacher == teacher.folder and base.model == new.model == student.folder
+    assert f"TRAINER.PROMPTKD.TEACHER {teacher.folder}" in student.command
+    assert "DATASET.NUM_SHOTS -1 DATASET.SUBSAMPLE_CLASSES all" in student.command
+    # A teacher stands before its student; what trains and what tests go in processes apart.
+    assert [len(step) for step in dtd.steps] == [1, 1, 1, 2]
+    assert dtd.steps[:2] == ((teacher,), (student,))
+    # The paper's teacher is ViT-L/14; on the mini world there is one backbone.
+    assert [places[i].config for i in (0, 2)] == ["vit_l14_ep20", "vit_b16_ep10"]
+    assert {read_place(job.folder).config for job in mini.jobs} == {"mini"}
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ("transductive --trainers CoOp", "CoOp has none"),
+        ("transductive --shots 4 8", "one number of --shots"),
+        ("base_to_new --teacher CoOp", "are for the protocol transductive"),
+    ],
+)
+def test_teachers_where_there_are_none(words, told):
+    with pytest.raises(UserError, match=told):
+        chains(*words.split())
 
 
 @pytest.mark.parametrize("trainer", ADAPTERS)

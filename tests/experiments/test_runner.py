@@ -140,6 +140,18 @@ def test_without_its_model_a_test_is_left_out_but_not_its_siblings(tmp_path, set
     assert starts(tmp_path / "c") == 0
 
 
+def test_without_its_teacher_a_student_and_its_tests_are_left_out(tmp_path, settings):
+    teacher, student = job(tmp_path / "teacher", "fail"), tmp_path / "student"
+    learns = replace(job(student), teacher=teacher.folder)
+    outcomes = run(settings, teacher, learns, job(tmp_path / "test", model=student))
+    assert [o.state for o in outcomes] == ["failed", "left out", "left out"]
+    assert [o.reason for o in outcomes[1:]] == [
+        "the teacher was not trained",
+        "the model it tests was not trained",
+    ]
+    assert starts(student) == starts(tmp_path / "test") == 0
+
+
 def test_a_step_goes_in_one_process(tmp_path, settings):
     jobs = [job(tmp_path / f"model{i}") for i in range(3)]
     tests = [job(tmp_path / f"test{i}", model=jobs[i].folder) for i in range(3)]

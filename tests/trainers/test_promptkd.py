@@ -12,6 +12,7 @@ import torch
 import train
 import trainers
 from dassl.utils import UserError
+from trainers.promptkd import PromptKDMethod
 from tuning.method import Features, unit
 from tuning.run import open_run
 
@@ -47,7 +48,7 @@ def test_a_student_is_tested_on_some_classes_without_its_teacher(
     shutil.copytree(teacher_run, own)
     train.main(command("PromptKD", TRAINER__PROMPTKD__TEACHER=own))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["sees"] == ["unlabeled_images", "images_of_new_classes", "teacher"]
+    assert result["sees"] == list(PromptKDMethod.sees)
     shutil.rmtree(own)
     whole = open_run(tmp_path / "run").method().eval()
     assert whole.projector.conv1[1].num_batches_tracked > 0

@@ -297,6 +297,24 @@ def test_original_few_shot_runs_keep_their_variants_apart(tmp_path):
     assert [(r.shots, r.metrics["accuracy"].mean) for r in records] == [(16, 60), (16, 50)]
 
 
+def test_a_model_of_all_classes_is_no_base_to_new_run(tmp_path):
+    """Where it saw images without labels it has a table of its own; with labels it has none."""
+    saw = {"model_classes": "all", "sees": ["unlabeled_images", "images_of_new_classes"]}
+    for stage, accuracy in (("train_all", 70), ("test_base", 80), ("test_new", 60)):
+        options = {"shots": -1, **saw, "classes": stage.rsplit("_")[-1]}
+        add_run(
+            tmp_path / "kd", f"transductive/{stage}/dtd", accuracy, trainer="PromptKD", **options
+        )
+    summary = summary_of(tmp_path / "kd")
+    metrics = only(summary.records, protocol="transductive").metrics
+    assert (metrics["base"].mean, metrics["new"].mean) == (80, 60)
+    assert only(summary.records, protocol="all_classes").metrics["accuracy"].mean == 70
+    assert not summary.of("base_to_new") and not summary.missing
+    add_run(tmp_path / "own", "x/test_new/dtd", 90, model_classes="all", sees=[])
+    scores, problems = load_scores(tmp_path / "own")
+    assert not scores and "labels of all classes" in problems[0]
+
+
 def test_an_original_log_alone_says_what_it_is(tmp_path):
     write_log(tmp_path, "somewhere", correct=900, seed=7, config="vit_b16_ep50")
     (record,) = summary_of(tmp_path).records
