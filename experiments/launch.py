@@ -68,9 +68,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--shots", nargs="+", type=shots, help="images per class")
     add("--source", default="imagenet", help="what transfers are trained on (imagenet)")
     severities = "of corruptions, 1 to 5, such as 1-5 (3)"
-    taught = f"what teaches in {TRANSDUCTIVE} ({Plan.teacher}), with a config of its own"
-    add("--teacher", default=Plan.teacher, metavar="TRAINER", help=taught)
-    add("--teacher-config", default=Plan.teacher_config, help=f"the config ({Plan.teacher_config})")
     add("--severities", nargs="+", type=severity_list, default=[], help=severities)
     add("--root", help="the folder that holds the data sets (a data set's DATASET.ROOT, or data)")
     add("--output", default="output", help="the folder that gets the runs (output)")
@@ -93,6 +90,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--per-gpu", type=positive, default=1, help="runs at once on a GPU (1)")
     alone = "start each run anew, not in a worker that has PyTorch loaded"
     add("--process-per-run", action="store_true", help=alone)
+    _add_teacher_options(parser)
     _add_cluster_options(parser)
     parser.set_defaults(default_root="data")
     args = parser.parse_args(argv)
@@ -117,6 +115,13 @@ def severity_list(text: str) -> list[int]:
     if not set(found) <= set(SEVERITIES):
         raise argparse.ArgumentTypeError(f"severities go from 1 to 5, not {text}")
     return found
+
+
+def _add_teacher_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    taught = f"what teaches in {TRANSDUCTIVE} ({Plan.teacher}), with a config of its own"
+    add("--teacher", default=Plan.teacher, metavar="TRAINER", help=taught)
+    add("--teacher-config", default=Plan.teacher_config, help=f"the config ({Plan.teacher_config})")
 
 
 def _add_cluster_options(parser: argparse.ArgumentParser) -> None:
