@@ -10,7 +10,7 @@ import numpy as np
 
 from dassl.utils import UserError, atomic_write
 from dassl.utils.cli import write_csv_rows
-from experiments.results.plots import COLORS, plt, save
+from experiments.results.pictures import COLORS, plt, save
 
 
 def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence]) -> None:

@@ -98,12 +98,13 @@ def main() -> int:
     else:
         print(content)
     if args.plot:
-        from experiments.results.plots import base_new_arrows, save
+        from experiments.results.pictures import save
+        from experiments.results.plots import base_new_arrows
 
-        figure = base_new_arrows(summary)
-        if figure is None:
+        picture = base_new_arrows(summary)
+        if picture is None:
             raise UserError("nothing to plot: no data set has both a base and a new accuracy")
-        save(figure, args.plot)
+        save(picture.figure(), args.plot)
     if args.plots:
         from experiments.results.plots import save_all
 

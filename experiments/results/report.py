@@ -1,23 +1,27 @@
-"""The report: one self-contained HTML page of tables and plots, without scripts."""
+"""The report: one self-contained HTML page of tables, pictures and links to the runs.
+
+It loads nothing from anywhere, which its content security policy makes sure of. Its script sorts
+tables; without it all is there but that.
+"""
 
 from __future__ import annotations
 
 import base64
 import datetime
-import io
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 
 from dassl.utils import atomic_write
-from experiments.results.plots import COLUMNS, PLOTS
+from experiments.results.plots import PLOTS
 from experiments.results.rendering import grid
+from experiments.results.scores import Score
 from experiments.results.summary import Summary
-from experiments.results.tables import USUAL, Layout, Table, make_tables
+from experiments.results.tables import TITLES, USUAL, Layout, Table, make_tables, method_order
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -30,12 +34,17 @@ def write_report(summary: Summary, path: str | os.PathLike, layout: Layout = USU
         loader=jinja2.FileSystemLoader(TEMPLATE.parent),
         keep_trailing_newline=True,
     )
+    script = TEMPLATE.with_suffix(".js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template(TEMPLATE.name).render(
         summary=summary,
         datasets=len({score.dataset for score in summary.scores}),
         seeds=sorted({score.seed for score in summary.scores}),
         tables=[_table(table) for table in make_tables(summary, layout)],
         plots=[plot for name in PLOTS if (plot := _plot(summary, name))],
+        runs=_runs(summary, Path(path)),
+        script=script,
+        digest=f"sha256-{digest}",
         written=f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M}",
     )
     with atomic_write(path) as file:
@@ -43,23 +52,24 @@ def write_report(summary: Summary, path: str | os.PathLike, layout: Layout = USU
 
 
 def _table(table: Table) -> dict[str, Any]:
-    """Return what the template shows; where lines are grouped, the first key heads its group."""
+    """Return what the template shows: a group for each first key where lines are grouped."""
     head, *rows = grid(table)
     first = 1 if table.grouped else 0
     keys = len(table.heads) - first
-    shown, group = [], ""
+    groups: list[dict[str, Any]] = []
     for row in rows:
-        begins = table.grouped and row.kind == "ours" and row.cells[0] != group
-        group = row.cells[0] if begins else group
-        shown.append(
-            {
-                "group": group if begins else None,
-                "beneath": row.beneath,
-                "cells": _cells(row.cells[first:], keys),
-            }
-        )
-    top = _cells(head.cells[first:], keys)
-    return {"title": table.title, "head": top, "rows": shown, "notes": table.footnotes}
+        name = row.cells[0] if table.grouped else None
+        if not groups or (row.kind == "ours" and name != groups[-1]["name"]):
+            groups.append({"name": name, "rows": []})
+        shown = {"beneath": row.beneath, "cells": _cells(row.cells[first:], keys)}
+        groups[-1]["rows"].append(shown)
+    return {
+        "title": table.title,
+        "grouped": table.grouped,
+        "head": _cells(head.cells[first:], keys),
+        "groups": groups,
+        "notes": table.footnotes,
+    }
 
 
 def _cells(row: list[str], keys: int) -> list[dict[str, Any]]:
@@ -71,17 +81,38 @@ def _cells(row: list[str], keys: int) -> list[dict[str, Any]]:
     return cells
 
 
-def _plot(summary: Summary, name: str) -> dict[str, str] | None:
-    """Return a plot in two widths; the page's reader takes the one that fits."""
-    title, draw = PLOTS[name]
-    wide, narrow = draw(summary, COLUMNS), draw(summary, 1)
-    if wide is None or narrow is None:
+def _plot(summary: Summary, name: str) -> dict[str, Any] | None:
+    """Return a plot as panels that the page arranges, with their legend."""
+    picture = PLOTS[name](summary)
+    if picture is None:
         return None
-    return {"title": title, "wide": _svg(wide), "narrow": _svg(narrow)}
+    parts = list(picture.parts(name))
+    shown = {key: getattr(picture, key) for key in ("title", "lead", "note")}
+    return {"name": name, "parts": parts, "legend": list(picture.keys(name)), **shown}
 
 
-def _svg(figure: Figure) -> str:
-    out = io.BytesIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode()
+def _runs(summary: Summary, page: Path) -> list[dict[str, Any]]:
+    """Return the runs with links to their folders and files, as seen from the page."""
+    runs = []
+    for score in sorted(
+        summary.scores, key=lambda s: (s.dataset, s.classes, method_order(s), s.seed)
+    ):
+        title = TITLES.get(score.protocol, score.protocol)
+        numbers = [score.shots, score.seed, f"{score.accuracy:.2f}"]
+        words = [score.dataset, score.classes, score.trainer, score.config, title]
+        runs.append({"words": words, "numbers": numbers, "links": _links(score, page)})
+    return runs
+
+
+def _links(score: Score, page: Path) -> list[tuple[str, str]]:
+    logs = sorted(path.name for path in score.folder.glob("log.txt*"))
+    there = [name for name in (*logs, "result.json") if (score.folder / name).is_file()]
+    return [("folder", _link(score.folder, page) + "/")] + [
+        (name, _link(score.folder / name, page)) for name in there
+    ]
+
+
+def _link(path: Path, page: Path) -> str:
+    """Return a link from the page, relative: it holds when both are moved together."""
+    relative = os.path.relpath(path, page.parent)
+    return quote(os.fsencode(relative.replace(os.sep, "/")))

@@ -8,7 +8,8 @@ import os
 
 import pytest
 
-from experiments.results.plots import base_new_arrows, save
+from experiments.results.pictures import save
+from experiments.results.plots import base_new_arrows
 from experiments.results.rendering import FORMATS
 from experiments.results.report import write_report
 from experiments.results.scores import load_scores
@@ -59,9 +60,9 @@ def test_markdown(summary):
 def test_the_report_escapes_names(summary, tmp_path):
     write_report(summary, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
-    assert "<th colspan=5>&lt;b&gt;&amp;&#34;</th>" in text and "<b>" not in text
+    assert "<caption>&lt;b&gt;&amp;&#34;</caption>" in text and "<b>" not in text
     # The paper's rows are those with its numbers, not those whose names begin with blanks.
-    assert "<th colspan=5>  indented</th>" in text and "class=paper" not in text
+    assert "<caption>  indented</caption>" in text and "class=paper" not in text
 
 
 def test_names_that_begin_with_blanks_are_rows_of_ours(summary):
@@ -78,7 +79,7 @@ def test_json_and_text(summary):
 
 
 def test_pictures(summary, tmp_path):
-    figure = base_new_arrows(summary)
+    figure = base_new_arrows(summary).figure()
     assert {axis.get_title() for axis in figure.axes} >= {SHOWN.get(n, n) for n in NAMES}
     save(figure, tmp_path / "x.png")
 

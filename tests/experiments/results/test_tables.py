@@ -281,7 +281,7 @@ def test_main_picture(summary, monkeypatch):
         return real(axis, *what, **options)
 
     monkeypatch.setattr(Axes, "contour", contour)
-    figure = plots.base_new_arrows(summary)
+    figure = plots.base_new_arrows(summary).figure()
     axes = {axis.get_title(): axis for axis in figure.axes if axis.get_title()}
     assert list(axes) == [AVERAGE, "dtd", "eurosat"]
     points = drawn_points(axes["dtd"])
@@ -308,27 +308,20 @@ def test_main_picture(summary, monkeypatch):
             assert base.min() < stat[0] < base.max() and new.min() < stat[1] < new.max()
 
 
-def test_bars_are_h(summary):
-    for columns in (plots.COLUMNS, 1):
-        (axis,) = plots.dataset_bars(summary, columns).axes
-        flat = columns == 1
-        labels = (axis.get_yticklabels if flat else axis.get_xticklabels)()
-        assert [label.get_text() for label in labels] == ["dtd", "eurosat", AVERAGE]
-        assert (axis.get_xlabel() if flat else axis.get_ylabel()) == "H (%)"
-        bars = {
-            c.get_label(): [bar.get_width() if flat else bar.get_height() for bar in c]
-            for c in axis.containers
-            if c.get_label() in ("CoOp", "DePT_CoOp")
-        }
-        assert bars["CoOp"] == pytest.approx([h(85, 65), h(60, 42), h(72.5, 53.5)])
-        assert bars["DePT_CoOp"] == pytest.approx([h(86, 65), h(70, 60), h(78, 62.5)])
-        starts = [
-            [bar.get_y() if flat else bar.get_x() for bar in c]
-            for c in axis.containers
-            if c.get_label() in bars
+def test_ranks_are_by_h(summary):
+    figure = plots.dataset_ranks(summary).figure()
+    found = {axis.get_title(): axis for axis in figure.axes if axis.get_title()}
+    assert list(found) == [AVERAGE, "dtd", "eurosat"]
+    expected = {AVERAGE: (h(72.5, 53.5), h(78, 62.5)), "dtd": (h(85, 65), h(86, 65))}
+    for name, values in expected.items():
+        assert [label.get_text() for label in found[name].get_yticklabels()] == [
+            "CoOp",
+            "DePT_CoOp",
         ]
-        np.testing.assert_allclose(starts[0], [-0.4, 0.6, 1.6])
-        np.testing.assert_allclose(starts[1], [0.0, 1.0, 2.0], atol=1e-12)
+        points = drawn_points(found[name])
+        assert points["CoOp"] == (pytest.approx(values[0]), 0)
+        assert points["DePT_CoOp"] == (pytest.approx(values[1]), 1)
+        assert found[name].get_xlabel() == "H (%)"
 
 
 def curves(figure) -> dict[tuple[str, str], list[tuple[float, float]]]:
@@ -340,7 +333,7 @@ def curves(figure) -> dict[tuple[str, str], list[tuple[float, float]]]:
 
 
 def test_learning_curves_are_means_over_seeds(summary):
-    figure = plots.learning_curves(summary)
+    figure = plots.learning_curves(summary).figure()
     found = curves(figure)
     assert set(found) == {(d, m) for m, d in RUNS}
     assert all(points == [(1, 1.5), (2, 0.75)] for points in found.values())
@@ -361,12 +354,12 @@ def test_few_shot_and_lambda_curves(tmp_path):
         add_pair(tmp_path, "dtd", base, 50, config=config, trainer="DePT_CoOp")
     summary = summarize(load_scores(tmp_path)[0])
     add_sweeps(summary)
-    few = curves(plots.few_shot_curves(summary))
+    few = curves(plots.few_shot_curves(summary).figure())
     expected = [(1, h(60, 60)), (4, h(70, 60)), (16, h(80, 60))]
     np.testing.assert_allclose(few["dtd: H", "DePT_CoOp"], expected)
     assert few["dtd: all classes", "DePT_CoOp"] == [(1, 30), (4, 35), (16, 40)]
     assert len(few) == 2
-    found = curves(plots.lambda_curves(summary))
+    found = curves(plots.lambda_curves(summary).figure())
     assert found["dtd", "DePT_CoOp base"] == [(0.1, 72), (0.7, 80), (0.9, 78)]
     assert found["dtd", "DePT_CoOp new"] == [(0.1, 50), (0.7, 60), (0.9, 50)]
     assert found["dtd", "DePT_CoOp h"][0] == pytest.approx((0.1, h(72, 50)))
@@ -374,7 +367,7 @@ def test_few_shot_and_lambda_curves(tmp_path):
 
 def test_gains_per_class(summary):
     """DePT less bare, smallest first: c_i differs by 2i and by what the runs differ."""
-    figure = plots.class_gains(summary)
+    figure = plots.class_gains(summary).figure()
     axes = {axis.get_title(): axis for axis in figure.axes if axis.get_title()}
     assert list(axes) == ["DePT_CoOp, dtd, base", "DePT_CoOp, eurosat, base"]
     for axis, gains in zip(axes.values(), ([1, 3, 5], [10, 12, 14]), strict=True):

@@ -1,0 +1,110 @@
+"""Lines over epochs, shots or weights: a panel per data set, a line with a band per method."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from dassl.utils import UserError, check_kind, read_json_lines
+from experiments.results.pictures import Panel, Picture
+from experiments.results.subjects import Look, Subject, looks, subject
+from experiments.results.summary import AVERAGE, Summary
+from experiments.results.sweeps import is_swept
+from experiments.results.tables import method_order
+
+Points = list[tuple[float, float, float]]  # x, mean, spread
+
+
+def curves(
+    title: str,
+    lines: Mapping[tuple[str, Subject], Points],
+    xlabel: str,
+    ylabel: str,
+    styles: Mapping[Subject, Look],
+) -> Picture | None:
+    """Return {(panel, method): [(x, mean, spread), …]} as lines with bands; None if there are none.
+
+    The average comes first.
+    """
+    panels: dict[str, dict[Subject, Points]] = defaultdict(dict)
+    for (name, method), points in lines.items():
+        panels[name][method] = sorted(points)
+    made = []
+    for name in sorted(panels, key=lambda name: (name != AVERAGE, name)):
+        draw = partial(_lines, of=panels[name], labels=(xlabel, ylabel), styles=styles)
+        made.append(Panel(name, draw, _ends(panels[name], xlabel, ylabel)))
+    return Picture(title, made) if made else None
+
+
+def _lines(
+    axis: Axes,
+    of: Mapping[Subject, Points],
+    labels: tuple[str, str],
+    styles: Mapping[Subject, Look],
+) -> None:
+    for method, points in of.items():
+        x, mean, spread = np.array(points).T
+        look = styles[method]
+        axis.plot(
+            x,
+            mean,
+            "-" if method.wrapped else "--",
+            marker=look.marker if len(x) < 15 else None,
+            ms=3,
+            color=look.color,
+            label=method.label,
+        )
+        axis.fill_between(x, mean - spread, mean + spread, color=look.color, alpha=0.15, lw=0)
+    axis.set(xlabel=labels[0], ylabel=labels[1])
+
+
+def _ends(of: Mapping[Subject, Points], xlabel: str, ylabel: str) -> str:
+    """Say where the lines begin and end; of many those that end highest and lowest."""
+    ranked = sorted(of.items(), key=lambda pair: -pair[1][-1][1])
+    shown = ranked if len(ranked) <= 4 else [ranked[0], ranked[-1]]
+    said = [
+        f"{method.label.strip()} from {points[0][1]:.4g} at {points[0][0]:g} to "
+        f"{points[-1][1]:.4g} at {points[-1][0]:g}"
+        for method, points in shown
+    ]
+    which = "" if len(ranked) <= 4 else f" ({len(ranked)} methods; those that end highest, lowest)"
+    return f"{ylabel} over {xlabel}{which}: {'; '.join(said)}."
+
+
+def learning_curves(summary: Summary) -> Picture | None:
+    """Mean training loss per epoch over seeds, per data set and method, most shots."""
+    epochs: dict[tuple[str, Subject], dict[int, list[float]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    most = max((score.shots for score in summary.scores), default=0)
+    for score in sorted(summary.scores, key=method_order):
+        if is_swept(score.config):
+            continue
+        path = score.folder / "metrics.jsonl"
+        if score.shots == most and score.classes == "base" and path.exists():
+            for epoch, loss in _losses(path):
+                epochs[score.dataset, subject(score)][epoch].append(loss)
+    lines = {
+        key: [(epoch, float(np.mean(v)), float(np.std(v))) for epoch, v in by_epoch.items()]
+        for key, by_epoch in epochs.items()
+    }
+    return curves("Learning curves", lines, "epoch", "training loss", looks(summary))
+
+
+def _losses(path: Path) -> list[tuple[int, float]]:
+    """Return (epoch, training loss) of a run; of one whose file is damaged nothing, said so."""
+    try:
+        lines = read_json_lines(path)
+        for line in lines:
+            check_kind(line.get("epoch"), int, f"{path}: the number of an epoch")
+            check_kind(line.get("loss"), (int, float), f"{path}: a loss")
+    except UserError as error:
+        print(f"no learning curve of a run: {error}", file=sys.stderr)
+        return []
+    return [(line["epoch"], float(line["loss"])) for line in lines]
