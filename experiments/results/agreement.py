@@ -48,13 +48,31 @@ def _differing(one: Score, other: Score) -> tuple[list[str], set[str]]:
     alone = one.settings.keys() ^ other.settings.keys()
     if not (alone and one.identified and other.identified):
         return sorted(keys), set()
-    defaults, settings = _defaults(), one.settings | other.settings
-    keys += [key for key in alone & defaults.keys() if settings[key] != defaults[key]]
-    return sorted(keys), alone - defaults.keys()
+    keys += _beside_defaults(one.settings, other.settings)
+    return sorted(keys), alone - defaults().keys()
+
+
+def values_apart(one: dict[str, Any], other: dict[str, Any], only_common: bool = False) -> set[str]:
+    """Return the settings in which two differ, by {key: value}.
+
+    One that only one of them has counts at its default, or not at all if `only_common`.
+    """
+    apart = {key for key in one.keys() & other.keys() if one[key] != other[key]}
+    return apart if only_common else apart | _beside_defaults(one, other)
+
+
+def _beside_defaults(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
+    """The settings that only one has, at another value than their default."""
+    alone = one.keys() ^ other.keys()
+    if not alone:
+        return set()
+    known, both = defaults(), one | other
+    return {key for key in alone & known.keys() if both[key] != known[key]}
 
 
 @cache
-def _defaults() -> dict[str, Any]:
+def defaults() -> dict[str, Any]:
+    """Return {key: default} of this version."""
     from tuning.defaults import default_settings
 
     return default_settings()

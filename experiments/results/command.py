@@ -100,11 +100,15 @@ def main() -> int:
     if args.plot:
         from experiments.results.pictures import save
         from experiments.results.plots import base_new_arrows
+        from experiments.results.subjects import shots_of
 
         picture = base_new_arrows(summary)
         if picture is None:
             raise UserError("nothing to plot: no data set has both a base and a new accuracy")
         save(picture.figure(), args.plot)
+        if others := [str(shots) for shots in shots_of(summary)[1:]]:
+            named = f"{', '.join(others)} shots have pictures of their own with --plots FOLDER"
+            print(f"note: {args.plot} is of {shots_of(summary)[0]} shots; {named}", file=sys.stderr)
     if args.plots:
         from experiments.results.plots import save_all
 

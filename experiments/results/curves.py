@@ -13,9 +13,8 @@ from matplotlib.axes import Axes
 
 from dassl.utils import UserError, check_kind, read_json_lines
 from experiments.results.pictures import Panel, Picture
-from experiments.results.subjects import Look, Subject, looks, subject
+from experiments.results.subjects import Look, Subject, Subjects, chosen_shots, told_shots
 from experiments.results.summary import AVERAGE, Summary
-from experiments.results.sweeps import is_swept
 from experiments.results.tables import method_order
 
 Points = list[tuple[float, float, float]]  # x, mean, spread
@@ -77,24 +76,25 @@ def _ends(of: Mapping[Subject, Points], xlabel: str, ylabel: str) -> str:
     return f"{ylabel} over {xlabel}{which}: {'; '.join(said)}."
 
 
-def learning_curves(summary: Summary) -> Picture | None:
-    """Mean training loss per epoch over seeds, per data set and method, most shots."""
+def learning_curves(summary: Summary, shots: int | None = None) -> Picture | None:
+    """Mean training loss per epoch over seeds, per data set and method."""
     epochs: dict[tuple[str, Subject], dict[int, list[float]]] = defaultdict(
         lambda: defaultdict(list)
     )
-    most = max((score.shots for score in summary.scores), default=0)
+    subject, told = Subjects(summary), told_shots(summary, shots)
+    chosen = chosen_shots(summary, shots)
     for score in sorted(summary.scores, key=method_order):
-        if is_swept(score.config):
+        if summary.is_swept(score) or score.corruption:
             continue
         path = score.folder / "metrics.jsonl"
-        if score.shots == most and score.classes == "base" and path.exists():
+        if score.shots == chosen and score.classes == "base" and path.exists():
             for epoch, loss in _losses(path):
-                epochs[score.dataset, subject(score)][epoch].append(loss)
+                epochs[score.dataset + told, subject(score)][epoch].append(loss)
     lines = {
         key: [(epoch, float(np.mean(v)), float(np.std(v))) for epoch, v in by_epoch.items()]
         for key, by_epoch in epochs.items()
     }
-    return curves("Learning curves", lines, "epoch", "training loss", looks(summary))
+    return curves(f"Learning curves{told}", lines, "epoch", "training loss", subject.looks)
 
 
 def _losses(path: Path) -> list[tuple[int, float]]:

@@ -96,3 +96,8 @@ def changed_settings(config: str) -> dict[str, str]:
     """Return the settings in a folder name made by `config_label`."""
     _, _, changes = config.partition("@")
     return dict(pair.split("=", 1) for pair in changes.split(",") if "=" in pair)
+
+
+def uncut(label: str) -> str:
+    """Return a label made by `config_label` without the hash that it ends in where it was cut."""
+    return re.sub(r"-[0-9a-f]{8}$", "", label)

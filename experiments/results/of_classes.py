@@ -10,27 +10,29 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from experiments.results.pictures import COLORS, Panel, Picture, shortened
+from experiments.results.subjects import Subjects, chosen_shots, told_shots
 from experiments.results.summary import Summary
-from experiments.results.sweeps import is_swept
-from tuning.naming import bare_name, is_wrapped
 
 PANELS = 24  # at most, of a picture that has one for each method, data set and set of classes
 BARS = 40
 
 
-def class_gains(summary: Summary) -> Picture | None:
+def class_gains(summary: Summary, shots: int | None = None) -> Picture | None:
     """What DePT changes per class: mean accuracy over seeds with it less without it."""
     accuracies: dict[tuple, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    subject, told = Subjects(summary), told_shots(summary, shots)
+    chosen = chosen_shots(summary, shots)
     for score in summary.scores:
-        for entry in score.result.get("per_class") or ():
-            if score.protocol == "base_to_new" and not is_swept(score.config):
-                key = (score.trainer, score.dataset, score.classes, score.shots)
+        if score.protocol == "base_to_new" and score.shots == chosen:
+            for entry in score.result.get("per_class") or ():
+                key = (subject(score), score.dataset, score.classes)
                 accuracies[key][entry["classname"]].append(entry["accuracy"])
+    shown = {subject(record) for record in summary.usual("base_to_new")}
     panels = {}
-    for (trainer, *rest), classes in accuracies.items():
-        bare = accuracies.get((bare_name(trainer), *rest))
-        if bare and is_wrapped(trainer):
-            title = f"{trainer}, {rest[0]}, {rest[1]}"
+    for (method, *rest), classes in accuracies.items():
+        bare = accuracies.get((subject.bare.get(method), *rest))
+        if bare and method in shown:
+            title = f"{method.label.strip()}, {rest[0]}, {rest[1]}{told}"
             both = [name for name in classes if name in bare]
             gains = {n: float(np.mean(classes[n]) - np.mean(bare[n])) for n in both}
             panels[title] = dict(sorted(gains.items(), key=lambda pair: pair[1]))
@@ -42,7 +44,7 @@ def class_gains(summary: Summary) -> Picture | None:
         made.append(Panel(title, partial(_bars, gains=gains), _told(gains), size))
     left = len(panels) - len(made)
     note = f"{left} more are left out; --trainers and --datasets choose." if left else ""
-    return Picture("Gain of DePT per class", made, legend=False, note=note)
+    return Picture(f"Gain of DePT per class{told}", made, legend=False, note=note)
 
 
 def _bars(axis: Axes, gains: Mapping[str, float]) -> None:

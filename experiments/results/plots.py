@@ -6,6 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +15,26 @@ from matplotlib.axes import Axes
 from experiments.results.curves import curves, learning_curves
 from experiments.results.of_classes import class_gains
 from experiments.results.pictures import COLORS, Panel, Picture, beside, save, shortened
-from experiments.results.subjects import Look, Subject, looks, subject
+from experiments.results.subjects import (
+    Look,
+    Subject,
+    Subjects,
+    chosen_shots,
+    shots_of,
+    told_shots,
+)
 from experiments.results.summary import AVERAGE, Record, Summary
-from experiments.results.sweeps import is_swept
-from experiments.results.tables import method_order
+from experiments.results.tables import method_order, shots_text
 
 
-def _complete(summary: Summary) -> list[Record]:
-    """Return the base-to-new records with an H, at the most shots, sweeps left out."""
-    records = [r for r in summary.of("base_to_new") if "h" in r.metrics and not is_swept(r.config)]
-    most = max((record.shots for record in records), default=0)
-    return sorted((r for r in records if r.shots == most), key=method_order)
+def _complete(summary: Summary, shots: int | None) -> list[Record]:
+    """Return the base-to-new records with an H at so many shots, or at the most there are."""
+    chosen = chosen_shots(summary, shots)
+    records = (r for r in summary.usual("base_to_new") if r.shots == chosen)
+    return sorted((r for r in records if "h" in r.metrics), key=method_order)
 
 
-def _by_dataset(records: Iterable[Record]) -> dict[str, dict[Subject, Record]]:
+def _by_dataset(records: Iterable[Record], subject: Subjects) -> dict[str, dict[Subject, Record]]:
     """Return {data set: {method: record}}, the average first."""
     found: dict[str, dict[Subject, Record]] = defaultdict(dict)
     for record in sorted(records, key=lambda r: r.dataset != AVERAGE):
@@ -35,27 +42,31 @@ def _by_dataset(records: Iterable[Record]) -> dict[str, dict[Subject, Record]]:
     return found
 
 
-def base_new_arrows(summary: Summary) -> Picture | None:
-    """New against base accuracy, an arrow from each method to itself with DePT; average first."""
-    styles = looks(summary)
+def base_new_arrows(summary: Summary, shots: int | None = None) -> Picture | None:
+    """New against base accuracy, an arrow from each method to itself with DePT; average first.
+
+    Like others with `shots`: at the most there are unless they are given.
+    """
+    subject, told = Subjects(summary), told_shots(summary, shots)
     panels = []
-    for name, points in _by_dataset(_complete(summary)).items():
-        draw = partial(_arrows, points=points, styles=styles)
+    for name, points in _by_dataset(_complete(summary, shots), subject).items():
+        draw = partial(_arrows, points=points, subjects=subject)
         heights = {m.label: r.metrics["new"].mean for m, r in points.items()}
         aside = None if panels else partial(beside, labels=heights)
-        panels.append(Panel(name, draw, _best(points), aside=aside))
+        panels.append(Panel(name + told, draw, _best(points, subject), aside=aside))
     lead = f"{panels[0].title}: {panels[0].says}" if panels else ""
-    return Picture("Base against new", panels, lead=lead) if panels else None
+    return Picture(f"Base against new{told}", panels, lead=lead) if panels else None
 
 
-def _best(points: Mapping[Subject, Record]) -> str:
+def _best(points: Mapping[Subject, Record], subjects: Subjects) -> str:
     """Say which method is best, and what DePT changes."""
     ranked = sorted(points, key=lambda m: -points[m].metrics["h"].mean)
     said = [_three(points[ranked[0]], ranked[0])]
     if len(ranked) > 1:
         said[0] += f": best harmonic mean of {len(ranked)} methods"
         said.append(f"{_three(points[ranked[-1]], ranked[-1])}: the lowest")
-    pairs = [(points[m.bare], points[m]) for m in ranked if m.wrapped and m.bare in points]
+    bare = {m: subjects.bare.get(m) for m in ranked}
+    pairs = [(points[b], points[m]) for m, b in bare.items() if b in points]
     higher = sum(b.metrics["h"].mean > a.metrics["h"].mean for a, b in pairs)
     if pairs:
         said.append(f"with DePT H is higher for {higher} of {len(pairs)} methods")
@@ -67,12 +78,12 @@ def _three(record: Record, method: Subject) -> str:
     return f"{method.label.strip()} {base:.1f} base, {new:.1f} new, H {h:.1f}"
 
 
-def _arrows(axis: Axes, points: Mapping[Subject, Record], styles: Mapping[Subject, Look]) -> None:
+def _arrows(axis: Axes, points: Mapping[Subject, Record], subjects: Subjects) -> None:
     for method, record in points.items():
-        _point(axis, record, method, styles[method])
+        _point(axis, record, method, subjects.looks[method])
     for method, record in points.items():
-        if method.wrapped and method.bare in points:
-            _arrow(axis, points[method.bare], record, styles[method].color)
+        if (bare := subjects.bare.get(method)) in points:
+            _arrow(axis, points[bare], record, subjects.looks[method].color)
     _equal_h_lines(axis)
     axis.set_xlabel("base accuracy (%)")
     axis.set_ylabel("new accuracy (%)")
@@ -111,17 +122,17 @@ def _equal_h_lines(axis: Axes) -> None:
     axis.set(xlim=(left, right), ylim=(bottom, top))
 
 
-def dataset_ranks(summary: Summary) -> Picture | None:
+def dataset_ranks(summary: Summary, shots: int | None = None) -> Picture | None:
     """H of the methods on each data set, the highest at the top."""
-    styles = looks(summary)
+    subject, told = Subjects(summary), told_shots(summary, shots)
     panels = []
-    for name, points in _by_dataset(_complete(summary)).items():
+    for name, points in _by_dataset(_complete(summary, shots), subject).items():
         ranked = sorted(points, key=lambda m: points[m].metrics["h"].mean)
-        draw = partial(_ranks, points={m: points[m] for m in ranked}, styles=styles)
+        draw = partial(_ranks, points={m: points[m] for m in ranked}, styles=subject.looks)
         ends = [f"{m.label.strip()} {points[m].metrics['h'].mean:.1f}" for m in ranked]
         says = "H from the highest: " + ", ".join(reversed(ends)) + "."
-        panels.append(Panel(name, draw, says, size=(3.6, 0.8 + 0.16 * len(ranked))))
-    return Picture("H per data set", panels, legend=False) if panels else None
+        panels.append(Panel(name + told, draw, says, size=(3.6, 0.8 + 0.16 * len(ranked))))
+    return Picture(f"H per data set{told}", panels, legend=False) if panels else None
 
 
 def _ranks(axis: Axes, points: Mapping[Subject, Record], styles: Mapping[Subject, Look]) -> None:
@@ -146,29 +157,35 @@ def _ranks(axis: Axes, points: Mapping[Subject, Record], styles: Mapping[Subject
 def few_shot_curves(summary: Summary) -> Picture | None:
     """H, or the accuracy on all classes, over the number of shots."""
     figures = defaultdict(list)
+    subject = Subjects(summary)
     for protocol, metric in (("base_to_new", "h"), ("all_classes", "accuracy")):
-        for r in sorted(summary.of(protocol), key=method_order):
-            if metric in r.metrics and not is_swept(r.config):
+        for r in sorted(summary.usual(protocol), key=method_order):
+            if metric in r.metrics:
                 panel = f"{r.dataset}: {'H' if metric == 'h' else 'all classes'}"
                 stat = r.metrics[metric]
                 figures[panel, subject(r)].append((r.shots, stat.mean, stat.std or 0.0))
     lines = {key: points for key, points in figures.items() if len(points) > 1}
-    return curves("Few-shot learning", lines, "images per class", "%", looks(summary))
+    return curves("Few-shot learning", lines, "images per class", "%", subject.looks)
 
 
 def lambda_curves(summary: Summary) -> Picture | None:
     """Base, new and H over the weight λ of the CAT loss."""
     lines = defaultdict(list)
-    for r in summary.of("lambda"):
+    records = summary.of("lambda")
+    sweeps = {(r.trainer, r.family, r.shots) for r in records}
+    several = len(sweeps) > len({r.trainer for r in records})
+    for r in records:
+        how = f" {r.family}, {shots_text(r.shots)}" if several else ""
         for metric, stat in r.metrics.items():
+            name = f"{r.trainer}{how} {metric}"
             point = (float(r.dataset), stat.mean, stat.std or 0.0)
-            lines[r.source, Subject(r.trainer, metric)].append(point)
+            lines[r.source, Subject(r.trainer, name, name)].append(point)
     names = dict.fromkeys(name for _, name in lines)
-    styles = {name: Look(color) for name, color in zip(names, COLORS, strict=False)}
+    styles = {name: Look(color) for name, color in zip(names, cycle(COLORS), strict=False)}
     return curves("Weight of the CAT loss (λ)", dict(lines), "λ", "%", styles)
 
 
-PLOTS: dict[str, Callable[[Summary], Picture | None]] = {
+PLOTS: dict[str, Callable[..., Picture | None]] = {
     "base_new": base_new_arrows,
     "datasets": dataset_ranks,
     "curves": learning_curves,
@@ -176,12 +193,24 @@ PLOTS: dict[str, Callable[[Summary], Picture | None]] = {
     "lambda": lambda_curves,
     "classes": class_gains,
 }
+OF_SHOTS = ("base_new", "datasets", "curves", "classes")  # a picture for each number of shots
+
+
+def every_plot(summary: Summary) -> dict[str, Callable[[Summary], Picture | None]]:
+    """Return `PLOTS`, with one more for each further number of shots, as `base_new_4_shots`."""
+    plots: dict[str, Callable[[Summary], Picture | None]] = {}
+    for name, draw in PLOTS.items():
+        plots[name] = draw
+        for shots in shots_of(summary)[1:] if name in OF_SHOTS else ():
+            named = shots_text(shots).replace(" ", "_")
+            plots[f"{name}_{named}"] = partial(draw, shots=shots)
+    return plots
 
 
 def save_all(summary: Summary, folder: str | os.PathLike) -> list[Path]:
     """Write every plot that can be drawn as PNG and PDF; return the files."""
     files = []
-    for name, draw in PLOTS.items():
+    for name, draw in every_plot(summary).items():
         if (picture := draw(summary)) is not None:
             paths = [Path(folder) / f"{name}.{kind}" for kind in ("png", "pdf")]
             save(picture.figure(), *paths)

@@ -17,7 +17,8 @@ from urllib.parse import quote
 import jinja2
 
 from dassl.utils import atomic_write
-from experiments.results.plots import PLOTS
+from experiments.results.pictures import Picture
+from experiments.results.plots import every_plot
 from experiments.results.rendering import grid
 from experiments.results.scores import Score
 from experiments.results.summary import Summary
@@ -41,7 +42,11 @@ def write_report(summary: Summary, path: str | os.PathLike, layout: Layout = USU
         datasets=len({score.dataset for score in summary.scores}),
         seeds=sorted({score.seed for score in summary.scores}),
         tables=[_table(table) for table in make_tables(summary, layout)],
-        plots=[plot for name in PLOTS if (plot := _plot(summary, name))],
+        plots=[
+            _plot(name, picture)
+            for name, draw in every_plot(summary).items()
+            if (picture := draw(summary))
+        ],
         runs=_runs(summary, Path(path)),
         script=script,
         digest=f"sha256-{digest}",
@@ -81,11 +86,8 @@ def _cells(row: list[str], keys: int) -> list[dict[str, Any]]:
     return cells
 
 
-def _plot(summary: Summary, name: str) -> dict[str, Any] | None:
+def _plot(name: str, picture: Picture) -> dict[str, Any]:
     """Return a plot as panels that the page arranges, with their legend."""
-    picture = PLOTS[name](summary)
-    if picture is None:
-        return None
     parts = list(picture.parts(name))
     shown = {key: getattr(picture, key) for key in ("title", "lead", "note")}
     return {"name": name, "parts": parts, "legend": list(picture.keys(name)), **shown}

@@ -33,6 +33,7 @@ _OLD_TRAINER = re.compile(r"ExtrasLinearProbe(\w.*)")
 _OF_A_RUN = ("SEED", "TEST.NO_TEST")
 _OF_A_DATASET = "DATASET"  # this node, but for:
 _OF_A_ROW = "DATASET.NUM_SHOTS"
+Key = tuple[str, str, str, int]  # protocol, trainer, config, shots: those of a row
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class Score:
     severity: int = 0
     settings: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     result: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def key(self) -> Key:
+        """That of its row."""
+        return self.protocol, self.trainer, self.config, self.shots
 
     @property
     def identified(self) -> bool:

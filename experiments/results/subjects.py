@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, field
 
 from experiments.results.pictures import COLORS, MARKERS
 from experiments.results.scores import Score
 from experiments.results.summary import Record, Row, Summary
-from experiments.results.tables import method_order
-from tuning.naming import bare_name, is_wrapped
+from experiments.results.tables import method_order, shots_text
+from experiments.results.twins import bare_keys
+from tuning.naming import is_wrapped
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a point or a line is about: a trainer, with the settings changed or what is drawn."""
+    """What a point or a line is about: a trainer under one config, or what is drawn of it."""
 
     trainer: str
-    changes: str = ""
+    config: str = ""  # with its changed settings
+    label: str = field(default="", compare=False)  # in a legend
 
     @property
     def wrapped(self) -> bool:
         """Whether it is DePT around another method."""
         return is_wrapped(self.trainer)
-
-    @property
-    def bare(self) -> Subject:
-        """The method that DePT is around; itself if there is no DePT."""
-        return Subject(bare_name(self.trainer), self.changes)
-
-    @property
-    def label(self) -> str:
-        """Its name in a legend; matplotlib hides labels with a _ in front."""
-        name = f"{self.trainer} {self.changes}".strip()
-        return f" {name}" if name.startswith("_") else name
 
 
 @dataclass(frozen=True)
@@ -43,17 +35,52 @@ class Look:
     marker: str = "o"
 
 
-def subject(record: Record | Row | Score) -> Subject:
-    """Return what a record, row or score is about."""
-    return Subject(record.trainer, record.config.partition("@")[2])
+class Subjects:
+    """The subjects of a summary.
+
+    looks: how each is drawn, the same in every plot.
+    bare: {one with DePT: the same without it}.
+    """
+
+    def __init__(self, summary: Summary) -> None:
+        """A config is named where a trainer has several."""
+        self._files: dict[str, set[str]] = defaultdict(set)
+        for row in summary.rows:
+            self._files[row.trainer].add(row.config.partition("@")[0])
+        of = {row.key: self(row) for row in sorted(summary.rows, key=method_order)}
+        self.bare = {of[key]: of[other] for key, other in bare_keys(summary.rows).items()}
+        families = list(dict.fromkeys(self.bare.get(one, one) for one in of.values()))
+        self.looks = {}
+        for one in of.values():
+            round_, place = divmod(families.index(self.bare.get(one, one)), len(COLORS))
+            self.looks[one] = Look(COLORS[place], MARKERS[round_ % len(MARKERS)])
+
+    def __call__(self, what: Record | Row | Score) -> Subject:
+        """Return what a record, row or score is about."""
+        file, _, changes = what.config.partition("@")
+        several = len(self._files[what.trainer]) > 1
+        named = " ".join(filter(None, [what.trainer, file if several else "", changes]))
+        # matplotlib hides labels with a _ in front.
+        return Subject(what.trainer, what.config, f" {named}" if named.startswith("_") else named)
 
 
-def looks(summary: Summary) -> dict[Subject, Look]:
-    """Return a look per method, the same in every plot."""
-    methods = dict.fromkeys(subject(row) for row in sorted(summary.rows, key=method_order))
-    families = list(dict.fromkeys(method.bare for method in methods))
-    found = {}
-    for method in methods:
-        round_, place = divmod(families.index(method.bare), len(COLORS))
-        found[method] = Look(COLORS[place], MARKERS[round_ % len(MARKERS)])
-    return found
+# --- Numbers of shots ---------------------------------------------------------------------------
+
+
+def shots_of(summary: Summary) -> list[int]:
+    """Return the numbers of shots that there are base-to-new pictures of, the most first."""
+    shots = {r.shots for r in summary.usual("base_to_new") if "h" in r.metrics}
+    return sorted(shots or {s.shots for s in summary.scores}, reverse=True)
+
+
+def told_shots(summary: Summary, shots: int | None) -> str:
+    """Return ", 4 shots" for a title, where there are several numbers of them."""
+    there = shots_of(summary)
+    if len(there) < 2:
+        return ""
+    return f", {shots_text(there[0] if shots is None else shots)}"
+
+
+def chosen_shots(summary: Summary, shots: int | None) -> int:
+    """Return `shots`, or the most there are."""
+    return max(shots_of(summary), default=0) if shots is None else shots

@@ -16,7 +16,7 @@ from typing import Any
 from experiments.results import published
 from experiments.results.agreement import check_data, shared_settings
 from experiments.results.folders import TRANSDUCTIVE, changed_settings
-from experiments.results.scores import Score
+from experiments.results.scores import Key, Score
 from tuning.sees import known
 
 AVERAGE = "average"
@@ -57,8 +57,14 @@ class Row:
     cells: dict[tuple[str, str], BySeed] = field(default_factory=lambda: defaultdict(dict))
     ece: dict[tuple[str, str], BySeed] = field(default_factory=lambda: defaultdict(dict))
     settings: dict[str, Any] = field(default_factory=dict)
+    identified: bool = False  # whether all its runs say what their numbers depend on
     backbone: str = ""  # its name or file, as far as the runs say
     sees: tuple[str, ...] = ()  # what its runs saw, in the words of tuning/sees.py
+
+    @property
+    def key(self) -> Key:
+        """What its records and scores share with it."""
+        return self.protocol, self.trainer, self.config, self.shots
 
     @property
     def name(self) -> str:
@@ -89,8 +95,7 @@ class Row:
     ) -> Record:
         """Return a line of this row; the paper's numbers are dropped where they don't compare."""
         shown = paper if paper and self.has_papers_backbone and not self.changes else {}
-        key = (self.protocol, self.trainer, self.config, self.shots)
-        return Record(*key, dataset, metrics, shown, self.source, sees=self.sees)
+        return Record(*self.key, dataset, metrics, shown, self.source, sees=self.sees)
 
     def papers(self, dataset: str) -> dict[str, float]:
         """Return the paper's numbers for a data set, or its average; {} if there are none."""
@@ -126,11 +131,21 @@ class Record:
     severity: int = 0
     sees: tuple[str, ...] = ()
     elsewhere: tuple[published.Elsewhere, ...] = ()  # of the same method and data set
+    over: tuple[str, ...] = ()  # the data sets of a sweep's line
+    family: str = ""  # what a sweep's lines have in common: the config, other changed settings
+
+    @property
+    def key(self) -> Key:
+        """That of its row."""
+        return self.protocol, self.trainer, self.config, self.shots
 
 
 @dataclass
 class Summary:
-    """The scores, their rows and records, the runs that are missing, the rows that are refused."""
+    """The rows, their scores and records, the runs that are missing, the rows that are refused.
+
+    swept: the keys of rows that stand in the table of a sweep alone.
+    """
 
     scores: list[Score] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
@@ -138,6 +153,7 @@ class Summary:
     missing: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    swept: set[Key] = field(default_factory=set)
 
     @property
     def unidentified(self) -> list[str]:
@@ -165,6 +181,14 @@ class Summary:
         """Return the records of one protocol."""
         return [record for record in self.records if record.protocol == protocol]
 
+    def usual(self, protocol: str) -> list[Record]:
+        """Return those of one protocol that stand in no table of a sweep alone."""
+        return [record for record in self.of(protocol) if not self.is_swept(record)]
+
+    def is_swept(self, what: Record | Score) -> bool:
+        """Whether it belongs to a row that stands in the table of a sweep alone."""
+        return what.key in self.swept
+
 
 def summarize(
     scores: Iterable[Score], seeds: Iterable[int] = (), datasets: Iterable[str] = ()
@@ -185,12 +209,13 @@ def summarize(
         key = (score.protocol, score.source, score.trainer, score.config, score.shots)
         groups[(*key, score.corruption, score.severity)].append(score)
 
-    summary = Summary([score for group in groups.values() for score in group])
+    summary = Summary()
     for key, group in sorted(groups.items()):
         row = Row(*key)
         try:
             summary.remarks += _fill(row, group)
             summary.rows.append(row)
+            summary.scores += group
         except ValueError as error:
             summary.refused.append(f"{row.name}: {error}")
     for row in summary.rows:
@@ -225,6 +250,7 @@ def _fill(row: Row, scores: list[Score]) -> list[str]:
                 row.cells[score.dataset, part][score.seed] = accuracy
     row.backbone = next((score.backbone for score in scores if score.backbone), "")
     row.sees = known(word for score in scores for word in score.sees)
+    row.identified = all(score.identified for score in scores)
     row.settings, unknown = shared_settings(scores)
     check_data(scores)
     if not unknown:

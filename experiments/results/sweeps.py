@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from experiments.results import published
-from experiments.results.folders import changed_settings
+from experiments.results.agreement import defaults, values_apart
+from experiments.results.configs import config_file
+from experiments.results.folders import uncut
 from experiments.results.summary import (
     AVERAGE,
     Record,
@@ -14,6 +18,7 @@ from experiments.results.summary import (
     row_base_new_h,
     whole_datasets,
 )
+from experiments.results.twins import bare_row
 from tuning.naming import bare_name
 
 LAMBDA = "TRAINER.DEPT.WEIGHT"
@@ -51,82 +56,165 @@ SWEPT = ABLATED | {LAMBDA}  # the settings in which the rows of a sweep differ
 
 
 def add_sweeps(summary: Summary) -> None:
-    """Append the records of the protocols `lambda` and `ablation`; `dataset` is the setting."""
+    """Append the records of the protocols `lambda` and `ablation`; `dataset` is the setting.
+
+    A sweep is two rows or more that differ in nothing else. What a row ran with is asked of its
+    settings: a folder's name may be cut.
+    """
     rows = [row for row in summary.rows if row.protocol == "base_to_new"]
-    for family in sorted({_family(row) for row in rows}):
-        mine = [row for row in rows if _family(row) == family]
-        swept = [row for row in mine if set(_swept(row.changes)) <= {LAMBDA}]
-        if any(_swept(row.changes) for row in swept):
-            values = {_lambda(row): row for row in swept}
-            lines = [(f"{v:g}", values[v], {"lambda": v}) for v in sorted(values) if v == v]
-            summary.records += _lines("lambda", lines, "lambda_coop")
-        if any(set(_swept(row.changes)) & ABLATED for row in mine):
-            lines = [
-                (setting.label, row, {"setting": setting.name})
-                for setting in ABLATION
-                for row in rows
-                if _family(row) == _family_of(setting, family)
-                and _swept(row.changes) == setting.changes
-            ]
-            summary.records += _lines("ablation", lines, "ablation_coop")
+    for family in _families(rows):
+        for mine in _alike(family, ABLATED):
+            if len({_lambda(row) for row in mine}) > 1:
+                values = sorted(((_lambda(row), row) for row in mine), key=lambda pair: pair[0])
+                lines = [(f"{value:g}", row, {"lambda": value}) for value, row in values]
+                _add(summary, "lambda", lines, {LAMBDA})
+        for mine in _alike(family, {LAMBDA}):
+            if len(mine) > 1:
+                _add(summary, "ablation", _ablation(mine, rows), ABLATED)
+
+
+def _families(rows: list[Row]) -> list[list[Row]]:
+    """Rows of one trainer, config and number of shots that differ in swept settings alone."""
+    families: list[list[Row]] = []
+    for row in rows:
+        if not SWEPT & (row.settings.keys() | row.changes.keys()):
+            continue
+        for family in families:
+            other = family[0]
+            same = (row.trainer, _file(row), row.shots) == (
+                other.trainer,
+                _file(other),
+                other.shots,
+            )
+            if same and not _apart(row, other):
+                family.append(row)
+                break
+        else:
+            families.append([row])
+    return families
+
+
+def _alike(rows: list[Row], keys: Iterable[str]) -> list[list[Row]]:
+    """The rows apart by their values of these settings."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(_value(row, key) for key in sorted(keys)), []).append(row)
+    return list(groups.values())
+
+
+def _ablation(mine: list[Row], rows: list[Row]) -> list[tuple[str, Row, dict[str, Any]]]:
+    """The lines of the ablation among rows that differ in ablated settings alone."""
+    home: dict[str, Any] = {}
+    for key in ABLATED:
+        found = [_value(row, key) for row in mine]
+        usual = _usual(mine[0], key)
+        home[key] = usual if usual in found else max(found, key=found.count)
+    lines = []
+    for setting in ABLATION:
+        wanted = home | setting.changes
+        if setting.bare:
+            bare = next(filter(None, (bare_row(row, rows) for row in mine)), None)
+            chosen = [bare] if bare else []
+        elif setting.changes and wanted == home:
+            continue  # the command line changed it throughout
+        else:
+            chosen = [row for row in mine if all(_value(row, k) == v for k, v in wanted.items())]
+        lines += [(setting.label, row, {"setting": setting.name}) for row in chosen]
+    return lines
+
+
+def _apart(one: Row, other: Row) -> set[str]:
+    """The settings in which two rows differ, those of the sweeps left out."""
+    if one.settings and other.settings:
+        apart = values_apart(one.settings, other.settings)
+    else:
+        a, b = one.changes, other.changes
+        apart = {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)}
+    return apart - SWEPT
+
+
+def _file(row: Row) -> str:
+    """The name of its config's file."""
+    return row.config.partition("@")[0]
+
+
+def _value(row: Row, key: str) -> Any:
+    """What a row ran with: as it says, as its folder's name says, or the usual."""
+    if key in row.settings:
+        return row.settings[key]
+    return row.changes[key] if key in row.changes else _usual(row, key)
 
 
 def _lambda(row: Row) -> float:
-    return float(row.changes.get(LAMBDA, row.settings.get(LAMBDA, "nan")))
+    return float(_value(row, LAMBDA))
 
 
-def is_swept(config: str) -> bool:
-    """Whether a row stands in the sweeps' tables: λ is changed, or what a line of theirs says."""
-    swept = _swept(changed_settings(config))
-    return set(swept) == {LAMBDA} or swept in [s.changes for s in ABLATION if s.changes]
+def _usual(row: Row, key: str) -> Any:
+    """A setting's value where no command line changed it."""
+    from dassl.config import file_values
+
+    file = config_file(row.trainer, _file(row), "")
+    own = file_values(file) if file.is_file() else {}
+    return own.get(key, defaults().get(key))
 
 
-def _swept(changes: dict[str, str]) -> dict[str, str]:
-    return {key: value for key, value in changes.items() if key in SWEPT}
-
-
-def _family(row: Row) -> tuple[str, str, tuple[tuple[str, str], ...], int]:
-    """What the rows of a sweep have in common; other changed settings too."""
-    others = tuple(sorted((k, v) for k, v in row.changes.items() if k not in SWEPT))
-    return row.trainer, row.config.partition("@")[0], others, row.shots
-
-
-def _family_of(setting: Setting, family: tuple) -> tuple:
-    trainer, *rest = family
-    return (bare_name(trainer) if setting.bare else trainer, *rest)
-
-
-def _lines(
-    protocol: str, lines: list[tuple[str, Row, dict[str, str | float]]], table: str
-) -> list[Record]:
-    """Return a record per (label, row, keys of the paper's line), over the data sets all have."""
-    if not lines:
-        return []
-    common = set.intersection(*(set(whole_datasets(row)) for _, row, _ in lines))
-    records = []
+def _add(
+    summary: Summary, protocol: str, lines: list[tuple[str, Row, dict[str, Any]]], varied: set[str]
+) -> None:
+    """Append the records of a sweep; its rows of changed settings stand there alone."""
+    names = _common([whole_datasets(row) for _, row, _ in lines])
+    shown = [line for line in lines if names and set(names) <= set(whole_datasets(line[1]))]
+    trainer = lines[-1][1].trainer
+    if sum(row.trainer == trainer for _, row, _ in shown) < 2:
+        return  # too few to compare: they stand in the table of base to new
+    usual = {key: _usual(lines[-1][1], key) for key in varied}
     for label, row, keys in lines:
-        names = [name for name in whole_datasets(row) if name in common]
-        if not names:
-            continue
-        # The paper swept one method, over its eleven data sets.
-        comparable = (
-            common == set(published.datasets("base_to_new"))
-            and SWEPT.issuperset(row.changes)
-            and bare_name(row.trainer) == published.SWEPT
-            and row.has_papers_backbone
-            and row.shots == published.SHOTS
-        )
-        records.append(
-            Record(
-                protocol,
-                row.trainer,
-                row.config,
-                row.shots,
-                label,
-                row_base_new_h(row, names),
-                published.lookup(table, **keys) if comparable else {},
-                source=AVERAGE if len(names) > 1 else names[0],
-                sees=row.sees,
-            )
-        )
-    return records
+        if any(_value(row, key) != value for key, value in usual.items()):
+            summary.swept.add(row.key)
+        if names and (label, row, keys) not in shown:
+            absent = ", ".join(name for name in names if name not in whole_datasets(row))
+            summary.remarks.append(f"{protocol}: without {label} ({row.name}): no {absent} yet")
+    summary.records += [_record(protocol, line, names, varied) for line in shown]
+
+
+def _common(whole: list[list[str]]) -> list[str]:
+    """The data sets that all lines have, without lines that have none; else those of the most."""
+    found = [names for names in whole if names]
+    common = [name for name in dict.fromkeys(sum(found, [])) if all(name in n for n in found)]
+    if common or not found:
+        return common
+    listed: list[str] = sum(found, [])
+    return [max(dict.fromkeys(listed), key=listed.count)]
+
+
+def _record(
+    protocol: str, line: tuple[str, Row, dict[str, Any]], names: list[str], varied: set[str]
+) -> Record:
+    label, row, keys = line
+    # The paper swept one method, over its eleven data sets.
+    comparable = (
+        set(names) == set(published.datasets("base_to_new"))
+        and varied.issuperset(row.changes)
+        and bare_name(row.trainer) == published.SWEPT
+        and row.has_papers_backbone
+        and row.shots == published.SHOTS
+    )
+    return Record(
+        protocol,
+        row.trainer,
+        row.config,
+        row.shots,
+        label,
+        row_base_new_h(row, names),
+        published.lookup(f"{protocol}_coop", **keys) if comparable else {},
+        source=AVERAGE if len(names) > 1 else names[0],
+        sees=row.sees,
+        over=tuple(names),
+        family=_changed_beside(row),
+    )
+
+
+def _changed_beside(row: Row) -> str:
+    """The config and its changed settings, those of the sweeps left out; a cut name's hash too."""
+    others = [f"{key}={value}" for key, value in row.changes.items() if key not in SWEPT]
+    return "@".join(filter(None, [_file(row), uncut(",".join(others))]))

@@ -18,7 +18,6 @@ from experiments.results.summary import (
     Stat,
     Summary,
 )
-from experiments.results.sweeps import is_swept
 from experiments.results.under_corruption import COLUMNS, CORRUPTED
 from tuning.naming import bare_name
 from tuning.sees import footnotes, known, marks, meanings
@@ -115,43 +114,37 @@ def _by_what_is_seen(summary: Summary, ece: bool) -> list[Table]:
 def _tables(summary: Summary, ece: bool) -> list[Table]:
     tables = []
     for protocol in HALVES:
-        halves = [r for r in summary.of(protocol) if not is_swept(r.config)]
+        halves = summary.usual(protocol)
         for shots in sorted({r.shots for r in halves}, reverse=True):
             of_shots = [r for r in halves if r.shots == shots]
             columns = ["base", "new", "h", *(["ece_base", "ece_new"] if ece else [])]
-            title = f"{TITLES[protocol]}, {_shots(shots)}"
+            title = f"{TITLES[protocol]}, {shots_text(shots)}"
             tables.append(_by_dataset(title, of_shots, columns))
     together = summary.of(TOGETHER)
     for shots in sorted({r.shots for r in together}, reverse=True):
         of_shots = [r for r in together if r.shots == shots]
         columns = ["accuracy", "base", "new", "h", *(["ece"] if ece else [])]
-        tables.append(_by_dataset(f"{TITLES[TOGETHER]}, {_shots(shots)}", of_shots, columns))
+        tables.append(_by_dataset(f"{TITLES[TOGETHER]}, {shots_text(shots)}", of_shots, columns))
     for protocol in TRANSFERS:
         records = summary.of(protocol)
         for source, shots in sorted({(r.source, r.shots) for r in records}):
             chosen = [r for r in records if (r.source, r.shots) == (source, shots)]
-            title = f"{TITLES[protocol]} from {source}, {_shots(shots)}"
+            title = f"{TITLES[protocol]} from {source}, {shots_text(shots)}"
             tables.append(_one_line_per_method(title, chosen))
     all_classes = summary.of("all_classes")
     for shots in sorted({r.shots for r in all_classes}, reverse=True):
         of_shots = [r for r in all_classes if r.shots == shots]
-        tables.append(_one_line_per_method(f"{TITLES['all_classes']}, {_shots(shots)}", of_shots))
+        tables.append(
+            _one_line_per_method(f"{TITLES['all_classes']}, {shots_text(shots)}", of_shots)
+        )
     tables += _few_shot(summary)
     tables += _corruptions(summary)
-    for protocol, head in (("lambda", "λ"), ("ablation", "Setting")):
-        records = summary.of(protocol)
-        for source in sorted({r.source for r in records}):
-            mine = [r for r in records if r.source == source]
-            lines = [
-                Line([r.dataset, _marked(r.trainer, r), str(r.shots)], r.metrics, r.published)
-                for r in mine
-            ]
-            title, heads = f"{TITLES[protocol]}, {source}", [head, "Method", "Shots"]
-            tables.append(Table(title, heads, ["base", "new", "h"], lines, notes=_notes(mine)))
+    tables += _sweep(summary, "lambda", "λ") + _sweep(summary, "ablation", "Setting")
     return tables
 
 
-def _shots(shots: int) -> str:
+def shots_text(shots: int) -> str:
+    """Return "4 shots"; "all images" where none are chosen."""
     return "all images" if shots < 1 else f"{shots} shot{'s' * (shots > 1)}"
 
 
@@ -185,7 +178,9 @@ def field_table(summary: Summary) -> Table:
                 cells = {key: Stat(value, None, ()) for key, value in e.numbers.items()}
                 lines.append(Line([name, method], cells, elsewhere=(e,), ours=False))
                 words |= set(e.sees)
-    title = f"{TITLES['base_to_new']} in the field, {_shots(published.SHOTS)}, {published.BACKBONE}"
+    title = (
+        f"{TITLES['base_to_new']} in the field, {shots_text(published.SHOTS)}, {published.BACKBONE}"
+    )
     heads, columns = ["Data set", "Method"], ["base", "new", "h"]
     return Table(title, heads, columns, lines, grouped=True, notes=footnotes(words))
 
@@ -211,7 +206,7 @@ def _few_shot(summary: Summary) -> list[Table]:
     """Return how the accuracies grow with the shots, if there is more than one number of shots."""
     tables = []
     for protocol, columns in (("base_to_new", ["base", "new", "h"]), ("all_classes", ["accuracy"])):
-        records = [r for r in summary.of(protocol) if not is_swept(r.config)]
+        records = summary.usual(protocol)
         shots = {name: {r.shots for r in records if r.dataset == name} for name in _names(records)}
         several = {name for name in shots if len(shots[name]) > 1}
         chosen = [r for r in records if r.dataset in ({AVERAGE} & several or several)]
@@ -240,10 +235,30 @@ def _corruptions(summary: Summary) -> list[Table]:
             line = lines.setdefault(keys, Line(list(keys), {}))
             line.cells[record.corruption] = record.metrics["accuracy"]
         severity, classes, shots = key
-        title = f"{TITLES[CORRUPTED]}, severity {severity}, {classes} classes, {_shots(shots)}"
+        title = f"{TITLES[CORRUPTED]}, severity {severity}, {classes} classes, {shots_text(shots)}"
         heads, columns = ["Data set", "Method"], list(COLUMNS)
         made, notes = list(lines.values()), _notes(chosen)
         tables.append(Table(title, heads, columns, made, grouped=True, notes=notes))
+    return tables
+
+
+def _sweep(summary: Summary, protocol: str, head: str) -> list[Table]:
+    """Return a table for each choice of data sets that the lines are about."""
+    records = summary.of(protocol)
+    families: dict[str, set[str]] = {}
+    for r in records:
+        families.setdefault(r.trainer, set()).add(r.family)
+    tables = []
+    for source, over in sorted({(r.source, r.over) for r in records}):
+        mine = [r for r in records if (r.source, r.over) == (source, over)]
+        lines = []
+        for r in mine:
+            name = r.trainer if len(families[r.trainer]) == 1 else f"{r.trainer} {r.family}"
+            lines.append(Line([r.dataset, _marked(name, r), str(r.shots)], r.metrics, r.published))
+        notes = [f"average over {', '.join(over)}"] if len(over) > 1 else []
+        title, heads = f"{TITLES[protocol]}, {source}", [head, "Method", "Shots"]
+        notes += _notes(mine)
+        tables.append(Table(title, heads, ["base", "new", "h"], lines, notes=notes))
     return tables
 
 

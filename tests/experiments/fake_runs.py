@@ -7,6 +7,8 @@ from pathlib import Path
 
 import yaml
 
+from experiments.results.folders import changed_settings
+
 LOG = """\
 ***************
 ** Arguments **
@@ -69,6 +71,12 @@ def add_run(
     (folder / "result.json").write_text(json.dumps(content))
     settings = {"SEED": seed, "OPTIM": {"LR": lr}, "DATASET": {"SUBSAMPLE_CLASSES": classes}}
     settings["TRAINER"] = {"DEPT": {"WEIGHT": 0.7}}
+    for key, value in changed_settings(config).items():
+        *nodes, name = key.split(".")
+        node = settings
+        for part in nodes:
+            node = node.setdefault(part, {})
+        node[name] = yaml.safe_load(value)
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     return folder
 
