@@ -106,8 +106,9 @@ def test_the_page_stands_alone(page, elements):
     text = page.read_text()
     assert page.stat().st_size < 1_000_000
     assert "http://" not in text and "https://" not in text and "@import" not in text
-    for title in ("Base against new", "H per data set", "Learning curves", "Few-shot learning"):
-        assert f">{title}</h2>" in text
+    for title in ("Base against new", "H per data set", "Learning curves"):
+        assert f">{title}, 16 shots</h2>" in text and f">{title}, 4 shots</h2>" in text
+    assert ">Few-shot learning</h2>" in text
     for title in ("Weight of the CAT loss", "Gain of DePT per class"):
         assert re.search(rf"<h2[^>]*>{title}", text)
     assert "98.17" in text  # the paper's CoOp on Caltech101
