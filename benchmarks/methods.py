@@ -74,10 +74,13 @@ def methods() -> list[str]:
 
 
 def needs(name: str) -> str:
-    """The settings that name files or a run without which a method can't be built; "" for none."""
-    method = TRAINER_REGISTRY.get(name).method_class
-    keys = [key for key in (*method.needs_files, method.teacher_key) if key]
-    return ", ".join(keys)
+    """The settings that name files without which a method can't be built; "" for none."""
+    return ", ".join(TRAINER_REGISTRY.get(name).method_class.needs_files)
+
+
+def teacher_of(name: str) -> str:
+    """The setting that names the run without which a method can't take a step; "" for none."""
+    return TRAINER_REGISTRY.get(name).method_class.teacher_key
 
 
 @dataclass(frozen=True)
@@ -335,7 +338,7 @@ def main(argv: list[str] | None = None) -> None:
     model = Settings(UNIT).model()
     if args.measure is not None:
         settings = Settings(UNIT, batch=BATCH, classes=CLASSES)
-        names = [name for name in args.measure or methods() if not needs(name)]
+        names = [n for n in args.measure or methods() if not needs(n) + teacher_of(n)]
         for name, cost in measured(names, model, settings, args.repeats):
             print(f"{name}: {cost:.2f}", flush=True)
             keep({name: cost})
@@ -344,7 +347,8 @@ def main(argv: list[str] | None = None) -> None:
         if missing := needs(name):
             rows.append(row(name, f"not counted: needs {missing}", "not looked at"))
         else:
-            rows.append(row(name, number_trained(name, model), reached(name, model)))
+            reach = "not looked at" if teacher_of(name) else reached(name, model)
+            rows.append(row(name, number_trained(name, model), reach))
         print(" | ".join(rows[-1][:6]), flush=True)
     write(table(rows))
 
