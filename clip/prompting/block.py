@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from ..fused import linear, mlp
 from ..model import ResidualAttentionBlock
+from ..row import Row, attend_row
 from .changes import Branch, Change, LowRank, Weights, at_layer, own_tensors
 
 # A low-rank part's product within a block.
@@ -125,6 +126,11 @@ class Layer:
         # A causal mask aligned at the first key fits a subset of first queries as well.
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         return self.finish(x[:, :n], y[:, :n], heads_joined(mixed)), k, v
+
+    def in_row(self, x: torch.Tensor, row: Row) -> torch.Tensor:
+        """One block over a row x (K,P+S,W) of a prefix and packed suffixes."""
+        y = self.norm("ln_1", x)
+        return self.finish(x, y, attend_row(self.project(y, slice(0, 3)), self.heads, row))
 
     def keys_values(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """y: (B,L,W), the stream's ln_1 → k and v, (B,H,L,W/H) each."""

@@ -11,6 +11,7 @@ from dassl.utils import UserError
 
 from ..clip import _tokenizer
 from ..packed import Packing
+from ..row import Row
 from ..simple_tokenizer import END, START
 
 
@@ -129,6 +130,7 @@ class PromptLayout(nn.Module):
         self.register_buffer("suffix_positions", suffix.nonzero()[:, 1], persistent=False)
         self.register_buffer("suffix_own", own[order][suffix], persistent=False)
         self._packings: dict[tuple, Packing] = {}
+        self._rows: dict[tuple, Row] = {}
 
     def select(self, classes: torch.Tensor) -> PromptLayout:
         """The layout of these classes (n,), by index, in this order."""
@@ -165,6 +167,13 @@ class PromptLayout(nn.Module):
             lengths = [length + extra for length in self.lengths[first:last]]
             self._packings[key] = Packing(lengths, self.order.device)
         return self._packings[key]
+
+    def row(self, prefix: int) -> Row:
+        """How a prefix of so many tokens and all suffixes, in order, lie in one row."""
+        key = (prefix, self.order.device)
+        if key not in self._rows:
+            self._rows[key] = Row(prefix, self.lengths, self.order.device)
+        return self._rows[key]
 
 
 def _arrange(

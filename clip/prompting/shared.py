@@ -93,6 +93,8 @@ def run_shared(
         at the tower's end the outputs (K,C,W) at EOT before the last norm.
     """
     layout = state.layout
+    if stop is None:
+        state = _row_pass(encoder, state, contexts, changes, reads)
     inputs, prefix = _prefix_pass(encoder, state, contexts, changes, reads, stop)
     outputs = []
     changed = any(not isinstance(change, NameShift) for change in inputs.changes)
@@ -118,6 +120,65 @@ def run_shared(
 
 def _refilled(call, inputs: _Inputs, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return call(with_tensors(inputs, iter(values)))
+
+
+# --- Both in one row ---------------------------------------------------------------------------
+
+
+def _row_pass(
+    encoder: TextEncoder,
+    state: TextState,
+    contexts: int,
+    changes: Sequence[Change],
+    reads: dict[str, Read],
+) -> TextState:
+    """The state before the first layer that can't go on in one row; `state` if none can.
+
+    A layer can where launches are what takes time, all classes fit in memory at once, nothing is
+    read below the next one, and tokens are put into the prefix alone, for all classes the same. The
+    last layer can't: it computes less apart.
+    """
+    layout, layers = state.layout, encoder.layers
+    inside = [c for c in changes if not isinstance(c, Tokens)]
+    changed = any(not isinstance(change, NameShift) for change in inside)
+    wanted = encoder.in_one_row
+    if not (encoder.text_projection.is_cuda if wanted is None else wanted):
+        return state
+    assert state.prefix is not None
+    places = contexts * len(layout.row(state.prefix.shape[1]).places)
+    if places > _tokens_per_chunk(encoder, layers - state.layer, changed):
+        return state
+    blocks = layers_of(encoder.transformer.resblocks, inside)
+    last = min([layers - 1, *(read.reaches(layers) for read in reads.values())])
+    last = next((i for i in range(state.layer, last) if not _stay(changes, i, state)), last)
+    if last <= state.layer:
+        return state
+    tokens = state.tokens
+    if tokens is None:
+        tokens = _embedded(encoder, layout, layout.suffix_tokens(0, len(layout)), inside)
+    x = torch.cat([z.expand(contexts, -1, -1) for z in (state.prefix, tokens)], dim=1)
+    length = x.shape[1] - tokens.shape[1]
+    for i in range(state.layer, last):
+        for change in at_layer(changes, i, Tokens):
+            x = put(x, change, change.vectors[:, 0].expand(contexts, -1, -1))
+            length = x.shape[1] - tokens.shape[1]
+        x = blocks[i].in_row(x, layout.row(length))
+    prefix, tokens = x.split([length, tokens.shape[1]], dim=1)
+    return replace(state, layer=last, contexts=contexts, prefix=prefix, tokens=tokens)
+
+
+def _stay(changes: Sequence[Change], layer: int, state: TextState) -> bool:
+    """Whether what is put in before `layer` stays in the prefix, for all classes the same."""
+    assert state.prefix is not None
+    length = state.prefix.shape[1]
+    for change in changes:
+        if isinstance(change, Tokens) and change.layer <= layer:
+            assert change.at is not None  # `placed` has seen to it
+            end = change.at if change.insert else change.at + change.number
+            if end > length or change.vectors.shape[1] > 1:
+                return False
+            length += change.number * change.insert
+    return True
 
 
 # --- The prefix -----------------------------------------------------------------------------------

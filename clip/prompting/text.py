@@ -72,6 +72,10 @@ class TextState:
 class TextEncoder(nn.Module):
     """CLIP's text tower, fed with context vectors; shares the weights of `clip_model`."""
 
+    # Whether the fast path takes prefix and suffixes as one row: fewer kernels, more padding. None:
+    # on a GPU, where a step waits for launches.
+    in_one_row: bool | None = None
+
     def __init__(self, clip_model: CLIP, fast: bool = True) -> None:
         super().__init__()
         self.transformer = clip_model.transformer
