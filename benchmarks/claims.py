@@ -48,7 +48,8 @@ from dassl.utils import (
 from dassl.utils.cli import Parser, distinct_seeds, positive, seed_list, shots
 from experiments.chains import Chain, Job, side_by_side, without_repetitions
 from experiments.chosen_datasets import absolute, check_labels
-from experiments.launch import TOGETHER, PlanProgress
+from experiments.launch import TOGETHER
+from experiments.progress import PlanProgress
 from experiments.protocols import ROOT, Plan
 from experiments.runner import RunnerSettings, has_result, local_slots, run_local
 from tuning.claims import Claim, Row, declared

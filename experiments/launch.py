@@ -19,7 +19,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -28,18 +31,15 @@ from dassl.utils import GOES_ON, UserError, heed_signals, user_errors
 from dassl.utils.cli import Parser, distinct_seeds, positive, seed_list, shots
 from experiments.chains import Chain, side_by_side, without_repetitions
 from experiments.chosen_datasets import absolute, check_labels
+from experiments.progress import PlanProgress, introduce, watched
 from experiments.protocols import PROTOCOLS, ROOT, Plan
 from experiments.results.folders import TRANSDUCTIVE
 from experiments.results.under_corruption import CORRUPTED
-from experiments.runner import (
-    USER_ERROR,
-    Outcome,
-    RunnerSettings,
-    is_complete,
-    local_slots,
-    run_local,
-)
+from experiments.runner import RunnerSettings, is_complete, local_slots, run_local
 from experiments.slurm import run_slurm
+from experiments.watching.lines import say
+from experiments.watching.reading import standing_of
+from experiments.watching.records import Recorder, write_plan
 
 TOGETHER = 8
 WARM = (sys.executable, "-m", "experiments.warm")  # what workers are forked from: safe on Linux
@@ -174,59 +174,6 @@ def side_by_side_at_most(args: argparse.Namespace, chains: int, slots: int) -> i
     return args.together or min(TOGETHER, -(-chains // slots))
 
 
-class PlanProgress:
-    """Prints a line per finished chain, with the time to go, and the failures at the end."""
-
-    def __init__(self, chains: list[Chain], width: int) -> None:
-        self.total, self.width = len(chains), width
-        self.finished, self.started = 0, time.monotonic()
-        self.ran: list[float] = []
-        self.outcomes: list[Outcome] = []
-
-    def report(self, chain: Chain, outcomes: list[Outcome]) -> None:
-        """Take in what became of a chain."""
-        self.finished += 1
-        self.outcomes += outcomes
-        seconds = sum(outcome.seconds for outcome in outcomes)
-        if any(outcome.state != "skipped" for outcome in outcomes):
-            self.ran.append(seconds)
-        results = ", ".join(
-            f"{o.accuracy:.2f}" if o.accuracy is not None else o.state.upper() for o in outcomes
-        )
-        skipped = all(o.state == "skipped" for o in outcomes)
-        spent = "was complete" if skipped else duration(seconds)
-        line = f"[{self.finished}/{self.total}] {chain.name}: {results} ({spent})"
-        left = self.total - self.finished
-        if left and self.ran:
-            to_go = left * sum(self.ran) / len(self.ran) / min(self.width, left)
-            line += f"; about {duration(to_go)} to go"
-        print(line, flush=True)
-
-    def close(self) -> int:
-        """Print the end of it; return the exit status."""
-        counts = {
-            state: sum(o.state == state for o in self.outcomes)
-            for state in ("done", "skipped", "failed", "left out")
-        }
-        told = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
-        print(f"{told} in {duration(time.monotonic() - self.started)}")
-        failures = [o for o in self.outcomes if o.state in ("failed", "left out")]
-        for outcome in failures:
-            print(f"{outcome.state}: {outcome.job.folder}: {outcome.reason}", file=sys.stderr)
-        if not failures:
-            return 0
-        mistakes = all(o.status == USER_ERROR for o in self.outcomes if o.state != "left out")
-        return USER_ERROR if mistakes else 1
-
-
-def duration(seconds: float) -> str:
-    """Return "45 s", "12 min" or "3 h 20 min"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def print_commands(chains: list[Chain]) -> None:
     """Print what would be run, and which runs are complete already."""
     for job in chain.from_iterable(each.jobs for each in chains):
@@ -257,32 +204,53 @@ def launch(args: argparse.Namespace) -> int:
     if args.dry_run:
         print_commands(chains)
         return 0
+    introduce(args.protocol, chains, Path(args.output))
     warm = args.cluster == "local" and not args.process_per_run and sys.platform == "linux"
     settings = RunnerSettings(attempts=args.attempts, show=args.show, warm=WARM if warm else ())
     if args.cluster == "slurm":
-        parameters = {
-            "slurm_partition": args.partition,
-            "slurm_account": args.account,
-            "timeout_min": args.time,
-            "gpus_per_node": args.gpus_per_job,
-            "cpus_per_task": args.cpus_per_job,
-            "mem_gb": args.memory_gb,
-        }
-        parameters = {key: value for key, value in parameters.items() if value}
-        chains = side_by_side(chains, side_by_side_at_most(args, len(chains), 1))
-        progress = PlanProgress(chains, len(chains))
-        logs = Path(args.output) / "slurm"
-        run_slurm(chains, settings, logs, parameters, progress.report, args.chains_per_job)
-    else:
-        import torch
+        return launch_slurm(args, chains, settings)
+    return launch_local(args, chains, settings)
 
-        gpus = torch.cuda.device_count()
-        if args.per_gpu > 1 and not gpus:
-            print(
-                f"--per-gpu {args.per_gpu}: there is no GPU here; --jobs says how many runs at once"
-            )
-        slots = local_slots(gpus, args.per_gpu, args.jobs)
-        chains = side_by_side(chains, side_by_side_at_most(args, len(chains), len(slots)))
-        progress = PlanProgress(chains, len(slots))
-        run_local(chains, settings, slots, progress.report)
+
+def launch_slurm(
+    args: argparse.Namespace, chains: Sequence[Chain], settings: RunnerSettings
+) -> int:
+    """Give the chains to Slurm, report; return the exit status."""
+    parameters = {
+        "slurm_partition": args.partition,
+        "slurm_account": args.account,
+        "timeout_min": args.time,
+        "gpus_per_node": args.gpus_per_job,
+        "cpus_per_task": args.cpus_per_job,
+        "mem_gb": args.memory_gb,
+    }
+    parameters = {key: value for key, value in parameters.items() if value}
+    chains = side_by_side(chains, side_by_side_at_most(args, len(chains), 1))
+    plan = write_plan(Path(args.output), args.protocol, sys.argv[1:], chains)
+    settings = replace(settings, plan=plan)
+    progress = PlanProgress(chains, len(chains), args.protocol)
+    logs = Path(args.output) / "slurm"
+    with closing(Recorder(plan, 0)), watched(partial(standing_of, plan), not args.show, every=5.0):
+        run_slurm(chains, settings, logs, parameters, progress.report, args.chains_per_job)
+    return progress.close()
+
+
+def launch_local(
+    args: argparse.Namespace, chains: Sequence[Chain], settings: RunnerSettings
+) -> int:
+    """Run the chains here, report; return the exit status."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if args.per_gpu > 1 and not gpus:
+        print(f"--per-gpu {args.per_gpu}: there is no GPU here; --jobs says how many runs at once")
+    slots = local_slots(gpus, args.per_gpu, args.jobs)
+    chains = side_by_side(chains, side_by_side_at_most(args, len(chains), len(slots)))
+    most = max((len(chain.steps[0]) for chain in chains), default=0)
+    say(f"  {len(chains)} chains, {len(slots)} at once, up to {most} models side by side in each")
+    plan = write_plan(Path(args.output), args.protocol, sys.argv[1:], chains)
+    with closing(Recorder(plan, len(slots))) as recorder:
+        progress = PlanProgress(chains, len(slots), args.protocol, recorder)
+        with watched(progress.standing, not args.show):
+            run_local(chains, settings, slots, progress.report, progress)
     return progress.close()

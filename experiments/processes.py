@@ -31,6 +31,18 @@ class RunnerSettings:
     show: bool = False
     # The command that starts what workers are forked from; (): each run gets a process of its own.
     warm: tuple[str, ...] = ()
+    # The plan's folder (watching/records.py), where a process elsewhere says how far it is.
+    plan: Path | None = None
+
+
+class Watcher:
+    """Is told what becomes of runs, by any thread. This one keeps nothing of it."""
+
+    def begins(self, jobs: Sequence[Job]) -> None:
+        """Runs begin, side by side; again, if they are tried again."""
+
+    def ends(self, outcome: Any) -> None:
+        """A run has its `runner.Outcome`, unless it was interrupted."""
 
 
 class Process(Protocol):
@@ -47,6 +59,7 @@ class Processes:
     """The processes under way, so that an interruption can end them: one for each run or step."""
 
     def __init__(self) -> None:
+        self.watcher = Watcher()
         self.tails: dict[Path, deque[bytes]] = {}  # the last lines of each run's latest output
         self._processes: set[Process] = set()
         self._lock = threading.Lock()
@@ -74,6 +87,8 @@ class Processes:
             tail: deque[bytes] = deque(maxlen=50)
             self.tails |= {job.folder: tail for job in jobs}
             self.prepare()
+            if not self.stopped:
+                self.watcher.begins(jobs)
             with self._lock:
                 if self.stopped:
                     return -signal.SIGTERM

@@ -20,7 +20,9 @@ from typing import IO
 
 from dassl.utils import UserError, check_percent, disk_error, read_json, try_flock
 from experiments.chains import Chain, Job
-from experiments.processes import Processes, RunnerSettings
+from experiments.processes import Processes, RunnerSettings, Watcher
+from experiments.watching.lines import say
+from experiments.watching.records import Recorder
 
 USER_ERROR = 2  # train.py's exit status for a mistake that no repetition mends
 LOST = ("failed", "left out")  # what runs that need it wait for in vain
@@ -110,7 +112,7 @@ def run_job(
                     break
                 if attempt + 1 < settings.attempts:
                     why = processes.last_words(job, status)
-                    print(f"failed ({why}), trying again: {job.folder}")
+                    say(f"failed ({why}), trying again: {job.folder}")
         reason = "interrupted" if processes.stopped else processes.last_words(job, status)
     except UserError as error:
         status, reason = USER_ERROR, str(error)
@@ -147,7 +149,7 @@ def run_together(
                 done += [job] if is_complete(job) else []
     if len(done) < len(missing) and not processes.stopped:
         reason = processes.last_words(missing[0], status)
-        print(f"failed together ({reason}), now one by one", flush=True)
+        say(f"failed together ({reason}), now one by one")
     seconds = (time.monotonic() - started) / len(missing)
     return [outcome_of(job, "done", seconds) for job in done]
 
@@ -178,20 +180,26 @@ def run_chain(
     """
     processes = processes or Processes()
     outcomes = {} if outcomes is None else outcomes
+
+    def end(outcome: Outcome) -> None:
+        outcomes[outcome.job.folder] = outcome
+        if not processes.stopped:
+            processes.watcher.ends(outcome)
+
     for step in chain.steps:
         lost = {folder for folder, outcome in outcomes.items() if outcome.state in LOST}
         jobs = [job for job in step if job.needs not in lost]
         new = [job for job in jobs if job.folder not in outcomes]
         for outcome in run_together(new, settings, environment, processes) if new[1:] else ():
-            outcomes[outcome.job.folder] = outcome
+            end(outcome)
         held = None
         for job in step:
             if job not in jobs:
                 reason = f"the {'model it tests' if job.model else 'teacher'} was not trained"
-                outcomes[job.folder] = Outcome(job, "left out", reason=reason)
+                end(Outcome(job, "left out", reason=reason))
             elif job.folder not in outcomes:
                 try:
-                    outcomes[job.folder] = run_job(job, settings, environment, processes)
+                    end(run_job(job, settings, environment, processes))
                 except Held as error:
                     held = held or error
         if held:
@@ -207,13 +215,17 @@ def run_waiting(
 ) -> list[Outcome]:
     """Run a chain alone; where another runner has a part of it, wait for that."""
     outcomes: dict[Path, Outcome] = {}
-    while True:
-        try:
-            return run_chain(chain, settings, environment, outcomes=outcomes)
-        except Held as error:
-            print(f"waiting for another process that runs {error.folder}", flush=True)
-            while _is_held(error.folder):
-                time.sleep(AGAIN)
+    processes = Processes()
+    with ExitStack() as stack:
+        if settings.plan:
+            processes.watcher = stack.enter_context(closing(Recorder(settings.plan)))
+        while True:
+            try:
+                return run_chain(chain, settings, environment, processes, outcomes)
+            except Held as error:
+                say(f"waiting for another process that runs {error.folder}")
+                while _is_held(error.folder):
+                    time.sleep(AGAIN)
 
 
 def _is_held(folder: Path) -> bool:
@@ -225,17 +237,23 @@ def _is_held(folder: Path) -> bool:
 
 
 def run_local(
-    chains: list[Chain], settings: RunnerSettings, slots: list[dict[str, str]], report: Report
+    chains: list[Chain],
+    settings: RunnerSettings,
+    slots: list[dict[str, str]],
+    report: Report,
+    watcher: Watcher | None = None,
 ) -> None:
     """Run chains side by side, one per slot; a slot is the environment of its processes.
 
-    A chain of which another runner has a run goes to the end of the line.
+    A chain of which another runner has a run goes to the end of the line. `report` is told of each
+    chain that is done, `watcher` of each run.
     """
     free: queue.Queue = queue.Queue()
     for slot in slots:
         free.put(slot)
     own = threading.local()
     processes = _processes(settings, slots)
+    processes.watcher = watcher or processes.watcher
     visited: dict[Chain, dict[Path, Outcome]] = {chain: {} for chain in chains}
 
     def take_slot() -> None:
@@ -253,6 +271,8 @@ def run_local(
         try:
             _go_round(chains, lambda chain: pool.submit(work, chain), report)
         except BaseException:
+            with suppress(OSError):
+                say("ending the runs under way: they save what they have")
             try:
                 pool.shutdown(wait=False, cancel_futures=True)
                 processes.stop()
@@ -287,7 +307,7 @@ def _go_round(chains: Sequence[Chain], submit: Callable[[Chain], Future], report
             held.append(chain)
             if not futures and result.folder not in told:
                 told.add(result.folder)
-                print(f"waiting for another process that runs {result.folder}", flush=True)
+                say(f"waiting for another process that runs {result.folder}")
         if held and not done:
             futures |= {submit(chain): chain for chain in held}
             held = []

@@ -11,10 +11,11 @@ import pytest
 
 from dassl.utils import UserError
 from experiments.chains import side_by_side
-from experiments.launch import duration, make_plan, parse_args, side_by_side_at_most
+from experiments.launch import make_plan, parse_args, side_by_side_at_most
 from experiments.protocols import ADAPTERS, PROTOCOLS, Plan, resolve
 from experiments.results.folders import read_place
 from experiments.results.sweeps import ABLATION, LAMBDA, LAMBDAS
+from experiments.watching.lines import duration
 from tuning.options import parse_args as parse_run
 from tuning.options import setup_cfg
 from tuning.run import trainer_of

@@ -50,7 +50,8 @@ def test_a_broken_data_set_is_named_and_the_others_go_on(first, output):
     assert "4 done, 2 failed, 2 left out" in first.stdout
     failed = [line for line in first.stderr.splitlines() if line.startswith("failed: ")]
     assert len(failed) == 2 and all("train_base/oxford_pets" in line for line in failed)
-    line = re.search(r"\] DePT_CoOp image_folder .* seed 1\|2: ([\d., ]+) \(", first.stdout)
+    told = " ".join(first.stdout.split())  # lines are folded to 80 columns
+    line = re.search(r"\] DePT_CoOp image_folder .* seed 1\|2: ([\d., ]+) \(", told)
     results = [json.loads(path.read_text()) for path in output.rglob("result.json")]
     assert {result["side_by_side"] for result in results if result["classes"] == "base"} == {2}
     results.sort(key=lambda result: (result["classes"], result["seed"]))

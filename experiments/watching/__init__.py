@@ -1,0 +1,1 @@
+"""What is seen of a plan while it goes: on a terminal, from elsewhere, on a page."""

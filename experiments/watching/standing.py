@@ -1,0 +1,234 @@
+"""How far runs are, and how long they may still take. Nothing is read here, or written.
+
+A run's time is its share of its place's: of three models trained side by side each took a third.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from experiments.results.folders import changed_settings, read_place
+
+DONE, RUNNING, WAITING, FAILED, STOPPED = "complete", "under way", "to come", "failed", "stopped"
+STATES = (DONE, RUNNING, FAILED, STOPPED, WAITING)
+MANY = 3  # stages of a group, from which on they count as one kind: one per corruption, say
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run and how far it is. Times are in seconds since 1970."""
+
+    name: str  # its folder, relative to the output folder
+    chain: str
+    state: str
+    tests: bool = False  # a model that another run has trained
+    accuracy: float | None = None
+    seconds: float | None = None  # that it took, once it is complete
+    since: float | None = None  # it is under way
+    together: int = 1  # as many are, in its process
+    before: int = 0  # epochs that it had when it began: it goes on from an interruption
+    epoch: int = 0  # behind it
+    epochs: int = 0  # in all; 0: unknown
+    at: float = 0.0  # when the latest epoch was recorded
+    loss: float | None = None
+    reason: str = ""  # why it failed
+
+    @property
+    def fraction(self) -> float:
+        """How much of it is done, 0 to 1."""
+        if self.state == DONE:
+            return 1.0
+        return min(1.0, self.epoch / self.epochs) if self.epochs else 0.0
+
+    @property
+    def pace(self) -> tuple[float, float] | None:
+        """Seconds, and how much of a whole run was done in them; None as long as nothing tells."""
+        seconds = self.seconds if self.state == DONE else None
+        if self.state == RUNNING and self.since is not None:
+            seconds = (self.at - self.since) / self.together
+        share = self.fraction - (self.before / self.epochs if self.epochs else 0.0)
+        return (seconds, share) if seconds and seconds > 0 and share > 0 else None
+
+    def left(self, each: float | None, now: float) -> float | None:
+        """Seconds to go, by its own pace, or where `each` is what one takes; None if unknown."""
+        if self.state not in (RUNNING, WAITING):
+            return 0.0
+        begun = self.since if self.state == RUNNING else None
+        if begun is not None and (pace := self.pace):
+            each, begun = pace[0] / pace[1], self.at
+        if each is None:
+            return None
+        spent = 0.0 if begun is None else (now - begun) / self.together
+        return max(0.0, each * (1 - self.fraction) - spent)
+
+
+@dataclass
+class Kind:
+    """Runs of a trainer, a setting and a stage: what takes about as long."""
+
+    name: str
+    runs: list[Run] = field(default_factory=list)
+
+    def count(self, state: str) -> int:
+        """How many are in a state."""
+        return sum(run.state == state for run in self.runs)
+
+    @property
+    def accuracy(self) -> float | None:
+        """The mean over those that have one, in percent."""
+        found = [run.accuracy for run in self.runs if run.accuracy is not None]
+        return sum(found) / len(found) if found else None
+
+    @property
+    def each(self) -> float | None:
+        """Seconds that one takes, by those that are complete, or else by the epochs of others."""
+        for state in (DONE, RUNNING):
+            paces = [run.pace for run in self.runs if run.state == state and run.pace]
+            if paces:
+                return sum(seconds for seconds, _ in paces) / sum(share for _, share in paces)
+        return None
+
+
+@dataclass(frozen=True)
+class Process:
+    """One that carries out a plan. `ended`: when it said it had done, or None."""
+
+    host: str
+    process: int
+    width: int
+    beat: float
+    ended: float | None
+    alive: bool
+
+
+@dataclass
+class Step:
+    """Runs under way in one process, side by side."""
+
+    chain: str
+    runs: list[Run]
+
+    @property
+    def tests(self) -> bool:
+        """Whether they test models that are trained already."""
+        return self.runs[0].tests
+
+    @property
+    def slowest(self) -> Run:
+        """The one that is least far."""
+        return min(self.runs, key=lambda run: run.epoch)
+
+    @property
+    def loss(self) -> float | None:
+        """The mean of their latest epochs."""
+        found = [run.loss for run in self.runs if run.loss is not None]
+        return sum(found) / len(found) if found else None
+
+
+@dataclass
+class Standing:
+    """A plan, or what lies in a folder without one, with its runs."""
+
+    title: str
+    command: str
+    runs: list[Run]
+    processes: list[Process]
+    now: float
+    at_once: int = 0  # chains; 0: as many as the processes say that are alive
+
+    @property
+    def width(self) -> int:
+        """How many chains go at once."""
+        return self.at_once or sum(p.width for p in self.processes if p.alive) or 1
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether something is under way, or somebody at it."""
+        alive = any(process.alive for process in self.processes)
+        return bool(self.at_once) or alive or self.count(RUNNING) > 0
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """The runs by kind."""
+        return kinds_of(self.runs)
+
+    @property
+    def failed(self) -> list[Run]:
+        """Those that failed, or whose model did."""
+        return [run for run in self.runs if run.state == FAILED]
+
+    def count(self, state: str) -> int:
+        """How many runs are in a state."""
+        return sum(run.state == state for run in self.runs)
+
+    @property
+    def told(self) -> str:
+        """Return "12 of 24 runs complete, 3 under way, 9 to come"."""
+        counts = [(self.count(state), state) for state in STATES[1:]]
+        rest = "".join(f", {number} {state}" for number, state in counts if number)
+        return f"{self.count(DONE)} of {len(self.runs)} runs complete{rest}"
+
+    def to_go(self, kind: Kind | None = None) -> tuple[float, bool]:
+        """Seconds until all runs are complete, or a kind's, and whether of some nothing is known.
+
+        Chains go side by side, the runs of one in turn.
+        """
+        if not self.goes_on:
+            return 0.0, False
+        by_chain: dict[str, float] = {}
+        unknown = False
+        for each in self.kinds if kind is None else [kind]:
+            seconds = each.each
+            for run in each.runs:
+                left = run.left(seconds, self.now)
+                unknown = unknown or left is None
+                if left:
+                    by_chain[run.chain] = by_chain.get(run.chain, 0.0) + left
+        if not by_chain:
+            return 0.0, unknown
+        most, total = max(by_chain.values()), sum(by_chain.values())
+        return max(most, total / min(self.width, len(by_chain))), unknown
+
+
+def steps_under_way(runs: Iterable[Run]) -> list[Step]:
+    """Return what is under way by process: the runs of a chain that began at one time."""
+    steps: dict[tuple[str, bool, float | None], Step] = {}
+    for run in runs:
+        if run.state == RUNNING:
+            step = steps.setdefault((run.chain, run.tests, run.since), Step(run.chain, []))
+            step.runs.append(run)
+    return list(steps.values())
+
+
+def kinds_of(runs: Sequence[Run]) -> list[Kind]:
+    """Group runs by trainer, changed settings, shots and stage, and name the groups.
+
+    Settings and shots are said where they differ; of a group with many stages the stages count as
+    one kind.
+    """
+    places = {run.name: read_place(Path("/", run.name)) for run in runs}
+    known = [place for place in places.values() if place]
+    stages: dict[str, set[str]] = {}
+    for place in known:
+        stages.setdefault(place.group, set()).add(place.stage)
+    everywhere = [stage for names in stages.values() for stage in names]
+    several = len({place.shots for place in known}) > 1
+    settings = {place.config: set(changed_settings(place.config).items()) for place in known}
+    shared = set.intersection(*settings.values()) if settings else set()
+    kinds: dict[str, Kind] = {}
+    for run in runs:
+        name = "other runs"
+        if place := places[run.name]:
+            stage = place.stage
+            if len(stages[place.group]) > MANY:
+                stage = place.group
+            elif everywhere.count(stage) > 1:
+                stage = f"{place.group}/{stage}"
+            own = sorted(settings[place.config] - shared)
+            changes = [f"{key.rpartition('.')[2]}={value}" for key, value in own]
+            shots = [f"{place.shots} shots"] if several else []
+            name = " ".join([place.trainer, *changes, *shots, stage])
+        kinds.setdefault(name, Kind(name)).runs.append(run)
+    return list(kinds.values())
