@@ -11,8 +11,8 @@ a second random view. g_c: the frozen features of one of the class's sentences, 
 of S_c sentences that of number ⌊u S_c⌋, u ~ U(0, 1) for all classes alike. DISTILL "mse": mean
 squared differences of the normalized features in place of 1 − cos.
 
-The sentences are a language model's. `CoPrompt` reads them for training alone, from a JSON file
-{class name: [sentence, …]}, such as its repository has for each data set (gpt_file/). Where there
+The sentences are a language model's. `CoPrompt` reads them for training alone, from the JSON file
+of DATASET.SENTENCES, such as its repository has for each data set (gpt_file/). Where there
 is none, `CoPromptTemplates` takes OpenAI's 80 ImageNet templates in their place: that is a method
 of ours, whose numbers aren't CoPrompt's.
 
@@ -25,9 +25,7 @@ many sentences each.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -40,13 +38,13 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError, check_choice
 from tuning.method import Classes, Features, unit
 from tuning.prompts import public_words
+from tuning.sentences import KEY, encode_sentences, sentences_of
 from tuning.trainer import PromptTrainer
 
 from .clip_adapter import Adapter
 from .maple import CoupledPrompts, MaPLeMethod
 
 DISTANCES = ("cosine", "mse")
-_KEY = "TRAINER.CoPrompt.SENTENCES"
 
 
 def extend_cfg(cfg: CfgNode) -> None:
@@ -55,7 +53,7 @@ def extend_cfg(cfg: CfgNode) -> None:
     cfg.TRAINER.CoPrompt.N_CTX = 2
     cfg.TRAINER.CoPrompt.CTX_INIT = "a photo of a"  # its first N_CTX tokens start P_0
     cfg.TRAINER.CoPrompt.PROMPT_DEPTH = 9
-    cfg.TRAINER.CoPrompt.SENTENCES = ""  # a JSON file, {class name: [sentence, …]}
+    cfg.TRAINER.CoPrompt.SENTENCES = ""  # another name of DATASET.SENTENCES
     cfg.TRAINER.CoPrompt.W = 1.0
     cfg.TRAINER.CoPrompt.DISTILL = "cosine"  # cosine | mse
     cfg.TRAINER.CoPrompt.IMAGE_RATIO = 0.1
@@ -88,7 +86,8 @@ class CoPromptMethod(MaPLeMethod):
     trained_modules: tuple[str, ...] = ("prompts", "adapters")
     views_wanted = 2
     sees: tuple[str, ...] = ("language_model_text",)
-    needs_files: tuple[str, ...] = (_KEY,)
+    sentences_for = "training"
+    needs_files: tuple[str, ...] = (KEY,)
     references: tuple[torch.Tensor, torch.Tensor] | None = None  # see `_encoded`
 
     def __init__(
@@ -109,6 +108,21 @@ class CoPromptMethod(MaPLeMethod):
         self.ratios = dict(zip(adapters, ratios, strict=True))
 
     @classmethod
+    def resolve_cfg(cls, cfg: CfgNode) -> None:
+        """TRAINER.CoPrompt.SENTENCES is DATASET.SENTENCES. Raises UserError if they differ."""
+        c, given = cfg.TRAINER.CoPrompt, cfg.DATASET.SENTENCES
+        if not c.SENTENCES:
+            return
+        if given not in ("", c.SENTENCES):
+            raise UserError(f"{KEY} is {given}, TRAINER.CoPrompt.SENTENCES {c.SENTENCES}: give one")
+        cfg.DATASET.SENTENCES, c.SENTENCES = c.SENTENCES, ""
+
+    @classmethod
+    def own_sentences(cls, classes: Classes) -> list[list[str]] | None:
+        """Those of DATASET.SENTENCES for each class; None where it names no file."""
+        return sentences_of(classes)
+
+    @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> CoPromptMethod:
         """From all keys of TRAINER.CoPrompt.
 
@@ -122,19 +136,11 @@ class CoPromptMethod(MaPLeMethod):
             encoders,
             classes,
             CoupledPrompts.from_cfg(cfg, "CoPrompt", encoders),
-            cls.sentences_of(cfg, classes),
+            cls.own_sentences(classes),
             c.W,
             c.DISTILL,
             (c.IMAGE_RATIO, c.TEXT_RATIO),
         )
-
-    @classmethod
-    def sentences_of(cls, cfg: CfgNode, classes: Classes) -> list[list[str]] | None:
-        """Those of the config's file for each class; None where it names none, or not all have."""
-        path = cfg.TRAINER.CoPrompt.SENTENCES
-        found = read_sentences(path) if path else {}
-        own = [found.get(name.replace("_", " "), found.get(name, [])) for name in classes.names]
-        return own if all(own) else None
 
     def train(self, mode: bool = True) -> CoPromptMethod:
         """As PyTorch's; going into training it encodes the sentences. Raises as `_encoded`."""
@@ -147,19 +153,16 @@ class CoPromptMethod(MaPLeMethod):
         """All sentences' g (n,D), normalized, and the classes' counts (C,); for training alone.
 
         Raises:
-            UserError: a class has none.
+            UserError: there are none, or one is too long.
         """
         if self.references is None:
             if self.sentences is None:
                 raise UserError(
-                    f"{_KEY} must name a JSON file with sentences of each of the "
+                    f"{KEY} must name a JSON file with sentences of each of the "
                     f"{len(self.layout)} classes; the trainer CoPromptTemplates needs none"
                 )
-            count = [len(each) for each in self.sentences]
-            print(f"Sentences of a class: {min(count)} to {max(count)}")
-            flat = [sentence for each in self.sentences for sentence in each]
-            encoded = unit(self.encoders.text.encode(flat))
-            self.references = encoded, torch.tensor(count, device=encoded.device)
+            encoded, count = encode_sentences(self.encoders, self.sentences)
+            self.references = unit(encoded), count
         return self.references
 
     def drawn(self, generator: torch.Generator | None, progress: float) -> dict[str, torch.Tensor]:
@@ -218,28 +221,17 @@ class CoPromptTemplatesMethod(CoPromptMethod):
 
     sees = ()
     needs_files = ()
+    sentences_for = ""
 
     @classmethod
-    def sentences_of(cls, cfg: CfgNode, classes: Classes) -> list[list[str]]:
-        """80 of each class, whatever file the config names."""
+    def resolve_cfg(cls, cfg: CfgNode) -> None:
+        """Whatever file the config names, it isn't read."""
+
+    @classmethod
+    def own_sentences(cls, classes: Classes) -> list[list[str]]:
+        """80 of each class."""
         filled = [classes.sentences(template) for template in imagenet_templates()]
         return [list(each) for each in zip(*filled, strict=True)]
-
-
-def read_sentences(path: str) -> Mapping[str, list[str]]:
-    """The sentences of a file, by class name.
-
-    Raises:
-        UserError: there is no such file, or it isn't {name: [sentence, …]}.
-    """
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{_KEY}: {path} can't be read as JSON: {error}") from error
-    lists = isinstance(found, dict) and all(isinstance(each, list) for each in found.values())
-    if not lists or not all(isinstance(s, str) for each in found.values() for s in each):
-        raise UserError(f"{_KEY}: {path} must be {{class name: [sentence, …]}}")
-    return found
 
 
 @TRAINER_REGISTRY.register()

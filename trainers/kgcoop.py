@@ -1,7 +1,8 @@
 """KgCoOp: Knowledge-guided Context Optimization (Yao et al., CVPR 2023, arXiv 2303.13283).
 
 CoOp whose text features stay near those of the hand-written prompt:
-L = L_ITM + w · (1 − mean_c cos(ê_c, ẽ_c)), ẽ the frozen features of the data set's template.
+L = L_ITM + w · (1 − mean_c cos(ê_c, ẽ_c)), ẽ the frozen features of the data set's template, or
+with DATASET.SENTENCES of each class's own sentences.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dassl.config import CfgNode, declare_checks, public, real
 from dassl.engine import TRAINER_REGISTRY
 from tuning.method import Classes, Features, unit
 from tuning.prompts import WORDS
+from tuning.sentences import mean_of_sentences
 from tuning.trainer import PromptTrainer
 
 from .coop import Context, CoOpMethod, initial_context
@@ -32,12 +34,13 @@ class KgCoOpMethod(CoOpMethod):
     """CoOp with a "kg" loss.
 
     Args:
-        frozen_text: (C,D) features of the hand-written prompts.
+        frozen_text: (C,D) features of the hand-written prompts or sentences.
         weight: w.
     """
 
     own_words = WORDS
     sees = ()  # its frozen text is one data set's
+    sentences_for = "training"
     frozen_text: torch.Tensor
 
     def __init__(
@@ -55,10 +58,15 @@ class KgCoOpMethod(CoOpMethod):
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> KgCoOpMethod:
-        """From CoOp's keys and W; ẽ from the data set's template. Raises as CoOp's."""
+        """From CoOp's keys and W. Raises as CoOp's.
+
+        ẽ is of the data set's template, or the mean of a class's own sentences, normalized each.
+        """
         c = cfg.TRAINER.COOP
         context = initial_context(c, encoders, classes, cls.starting_words(c))
-        frozen = encoders.text.encode(classes.sentences())
+        frozen = mean_of_sentences(encoders, classes)
+        if frozen is None:
+            frozen = encoders.text.encode(classes.sentences())
         return cls(encoders, classes, context, frozen, c.W, c.CLASS_TOKEN_POSITION)
 
     def losses(self, features: Features, label: torch.Tensor) -> dict[str, torch.Tensor]:

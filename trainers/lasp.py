@@ -10,6 +10,9 @@ blocks are trained at a tenth of the rate. With probability ½ a step's h are no
 added, and they aren't normalized again. Gradients are clipped to norm 1 over all that is trained.
 It starts as "a photo of a {}.", w = 0 and the LayerNorms CLIP's.
 
+With DATASET.SENTENCES a class's S_c sentences stand in place of the templates: the mean over p is
+one over them, and then all classes count alike. No released code has that: it is ours.
+
 Grouped: K contexts, each with its own templates in L_tt (the p-th is group p mod K's); a class's
 score is the mean of its K cosines. No released code has it, so the share of templates is ours.
 
@@ -37,12 +40,14 @@ from tuning.claims import Claim, Row
 from tuning.method import Classes, Features, Method, unit
 from tuning.prompts import WORDS, public_words, resolve_words, starting_context
 from tuning.saved import rows_of
+from tuning.sentences import pad_sentences, sentences_of
 from tuning.step import clip_gradients
 from tuning.trainer import PromptTrainer
 
 from .coop import FROM_WORDS, SIXTEEN_VECTORS
 
 NAMES = ("base", "all")
+_FEWER = "TRAINER.LASP.GROUPS is {}, and there are {}: each group needs one"
 NORM_LR_MULT = 0.1  # the LayerNorms' learning rate, in the context's
 # Five data sets' own, and thirty of OpenAI's for ImageNet; one stands twice, and so counts twice.
 TEMPLATES = [
@@ -140,8 +145,10 @@ class LASPMethod(Method):
         noise: standard deviation of what is added to the references in half of the steps.
     """
 
+    sentences_for = "training"
     rows: torch.Tensor | None
     references: torch.Tensor | None
+    shares: torch.Tensor | None
 
     def __init__(
         self,
@@ -167,10 +174,7 @@ class LASPMethod(Method):
         self.words = context.words
         self.groups = 1 if context.ctx.dim() == 2 else len(context.ctx)
         if len(templates) < self.groups:
-            raise UserError(
-                f"TRAINER.LASP.GROUPS is {self.groups}, and there are {len(templates)} templates "
-                "in TRAINER.LASP.LASP_PROMPTS: each group needs one"
-            )
+            raise UserError(_FEWER.format(self.groups, f"{len(templates)} LASP_PROMPTS"))
         self.templates = list(templates)
         self.weight, self.noise = weight, noise
         self.text_names, self.negatives = names, negatives
@@ -182,9 +186,11 @@ class LASPMethod(Method):
             self.seen = all_names(classes)
             rows = torch.tensor(rows_of(classes.keys, list(self.seen)))
         self.register_buffer("rows", rows, persistent=False)
-        # Made when training begins, as testing needs none. references: (n,m,D), h not normalized.
+        # Made when training begins, as testing needs none. references: (n,m,D), h not normalized;
+        # shares: (n,m), where there are own sentences: whether there is a p-th.
         self.seen_layout: PromptLayout | None = None
         self.register_buffer("references", None, persistent=False)
+        self.register_buffer("shares", None, persistent=False)
 
     @classmethod
     def what_it_sees(cls, cfg: CfgNode) -> tuple[str, ...]:
@@ -226,7 +232,8 @@ class LASPMethod(Method):
             *(encoders, classes, context, norms, c.LASP_PROMPTS, weight, c.NAMES, c.NEGATIVES),
             c.NOISE,
         )
-        print(f"L_tt sees {method.number_of_names} names in {len(c.LASP_PROMPTS)} templates")
+        told = "sentences of their own" if classes.described else f"{len(c.LASP_PROMPTS)} templates"
+        print(f"L_tt sees {method.number_of_names} names in {told}")
         return method
 
     @property
@@ -250,17 +257,29 @@ class LASPMethod(Method):
         if self.rows is not None and self.seen_layout is None:
             self.seen_layout = self._layout(list(self.seen.values()))
         if self.weight and self.references is None:
-            keys = self.seen if self.text_names == "all" else self.classes.keys
-            names = Classes([self.seen[key] for key in keys], list(keys))
+            keys = self._text_keys()
+            own = sentences_of(self.classes, keys)
+            if own is not None:
+                if (fewest := min(map(len, own))) < self.groups:
+                    raise UserError(_FEWER.format(self.groups, f"{fewest} sentences of a class"))
+                self.references, self.shares = pad_sentences(self.encoders, own)
+                return
+            names = Classes([self.seen[key] for key in keys], keys)
             encoded = {t: self.encoders.text.encode(names.sentences(t)) for t in self.templates}
             self.references = torch.stack([encoded[t] for t in self.templates])
+
+    def _text_keys(self) -> list[str]:
+        """Of the classes whose names L_tt sees."""
+        return list(self.seen) if self.text_names == "all" else list(self.classes.keys)
 
     def drawn(self, generator: torch.Generator | None, progress: float) -> dict[str, torch.Tensor]:
         """A step's noise (P,A,D)."""
         if not (self.noise and self.weight):
             return {}
         device = self.encoders.logit_scale.device
-        shape = (len(self.templates), self.number_of_names, self.encoders.embed_dim)
+        own = sentences_of(self.classes, self._text_keys())
+        n = max(map(len, own)) if own else len(self.templates)
+        shape = (n, self.number_of_names, self.encoders.embed_dim)
         noisy = torch.rand(1, generator=generator, device=device) < 0.5
         noise = torch.randn(shape, generator=generator, device=device)
         return {"noise": self.noise * noisy * noise}
@@ -340,7 +359,13 @@ class LASPMethod(Method):
         for group, text in enumerate(unit(learned)):
             queries = references[group :: self.groups].flatten(0, 1)
             logits = self.encoders.temperature * queries @ text.t()
-            each.append(F.cross_entropy(logits, own.repeat(len(queries) // len(own))))
+            targets = own.repeat(len(queries) // len(own))
+            if self.shares is None:
+                each.append(F.cross_entropy(logits, targets))
+                continue
+            shares = self.shares[group :: self.groups]
+            shares = (shares / shares.sum(dim=0)).flatten() / len(own)
+            each.append(F.cross_entropy(logits, targets, reduction="none") @ shares)
         return torch.stack(each).mean()
 
 

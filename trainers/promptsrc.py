@@ -27,6 +27,7 @@ from tuning.prompts import (
     stacked,
     starting_context,
 )
+from tuning.sentences import mean_of_sentences
 from tuning.trainer import PromptTrainer
 
 _TEMPLATES = 60  # the first of OpenAI's 80 ImageNet templates
@@ -114,6 +115,7 @@ class PromptSRCMethod(Method):
     """
 
     trained_modules = ("prompts",)
+    sentences_for = "training"
     frozen_text: torch.Tensor
     image_tower_untouched = False
     compares_with_frozen_image = True
@@ -137,7 +139,7 @@ class PromptSRCMethod(Method):
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> PromptSRCMethod:
-        """From all keys of TRAINER.PROMPTSRC but GPA_*; ẽ is the mean of 60 templates.
+        """From all keys of TRAINER.PROMPTSRC but GPA_*; ẽ is `mean_text_features`.
 
         Raises:
             UserError: the image tower is a ResNet, or a depth isn't among its tower's layers.
@@ -203,8 +205,13 @@ def mean_text_features(
 ) -> torch.Tensor:
     """(C,D): the mean over templates of the un-normalized frozen text features, at least fp32.
 
+    Of classes that have sentences of their own, the mean over these.
+
     templates: by default the 60 of PromptSRC's code.
     """
+    described = mean_of_sentences(encoders, classes, normalized=False)
+    if described is not None:
+        return described
     templates = templates or imagenet_templates()[:_TEMPLATES]
     each = (encoders.text.encode(classes.sentences(template)) for template in templates)
     total = reduce(torch.add, (e.to(torch.promote_types(e.dtype, torch.float32)) for e in each))

@@ -12,6 +12,7 @@ from dassl.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError
 from tuning.method import Classes, Method, unit
+from tuning.sentences import mean_of_sentences
 from tuning.trainer import PromptTrainer
 
 
@@ -24,12 +25,14 @@ def extend_cfg(cfg: CfgNode) -> None:
 
 
 class ZeroshotMethod(Method):
-    """The ITM head on frozen text features of hand-written templates.
+    """The ITM head on frozen text features of hand-written templates, or of sentences.
 
     Args:
-        templates: each with one {}; of several, the normalized features are averaged.
+        templates: each with one {}; of several, the normalized features are averaged. As are those
+            of a class's own sentences, which stand in their place (DATASET.SENTENCES).
     """
 
+    sentences_for = "features"
     template_name = "zeroshot"
     label_fit = ()  # nothing is trained
 
@@ -55,11 +58,22 @@ class ZeroshotMethod(Method):
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> ZeroshotMethod:
         """With the data set's template ("zeroshot" where it has one)."""
-        print(f"Prompt: {classes.template}")
-        return cls(encoders, classes, [classes.template])
+        return cls._of_templates(encoders, classes, [classes.template])
+
+    @classmethod
+    def _of_templates(
+        cls, encoders: Encoders, classes: Classes, templates: list[str]
+    ) -> ZeroshotMethod:
+        if not classes.described:
+            one = f"Prompt: {templates[0]}"
+            print(one if len(templates) == 1 else f"Ensemble of {len(templates)} prompts")
+        return cls(encoders, classes, templates)
 
     def encode_text(self) -> torch.Tensor:
-        """(C,D), of all templates."""
+        """(C,D), of all sentences or templates."""
+        described = mean_of_sentences(self.encoders, self.classes)
+        if described is not None:
+            return described
         return ensemble_features(self.encoders, self.classes, self.templates)
 
 
@@ -72,8 +86,7 @@ class EnsembleMethod(ZeroshotMethod):
         templates = selected_imagenet_templates()
         if classes.template_joins_ensembles:
             templates.append(classes.template)
-        print(f"Ensemble of {len(templates)} prompts")
-        return cls(encoders, classes, templates)
+        return cls._of_templates(encoders, classes, templates)
 
 
 def read_template(path: str) -> str:

@@ -13,6 +13,7 @@ The folder holds
                           L2-normalized text features, where they don't depend on the image; and
                           logit_scale (), the logarithm of τ
     backbone.safetensors  CLIP, where the backbone has no public name
+    sentences.json        the classes' own sentences, where the text features are made of them
     model.onnx            images (B,3,I,I) → logits (B,C), where it was asked for
     README.md             what it is, and how to use it
 
@@ -38,6 +39,7 @@ from .run import Run
 
 FORMAT = 1
 DESCRIPTION, TENSORS, BACKBONE = "model.json", "model.safetensors", "backbone.safetensors"
+SENTENCES = "sentences.json"
 EMBEDDINGS, SCALE, PREPARED = "class_embeddings", "logit_scale", "prepared."
 # What model.json says of a checkpoint.
 SAID = ("class_keys", "classnames", "template", "backbone_sha256", "epoch")
@@ -83,6 +85,11 @@ class ExportedRun(Run):
         if not self.backbone and own.is_file():
             return str(own)
         return super().backbone_name()
+
+    def sentences_file(self) -> str:
+        """The folder's own."""
+        own = self.folder / SENTENCES
+        return str(own) if own.is_file() else ""
 
 
 class ExportedModel(Predictor):
@@ -178,6 +185,11 @@ def save(run: Run, folder: Path, with_backbone: bool = False) -> None:
         own = find_backbone(str(folder / BACKBONE), run.cfg.MODEL.BACKBONE.ARCHITECTURE)
         said["backbone_sha256"] = own.digest
         cfg.MODEL.BACKBONE.NAME = BACKBONE
+    if method.classes.described:
+        named = zip(run.classnames, run.class_keys, strict=True)
+        own = {name: list(method.classes.described[key]) for name, key in named}
+        with atomic_write(folder / SENTENCES) as file:
+            file.write(json_text(own, indent=2) + "\n")
     tensors = dict(checkpoint.get("state_dict", {}))
     tensors |= {f"{PREPARED}{key}": v for key, v in checkpoint.get("prepared", {}).items()}
     tensors[SCALE] = method.encoders.logit_scale.detach().float().cpu()
@@ -213,7 +225,7 @@ def _without_paths(cfg: Any) -> Any:
 
     defaults, cfg = get_cfg_default(), cfg.clone()
     cfg.defrost()
-    for key in (*MACHINE_KEYS, "MODEL.INIT_WEIGHTS"):
+    for key in (*MACHINE_KEYS, "MODEL.INIT_WEIGHTS", "DATASET.SENTENCES"):
         node, value = cfg, defaults
         *path, last = key.split(".")
         for part in path:

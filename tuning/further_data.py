@@ -59,6 +59,11 @@ def classes_of(cfg: CfgNode, manager: DataManager, template_name: str) -> Classe
     )
 
 
+def further_classes(managers: Iterable[DataManager], template_name: str) -> tuple[Classes, ...]:
+    """The classes of each further data set."""
+    return tuple(classes_of(manager.cfg, manager, template_name) for manager in managers)
+
+
 def other_templates_of(
     cfg: CfgNode, dataset: DatasetBase | type[DatasetBase], names: Iterable[str] | None = None
 ) -> dict[str, str]:

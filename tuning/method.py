@@ -76,6 +76,7 @@ class Classes:
     further: those of the data sets that are trained on beside the run's own (DATASET.FURTHER).
     other_templates: the data set's templates under other names; {} where DATASET.TEMPLATE was asked
     for, which then stands for all of them.
+    described: each class's own sentences by key, {} without a file; undescribed: what it lacks.
     """
 
     names: list[str]
@@ -87,6 +88,8 @@ class Classes:
     images: int = 0
     further: tuple[Classes, ...] = ()
     other_templates: Mapping[str, str] = field(default_factory=dict)
+    described: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    undescribed: str = ""
 
     def template_named(self, name: str) -> str:
         """The data set's template of this name; its usual one where it has none."""
@@ -119,16 +122,16 @@ def cosine_logits(image: torch.Tensor, text: torch.Tensor, temperature: torch.Te
 class Method(Saved):
     """Base of all methods: the ITM head on the features of `encode_image` and `encode_text`."""
 
-    # Which of a data set's templates it reads, where there is one of that name.
-    template_name = ""
+    # What it takes DATASET.SENTENCES for: "training", its losses alone; "features", tests, too; "".
+    sentences_for = ""
+    template_name = ""  # which of a data set's templates it reads, where it has one of that name
     # Others that it reads beside that, by `Classes.template_named`.
     further_templates: tuple[str, ...] = ()
     # Its losses that are the fit to the labels: what DePT scales by 1−λ. None: DePT can't wrap it.
     label_fit: tuple[str, ...] = ("itm",)
     # Whether a view's image features never change: no trained input enters the image tower.
     image_tower_untouched = True
-    # Whether training draws random numbers inside the towers: no two paths draw the same.
-    draws_inside = False
+    draws_inside = False  # whether training draws inside the towers: no two paths draw the same
     # Whether its losses also read the unprompted tower's features of each view; its `features` then
     # takes them as `frozen_image` where they are at hand.
     compares_with_frozen_image = False
@@ -136,16 +139,13 @@ class Method(Saved):
     sees: tuple[str, ...] = ()
     # Views of each training image that it wants; 0: as many as DATALOADER.K_TRANSFORMS says.
     views_wanted = 1
-    # The config key that names the run it learns from; "": none.
-    teacher_key = ""
     # Config keys of files, without which it can't be trained: their content is part of identity.
     needs_files: tuple[str, ...] = ()
-    # What is at `teacher_key`, while training.
-    teacher_run: Teacher | None = None
+    teacher_key = ""  # the config key that names the run it learns from; "": none
+    teacher_run: Teacher | None = None  # what is there, while training
     # Token ids of the frozen words between context and class name, the same in all prompts.
     words: Sequence[int] = ()
-    # What follows the class name in its prompts.
-    tail = "."
+    tail = "."  # what follows the class name in its prompts
 
     def __init__(self, encoders: Encoders, classes: Classes) -> None:
         super().__init__()

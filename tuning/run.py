@@ -176,16 +176,12 @@ def run_of_checkpoint(
 
 @dataclass
 class Run:
-    """A finished or interrupted run, read when asked for.
-
-    folder: of the run. cfg: its config. file: the checkpoint meant, if not the one it deploys.
-    backbone: instead of the run's.
-    """
+    """A finished or interrupted run, read when asked for."""
 
     folder: Path
     cfg: CfgNode
-    file: Path | None = None
-    backbone: str = ""
+    file: Path | None = None  # the checkpoint meant, if not the one it deploys
+    backbone: str = ""  # instead of the run's
     _methods: dict[Any, Method] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -308,6 +304,12 @@ class Run:
             )
         return name
 
+    def sentences_file(self) -> str:
+        """The file of sentences that its features are made of, or "". Raises as `recorded_file`."""
+        from tuning.sentences import recorded_file
+
+        return recorded_file(self)
+
     def method(self, classes: Sequence[str] | Classes | None = None) -> Method:
         """The trained method on its encoders, in eval mode.
 
@@ -338,8 +340,7 @@ class Run:
         from dassl.data.datasets import DATASET_REGISTRY
         from tuning.further_data import other_templates_of
 
-        dataset = DATASET_REGISTRY.get(self.cfg.DATASET.NAME)
-        others = other_templates_of(self.cfg, dataset)
+        others = other_templates_of(self.cfg, DATASET_REGISTRY.get(self.cfg.DATASET.NAME))
         return Classes(names, keys, self.template, other_templates=others)
 
     def _build(self, classes: Classes) -> Method:
@@ -352,6 +353,7 @@ class Run:
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.MODEL.BACKBONE.NAME = self.backbone_name()
+        cfg.DATASET.SENTENCES = self.sentences_file()
         cfg.freeze()
         device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
         with contextlib.redirect_stdout(io.StringIO()):  # what a training run would tell

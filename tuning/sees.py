@@ -93,6 +93,8 @@ class Seeing:
             sees.discard("new_class_names")
         if not self.further:
             sees.discard("other_data_sets")
+        if self.cfg.DATASET.SENTENCES:  # "" where its method takes none
+            sees.add("language_model_text")
         if self.cfg.TRAINER.SETTINGS_PER_DATA_SET:
             sees.add("settings_per_data_set")
         if self.validates:

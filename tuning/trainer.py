@@ -19,9 +19,9 @@ from dassl.data.wrapper import generators_at
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, count_num_param, file_sha256, resolve_seed
 
-from . import original_checkpoints
+from . import original_checkpoints, sentences
 from .class_names import cut_names, say_alike
-from .further_data import classes_of, digests_of, other_templates_of
+from .further_data import digests_of, further_classes, other_templates_of
 from .inputs import Inputs, resolve_views
 from .loading import autocast, load_encoders, load_into, resolve_precision, take_precision
 from .method import Classes, Method
@@ -38,16 +38,13 @@ _STEP = ("train", "run_epoch", "_run_batches", "forward_backward", "model_zero_g
 
 
 def extend_cfg(cfg: CfgNode) -> None:
-    """Declare the keys of every method's trainer: MODEL.FAST, TRAIN.CUDA_GRAPH, DATASET.FURTHER."""
-    # False: the plain encoders, for benchmarks and doubts; the numbers are the same.
-    cfg.MODEL.FAST = True
+    """Declare the keys of every method's trainer."""
+    cfg.MODEL.FAST = True  # False: the plain encoders, for benchmarks and doubts; same numbers
     # On a GPU a step's kernels are recorded once and replayed. Off until measured on one.
     cfg.TRAIN.CUDA_GRAPH = False
-    # Config files of data sets that are trained on in turn with the run's own.
-    cfg.DATASET.FURTHER = ()
+    cfg.DATASET.FURTHER = ()  # config files of data sets trained on in turn with the run's own
     cfg.TRAINER.PREC = ""  # of whatever method runs; "": its node's own
-    # What a config says whose values were chosen for each data set.
-    cfg.TRAINER.SETTINGS_PER_DATA_SET = False
+    cfg.TRAINER.SETTINGS_PER_DATA_SET = False  # whether its values were chosen for each
 
 
 class PromptTrainer(Seeing, Inputs):
@@ -62,7 +59,7 @@ class PromptTrainer(Seeing, Inputs):
     config_node: str
     model_name = "prompt_learner"
     may_differ: tuple[str, ...] = ("SEED",)
-    files_by_content: tuple[str, ...] = ("MODEL.BACKBONE.NAME", "MODEL.INIT_WEIGHTS")
+    files_by_content = ("MODEL.BACKBONE.NAME", "MODEL.INIT_WEIGHTS", sentences.KEY)
     side_by_side = 1  # the number of runs that are trained together
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -98,12 +95,14 @@ class PromptTrainer(Seeing, Inputs):
 
     @classmethod
     def identity_of(cls, cfg: CfgNode, dataset: Any, model: str | os.PathLike | None = None):
-        """As the engine's; a test needs no teacher."""
-        key = cls.method_class.teacher_key
-        if key and model is not None:
+        """As the engine's; a test needs no teacher, nor sentences that training alone takes."""
+        if model is not None:
             cfg = cfg.clone()
             cfg.defrost()
-            cfg.merge_from_list([key, ""])
+            if key := cls.method_class.teacher_key:
+                cfg.merge_from_list([key, ""])
+            if cls.method_class.sentences_for == "training":
+                cfg.DATASET.SENTENCES = ""
         identity = super().identity_of(cfg, dataset, model)
         further = digests_of(cfg, cls.method_class.template_name)
         others = other_templates_of(cfg, dataset, cls.method_class.further_templates)
@@ -137,12 +136,14 @@ class PromptTrainer(Seeing, Inputs):
     def resolve_cfg(cls, cfg: CfgNode) -> None:
         """Let config.yaml record what is used; called once, when all options are merged."""
         cls.method_class.resolve_cfg(cfg)
+        sentences.resolve_cfg(cfg, cls.__name__, cls.method_class)
         take_precision(cfg, cls.method_cfg(cfg))
         resolve_views(cfg, cls.method_class, cls.__name__)
 
     @classmethod
     def build_method(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> Method:
         """The method as the config says, on the CPU; its teacher, if it has one, is unread."""
+        classes = sentences.with_sentences(classes, cfg.DATASET.SENTENCES, cls.method_class)
         classes = cut_names(classes, cfg.DATASET.NAME_TOKENS)
         say_alike(classes)
         method = cls.method_class.from_cfg(cfg, encoders, classes)
@@ -204,10 +205,7 @@ class PromptTrainer(Seeing, Inputs):
             if "new_class_names" in sees
             else {},
             len(dm.dataset.train_x or ()),
-            tuple(
-                classes_of(manager.cfg, manager, self.method_class.template_name)
-                for manager in self.further
-            ),
+            further_classes(self.further, self.method_class.template_name),
             other_templates_of(cfg, dm.dataset),
         )
 
@@ -256,6 +254,7 @@ class PromptTrainer(Seeing, Inputs):
 
     def before_train(self) -> None:
         """As the engine's; a run that begins is prepared."""
+        sentences.check_described(self.method.classes)
         super().before_train()
         self.take_teacher()
         if self.start_epoch or self.batches_done:

@@ -49,6 +49,7 @@ _C.DATASET.NUM_SHOTS = -1  # images per class; -1: all
 _C.DATASET.SUBSAMPLE_CLASSES = "all"  # all | base | new
 _C.DATASET.CONFIG = ""  # the trainers' config that protocols take; empty: each trainer's usual one
 _C.DATASET.TEMPLATE = ""  # hand-written prompt with one {}; empty: the data set's own
+_C.DATASET.SENTENCES = ""  # a JSON file, {class name: [sentence, …]}, in place of templates
 _C.DATASET.NAME_TOKENS = 0  # class names are cut to as many tokens; 0: none is
 _C.DATASET.SOURCE_DOMAINS = ()
 _C.DATASET.TARGET_DOMAINS = ()

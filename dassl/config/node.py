@@ -36,6 +36,10 @@ class CfgNode(_YacsNode):
         """A line for each public option that was set: what it is here, or that it has no effect."""
         return [line for _, line in self.__dict__.get("_remarks", {}).values()]
 
+    def remark(self, key: str, line: str) -> None:
+        """Have `line` among the remarks, until `key` is set anew."""
+        self.__dict__.setdefault("_remarks", {})[key] = (key, line)
+
     def clone(self) -> CfgNode:
         """Copy the tree: as yacs, without copying anew what can't change."""
         twin = type(self)()

@@ -68,12 +68,13 @@ def read_text(path: str | os.PathLike, limit: int = TEXT_LIMIT) -> str:
         raise UserError(f"{path} is not UTF-8 text: {error}") from None
 
 
-def read_json(path: str | os.PathLike, kind: Kind = object) -> Any:
+def read_json(path: str | os.PathLike, kind: Kind = object, unique: bool = False) -> Any:
     """Return the content of a JSON file, a `kind`: dict, list, ….
 
-    Raises UserError as `read_text`, or if it is not JSON, or holds another kind of thing.
+    Raises UserError as `read_text`, or if it is not JSON, or holds another kind of thing, or with
+    `unique` if an object has a key twice, of which JSON's readers keep the last.
     """
-    return _parse_json(read_text(path), path, kind)
+    return _parse_json(read_text(path), path, kind, unique)
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -82,14 +83,24 @@ def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
     return [_parse_json(line, f"{path}, line {i},", dict) for i, line in enumerate(lines, start=1)]
 
 
-def _parse_json(text: str, where: str | os.PathLike, kind: Kind) -> Any:
+def _parse_json(text: str, where: str | os.PathLike, kind: Kind, unique: bool = False) -> Any:
+    pairs = _each_key_once if unique else None
     try:
-        content = json.loads(text, parse_constant=_no_such_number)
+        content = json.loads(text, parse_constant=_no_such_number, object_pairs_hook=pairs)
     except ValueError as error:
         raise UserError(f"{where} is not valid JSON: {error}") from None
     except RecursionError:
         raise UserError(f"{where} is nested too deep") from None
     return check_kind(content, kind, where)
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} is there twice")
+        found[key] = value
+    return found
 
 
 def _no_such_number(token: str) -> None:
