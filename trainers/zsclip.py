@@ -58,16 +58,9 @@ class ZeroshotMethod(Method):
     @classmethod
     def from_cfg(cls, cfg: CfgNode, encoders: Encoders, classes: Classes) -> ZeroshotMethod:
         """With the data set's template ("zeroshot" where it has one)."""
-        return cls._of_templates(encoders, classes, [classes.template])
-
-    @classmethod
-    def _of_templates(
-        cls, encoders: Encoders, classes: Classes, templates: list[str]
-    ) -> ZeroshotMethod:
         if not classes.described:
-            one = f"Prompt: {templates[0]}"
-            print(one if len(templates) == 1 else f"Ensemble of {len(templates)} prompts")
-        return cls(encoders, classes, templates)
+            print(f"Prompt: {classes.template}")
+        return cls(encoders, classes, [classes.template])
 
     def encode_text(self) -> torch.Tensor:
         """(C,D), of all sentences or templates."""
@@ -86,7 +79,9 @@ class EnsembleMethod(ZeroshotMethod):
         templates = selected_imagenet_templates()
         if classes.template_joins_ensembles:
             templates.append(classes.template)
-        return cls._of_templates(encoders, classes, templates)
+        if not classes.described:
+            print(f"Ensemble of {len(templates)} prompts")
+        return cls(encoders, classes, templates)
 
 
 def read_template(path: str) -> str:

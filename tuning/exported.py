@@ -187,9 +187,9 @@ def save(run: Run, folder: Path, with_backbone: bool = False) -> None:
         cfg.MODEL.BACKBONE.NAME = BACKBONE
     if method.classes.described:
         named = zip(run.classnames, run.class_keys, strict=True)
-        own = {name: list(method.classes.described[key]) for name, key in named}
+        described = {name: list(method.classes.described[key]) for name, key in named}
         with atomic_write(folder / SENTENCES) as file:
-            file.write(json_text(own, indent=2) + "\n")
+            file.write(json_text(described, indent=2) + "\n")
     tensors = dict(checkpoint.get("state_dict", {}))
     tensors |= {f"{PREPARED}{key}": v for key, v in checkpoint.get("prepared", {}).items()}
     tensors[SCALE] = method.encoders.logit_scale.detach().float().cpu()

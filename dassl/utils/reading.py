@@ -6,6 +6,7 @@ What is no regular file, is too large, isn't in its format or holds another kind
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import stat
@@ -61,9 +62,14 @@ def read_bytes(path: str | os.PathLike, limit: int = TEXT_LIMIT) -> bytes:
 
 
 def read_text(path: str | os.PathLike, limit: int = TEXT_LIMIT) -> str:
-    """Return a UTF-8 text, without a byte-order mark. Raises UserError as `read_bytes`."""
+    """Return a UTF-8 text without its byte-order mark, or a UTF-16 one that has one.
+
+    Raises UserError as `read_bytes`, and for any other encoding.
+    """
+    content = read_bytes(path, limit)
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return read_bytes(path, limit).decode("utf-8-sig")
+        return content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from None
 
