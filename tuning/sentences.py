@@ -78,7 +78,7 @@ def with_sentences(classes: Classes, path: str, method: type[Method]) -> Classes
         found = read_sentences(path)
         described = {
             key: [s.replace("{}", _plain(name)) for s in found[_plain(name)]]
-            for key, name in _all_names(classes).items()
+            for key, name in _seen_names(classes).items()
             if _plain(name) in found
         }
         _refuse_missing(classes, described, found, path)
@@ -183,9 +183,9 @@ def mean_of_sentences(
     return torch.stack([of_class.mean(dim=0) for of_class in each])
 
 
-def _all_names(classes: Classes) -> dict[str, str]:
-    own = dict(zip(classes.keys, classes.names, strict=True))
-    return {**classes.label_space, **classes.others, **own}
+def _seen_names(classes: Classes) -> dict[str, str]:
+    """Of the run's own classes, and of others where its method declares that it sees them."""
+    return {**classes.others, **dict(zip(classes.keys, classes.names, strict=True))}
 
 
 def _plain(name: str) -> str:
