@@ -28,7 +28,7 @@ import os
 import shutil
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dassl.utils import UserError, atomic_write, check_kind, json_text, read_json
 from dassl.utils.tensor_files import read_tensors
@@ -36,6 +36,9 @@ from tuning.defaults import read_config
 
 from .prediction import Predictor
 from .run import Run
+
+if TYPE_CHECKING:
+    from .method import Method
 
 FORMAT = 1
 DESCRIPTION, TENSORS, BACKBONE = "model.json", "model.safetensors", "backbone.safetensors"
@@ -185,11 +188,7 @@ def save(run: Run, folder: Path, with_backbone: bool = False) -> None:
         own = find_backbone(str(folder / BACKBONE), run.cfg.MODEL.BACKBONE.ARCHITECTURE)
         said["backbone_sha256"] = own.digest
         cfg.MODEL.BACKBONE.NAME = BACKBONE
-    if method.classes.described:
-        named = zip(run.classnames, run.class_keys, strict=True)
-        described = {name: list(method.classes.described[key]) for name, key in named}
-        with atomic_write(folder / SENTENCES) as file:
-            file.write(json_text(described, indent=2) + "\n")
+    _save_sentences(run, method, folder)
     tensors = dict(checkpoint.get("state_dict", {}))
     tensors |= {f"{PREPARED}{key}": v for key, v in checkpoint.get("prepared", {}).items()}
     tensors[SCALE] = method.encoders.logit_scale.detach().float().cpu()
@@ -205,6 +204,17 @@ def save(run: Run, folder: Path, with_backbone: bool = False) -> None:
     with atomic_write(folder / DESCRIPTION) as file:
         entries = {"format": FORMAT, "trainer": run.cfg.TRAINER.NAME, **said}
         file.write(json_text(entries, indent=2) + "\n")
+
+
+def _save_sentences(run: Run, method: Method, folder: Path) -> None:
+    """Write the classes' own sentences, where the text features are made of them."""
+    described = method.classes.described
+    if not described:
+        return
+    names = zip(run.classnames, run.class_keys, strict=True)
+    own = {name: list(described[key]) for name, key in names}
+    with atomic_write(folder / SENTENCES) as file:
+        file.write(json_text(own, indent=2) + "\n")
 
 
 def class_embeddings(run: Run) -> Any:
