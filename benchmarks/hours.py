@@ -1,18 +1,23 @@
 #!/usr/bin/env python3
-"""How long the protocols of docs/reproduce.md take on this machine.
+"""What the protocols of docs/reproduce.md cost: steps, images, arithmetic; hours on this machine.
 
-    python benchmarks/hours.py                                  every protocol, ViT-B/16 in fp32
-    python benchmarks/hours.py --precision fp16 --markdown      on a GPU
+    python benchmarks/hours.py --count                          steps and images; seconds
+    python benchmarks/hours.py --count --arithmetic             and operations; minutes
+    python benchmarks/hours.py --precision fp16 --markdown      and hours, here on a GPU
     python benchmarks/hours.py --protocols base_to_new --trainers MaPLe DePT_MaPLe --seeds 1
 
 It counts what the runs of `run_protocol.py` do, each protocol from nothing: training steps, views
 to encode, test images. It measures what one of each costs here, with random weights in the released
 shapes, and multiplies. Neither data sets nor released weights are needed.
 
+A training's steps are epochs × ⌊classes × shots / batch⌋ (at least one an epoch), unless its config
+counts iterations; a protocol's are the sum over its trainers, data sets, seeds and shots.
+
 The cost of a step, or of the text features at a test, is affine in the number of classes: so much
 for what all classes share, and so much for each. It is measured at two numbers of them, with the
-options of the method's usual configuration. Features of an image tower that nothing trained enters
-are encoded once and then taken from the cache, whichever run comes first.
+options of the method's usual configuration and its batch, also where there are fewer images.
+Features of an image tower that nothing trained enters are encoded once and then taken from the
+cache, whichever run comes first.
 
 Runs go one after another, every view is decoded anew, and nothing goes on beside that: an upper
 bound, where several runs train at once and loaders keep up. Left out are the start of a run
@@ -29,9 +34,8 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,44 +44,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from PIL import Image
 
-import datasets  # noqa: F401  (its modules register the data sets)
 from benchmarks import timing
 from benchmarks.method_setup import SIZES, MethodSetup, Settings, images
+from benchmarks.work import TEST_JPEG, TRAINING_JPEG, VIEW, Unit, plan_of, works_of
 from clip.model import CLIP
 from dassl.config import CfgNode
-from dassl.config.severities import OF_IMAGES
-from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.transforms import build_transform
 from dassl.utils import UserError, read_image, user_errors, write_json
 from dassl.utils.cli import Parser, markdown_table, output_file, seed_list
-from experiments.chains import Chain
-from experiments.protocols import PROTOCOLS, ROOT, Plan
-from tuning import options
+from experiments.protocols import PROTOCOLS, ROOT
 from tuning.loading import resolve_precision
 
 JPEG = (500, 375)  # width and height of the image that is decoded, in pixels
 COLUMNS = ("protocol", "trainers", "runs", "steps", "images encoded", "PFLOP", "hours")
-
-
-class Unit(NamedTuple):
-    """What runs do many times; a trainer where it differs between them, classes where it scales."""
-
-    what: str
-    trainer: str = ""
-    batch: int = 0
-    classes: int = 0
-
-
-VIEW = Unit("view")  # an image through the tower that nothing trained enters
-TRAINING_JPEG = Unit("training image, decoded")
-TEST_JPEG = Unit("test image, decoded")
-
-
-class PlannedRun(NamedTuple):
-    """A run of train.py: its resolved config, and whether it tests another's model."""
-
-    cfg: CfgNode
-    eval_only: bool
 
 
 class Cost(NamedTuple):
@@ -87,100 +66,17 @@ class Cost(NamedTuple):
     gflop: float
 
 
-# --- What is to be done -----------------------------------------------------------------------
-
-
-def plan_of(name: str, args: argparse.Namespace) -> tuple[list[str], dict[Path, PlannedRun]]:
-    """The trainers of a protocol, and its runs by folder. Raises UserError for an unknown name."""
-    protocol = PROTOCOLS[name]
-    trainers = args.trainers or list(protocol.trainers)
-    chains = protocol.chains(
-        Plan(Path("data"), Path("output")),
-        trainers,
-        args.datasets or protocol.datasets,
-        list(chain(*args.seeds)) if args.seeds else protocol.seeds,
-        args.shots or protocol.shots,
-    )
-    return trainers, runs_of(chains)
-
-
-def runs_of(chains: Iterable[Chain]) -> dict[Path, PlannedRun]:
-    """The runs of a plan by folder; the same run twice is done once."""
-    runs = {}
-    for job in chain.from_iterable(each.jobs for each in chains):
-        words = options.parse_args(list(job.arguments))
-        runs[job.folder] = PlannedRun(options.setup_cfg(words), words.eval_only)
-    return runs
-
-
-def sizes_of(cfg: CfgNode) -> tuple[int, int, int]:
-    """Classes, training images and test images of a run, from what its data set's reader states.
-
-    Images of base or new classes: their share of the classes. Raises UserError if nothing is
-    stated.
-    """
-    sizes = getattr(DATASET_REGISTRY.get(cfg.DATASET.NAME), "sizes", None)
-    if not sizes:
-        raise UserError(f"{cfg.DATASET.NAME} doesn't state its sizes: its runs can't be counted")
-    classes, training, _, tested = sizes
-    base = math.ceil(classes / 2)
-    chosen = {"all": classes, "base": base, "new": classes - base}[cfg.DATASET.SUBSAMPLE_CLASSES]
-    shots, share = cfg.DATASET.NUM_SHOTS, chosen / classes
-    training = round(training * share)
-    return chosen, min(shots * chosen, training) if shots > 0 else training, round(tested * share)
-
-
-def kinds(trainers: Iterable[str]) -> dict[str, MethodSetup]:
-    """A small setup of each trainer: it knows what is trained, and what can be kept."""
-    model = Settings("", "tiny").model()
-    return {
-        name: MethodSetup(Settings(name, "tiny", classes=2), model, fast=True)
-        for name in sorted(set(trainers))
-    }
-
-
-def count(run: PlannedRun, method: MethodSetup, cached: set[tuple]) -> Counter[Unit]:
-    """How often a run does what.
-
-    Args:
-        run: one of a plan.
-        method: any setup of its trainer.
-        cached: the passes over images whose features are at hand; this run's join them.
-    """
-    cfg = run.cfg
-    name, batch, epochs = cfg.TRAINER.NAME, cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.OPTIM.MAX_EPOCH
-    classes, shown, tested = sizes_of(cfg)
-    split: tuple = (cfg.DATASET.NAME, cfg.DATASET.SUBSAMPLE_CLASSES)
-    work: Counter[Unit] = Counter()
-    if method.trains and not run.eval_only:
-        steps = max(1, shown // batch)  # an incomplete last batch is left out, unless alone
-        work[Unit("step", name, batch, classes)] = steps * epochs
-        for epoch in range(epochs):
-            views = (*split, cfg.DATASET.NUM_SHOTS, cfg.SEED, batch, epoch)
-            known = views in cached
-            if method.features_for_images or method.features_with_images:
-                work[VIEW] += 0 if known else min(shown, steps * batch)
-                cached.add(views)
-            if not (known and method.features_for_images):
-                work[TRAINING_JPEG] += min(shown, steps * batch)
-    if not cfg.TEST.NO_TEST:
-        if cfg.TEST.CORRUPTION in OF_IMAGES:
-            split = (*split, cfg.TEST.CORRUPTION, cfg.TEST.SEVERITY)
-        if not (method.features_for_images and split in cached):
-            work[TEST_JPEG] += tested
-            work[VIEW if method.features_for_images else Unit("test image", name, batch)] += tested
-        if method.features_for_images:
-            cached.add(split)
-        work[Unit("text", name, batch, classes)] += tested if method.text_per_image else 1
-    return work
-
-
 # --- What it costs ----------------------------------------------------------------------------
 
 
 def cost(call: Callable[[], object], repeats: int, device: torch.device, of: int = 1) -> Cost:
-    """Of one of the `of` units that a call does; the call that counts operations is not timed."""
+    """Of one of the `of` units that a call does; the call that counts operations is not timed.
+
+    repeats: timed calls; 0: its seconds are NaN.
+    """
     gflop = timing.gflop(call)
+    if not repeats:
+        return Cost(math.nan, gflop / of)
     seconds = timing.interleaved({"": call}, repeats, device, warm=True)[""].wall
     return Cost(seconds / of, gflop / of)
 
@@ -199,7 +95,6 @@ def method_costs(
     """Of a trainer's step, text features and test image, by number of classes."""
     costs: dict[str, dict[int, Cost]] = {"step": {}, "text": {}, "test image": {}}
     device = model.logit_scale.device
-    image = images(batch, model)
     given: tuple = ()
     for classes in args.classes:
         settings = Settings(trainer, args.backbone, classes, batch, args.precision)
@@ -207,7 +102,10 @@ def method_costs(
         text = partial(setup.score, setup.encoded(1), fresh=True)
         costs["text"][classes] = cost(text, args.repeats, device)
         if setup.trains:
-            given = given or setup.ahead(image)  # the same, however many classes there are
+            if setup.features_for_images:  # one image's, as batches of them may be large
+                given = given or (setup.encode(images(1, model)).repeat(batch, 1), {})
+            # The same, however many classes there are.
+            given = given or setup.ahead(images(batch, model))
             label = torch.arange(batch, device=device) % classes
             step = partial(setup.step, given[0], label, given[1])
             costs["step"][classes] = cost(step, args.repeats, device)
@@ -249,8 +147,8 @@ def costs_of(
     units = sorted(units)
     model = Settings("", args.backbone, precision=args.precision).model()
     costs = {
-        TRAINING_JPEG: decoding_cost(cfg, True, args.repeats, cores),
-        TEST_JPEG: decoding_cost(cfg, False, args.repeats, cores),
+        unit: decoding_cost(cfg, unit is TRAINING_JPEG, args.repeats, cores)
+        for unit in (TRAINING_JPEG, TEST_JPEG)
     }
     if VIEW in units:
         costs[VIEW] = view_cost(args, model, cfg.TRAINER.NAME)
@@ -271,22 +169,28 @@ def costs_of(
 
 
 def summary(work: Counter[Unit], costs: dict[Unit, Cost]) -> dict[str, Any]:
-    """Steps, images encoded, PFLOP and hours of all that is to be done, hours also by part."""
+    """Steps and images encoded of all that is to be done.
+
+    With costs PFLOP too; if they were timed, hours, also by part.
+    """
+    row: dict[str, Any] = {
+        "steps": sum(number for unit, number in work.items() if unit.what == "step"),
+        "images encoded": sum(n for unit, n in work.items() if unit.what in ("view", "test image")),
+    }
+    if not costs:
+        return row
+    row["PFLOP"] = sum(number * costs[unit].gflop for unit, number in work.items()) / 1e6
     by_part: Counter[str] = Counter()
     for unit, number in work.items():
         by_part[unit.what] += number * costs[unit].seconds / 3600
-    return {
-        "steps": sum(number for unit, number in work.items() if unit.what == "step"),
-        "images encoded": sum(n for unit, n in work.items() if unit.what in ("view", "test image")),
-        "PFLOP": sum(number * costs[unit].gflop for unit, number in work.items()) / 1e6,
-        "hours": sum(by_part.values()),
-        "hours by part": dict(by_part),
-    }
+    if any(map(math.isnan, by_part.values())):
+        return row
+    return {**row, "hours": sum(by_part.values()), "hours by part": dict(by_part)}
 
 
-def table(rows: list[dict[str, Any]], markdown: bool = False) -> str:
-    """The rows under `COLUMNS`, for a terminal or a page."""
-    cells = [COLUMNS, *([_cell(row[column]) for column in COLUMNS] for row in rows)]
+def table(rows: list[dict[str, Any]], columns: Sequence[str], markdown: bool = False) -> str:
+    """The columns of the rows, for a terminal or a page."""
+    cells = [columns, *([_cell(row[column]) for column in columns] for row in rows)]
     if markdown:
         return markdown_table(cells, heads=2)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -305,8 +209,13 @@ def _cell(value: str | int | float) -> str:
     return f"{value:,}" if isinstance(value, int) else value
 
 
+def _measured(cost: Cost) -> dict[str, float]:
+    return {name: value for name, value in cost._asdict().items() if not math.isnan(value)}
+
+
 def _told(cost: Cost) -> str:
-    return f"{cost.seconds:.3g} s, {cost.gflop:.3g} GFLOP"
+    seconds = f"{cost.seconds:.3g} s, " if "seconds" in _measured(cost) else ""
+    return f"{seconds}{cost.gflop:.3g} GFLOP"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -320,6 +229,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--datasets", nargs="+", help="names under configs/datasets (each protocol's own)")
     add("--seeds", nargs="+", type=seed_list, help="such as 1-3 (each protocol's own)")
     add("--shots", nargs="+", type=int, help="images per class (each protocol's own)")
+    add("--count", action="store_true", help="measure nothing: steps and images alone")
+    add("--arithmetic", action="store_true", help="with --count: operations too")
     add("--backbone", default="ViT-B/16", help=f"shapes of the towers: {', '.join(SIZES)}")
     add("--precision", default="fp32", help="fp32, bf16, or on a GPU fp16, amp")
     add("--repeats", type=int, default=3, help="timed calls, after one untimed (3)")
@@ -339,6 +250,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     counts = (args.repeats, args.images, args.loaders, *args.classes, *(args.shots or ()))
     if min(number for number in counts if number is not None) < 1:
         raise UserError("--repeats, --classes, --images, --loaders and --shots: from 1")
+    if args.arithmetic and not args.count:
+        raise UserError("--arithmetic is for --count: without it operations are counted anyway")
+    if args.count:
+        args.repeats = 0
     if args.classes[0] == args.classes[1]:
         raise UserError("--classes takes two different numbers: the line through both is wanted")
     return args
@@ -363,22 +278,21 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if len(plans) > 1:  # protocols share runs, such as the model that both transfers test
         together = {folder: run for _, runs in plans.values() for folder, run in runs.items()}
         plans["all of these"] = ([], together)
-    methods = kinds(run.cfg.TRAINER.NAME for _, runs in plans.values() for run in runs.values())
-    works = {}
-    for name, (_, runs) in plans.items():
-        cached: set[tuple] = set()
-        counts = (count(run, methods[run.cfg.TRAINER.NAME], cached) for run in runs.values())
-        works[name] = sum(counts, Counter())
-    first = next(iter(plans[args.protocols[0]][1].values())).cfg
-    result["loaders"] = args.loaders or min(max(1, first.DATALOADER.NUM_WORKERS), os.cpu_count())
-    costs = costs_of(set().union(*works.values()), args, first, result["loaders"])
-    result["costs"] = [{**unit._asdict(), **each._asdict()} for unit, each in costs.items()]
+    works = works_of({name: runs for name, (_, runs) in plans.items()})
+    costs = {}
+    if args.arithmetic or not args.count:
+        first = next(iter(plans[args.protocols[0]][1].values())).cfg
+        loaders = args.loaders or min(max(1, first.DATALOADER.NUM_WORKERS), os.cpu_count())
+        result["loaders"] = loaders
+        costs = costs_of(set().union(*works.values()), args, first, loaders)
+    result["costs"] = [{**unit._asdict(), **_measured(each)} for unit, each in costs.items()]
     result["rows"] = [
         {"protocol": name, "trainers": ", ".join(trainers), "runs": len(runs)}
         | summary(works[name], costs)
         for name, (trainers, runs) in plans.items()
     ]
-    print(f"\n{table(result['rows'], args.markdown)}")
+    columns = [name for name in COLUMNS if name in result["rows"][0]]
+    print(f"\n{table(result['rows'], columns, args.markdown)}")
     if file:
         write_json(result, file)
     return result

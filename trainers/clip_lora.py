@@ -217,20 +217,28 @@ class CLIP_LoRA(PromptTrainer):
     may_differ = ()
     iterations = 0  # of all, where N_ITERS counts them
 
-    def build_data_loader(self) -> None:
-        """As the engine's; N_ITERS sets the number of epochs.
+    @classmethod
+    def steps_of(cls, cfg: CfgNode, batches: int) -> int:
+        """As every trainer's; N_ITERS for each shot, where it is set.
 
         Raises:
             UserError: N_ITERS without a number of shots.
         """
-        super().build_data_loader()
-        each, shots = self.method_cfg(self.cfg).N_ITERS, self.cfg.DATASET.NUM_SHOTS
-        if not each or self.train_loader_x is None:
-            return
+        each, shots = cls.method_cfg(cfg).N_ITERS, cfg.DATASET.NUM_SHOTS
+        if not each:
+            return super().steps_of(cfg, batches)
         if shots < 1:
             raise UserError("TRAINER.CLIP_LORA.N_ITERS counts for each shot: set DATASET.NUM_SHOTS")
-        self.iterations = each * shots
-        self.max_epoch = -(-self.iterations // len(self.train_loader_x))
+        return each * shots
+
+    def build_data_loader(self) -> None:
+        """As the engine's; N_ITERS sets the number of epochs."""
+        super().build_data_loader()
+        if not self.method_cfg(self.cfg).N_ITERS or self.train_loader_x is None:
+            return
+        batches = len(self.train_loader_x)
+        self.iterations = self.steps_of(self.cfg, batches)
+        self.max_epoch = -(-self.iterations // batches)
         print(f"{self.iterations:,} iterations, in {self.max_epoch:,} epochs")
 
     def model_update(self, names: str | list[str] | None = None) -> None:

@@ -292,6 +292,14 @@ class TipAdapter(PromptTrainer):
         if len(c.SEARCH_SCALE) != 2 or len(c.SEARCH_STEP) != 2 or min(c.SEARCH_STEP) < 1:
             raise UserError("TRAINER.TIP_ADAPTER.SEARCH_SCALE and SEARCH_STEP: of β and of α, each")
 
+    @classmethod
+    def passes_of(cls, cfg: CfgNode, epochs: int) -> set[int | None]:
+        """As every trainer's, with what keys, α and β are made of."""
+        c = cls.method_cfg(cfg)
+        views: set[int | None] = set(range(c.AUGMENT_EPOCH)) if c.AUGMENT_EPOCH else {None}
+        chosen: set[int | None] = {None} if c.CHOICE == "leave_one_out" else set()
+        return super().passes_of(cfg, epochs) | views | chosen
+
     def initialize_from(self, path: str) -> None:
         """As every trainer's; or the public code's tensors, whose rows are this run's in order."""
         public = public_cache(path)

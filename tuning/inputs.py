@@ -60,6 +60,19 @@ class Inputs(TrainerX):
         super().build_data_loader()
         self.further = [DataManager(cfg) for cfg in further_cfgs(self.cfg)]
 
+    @classmethod
+    def steps_of(cls, cfg: CfgNode, batches: int) -> int:
+        """The steps of a training, one pass over whose images has so many batches."""
+        return cfg.OPTIM.MAX_EPOCH * batches
+
+    @classmethod
+    def passes_of(cls, cfg: CfgNode, epochs: int) -> set[int | None]:
+        """The passes over the training images, before the first step and in so many epochs.
+
+        An epoch, whose views are drawn, by its number; None: each image as in a test.
+        """
+        return set(range(epochs))
+
     def _further_loaders(self) -> list[ImageLoader]:
         loaders = [(manager.cfg.DATASET.NAME, manager.train_loader_x) for manager in self.further]
         if missing := [name for name, loader in loaders if loader is None]:

@@ -29,6 +29,11 @@ class PoolTrainer(PromptTrainer):
         if self.method_cfg(cfg).PASSES and cfg.DATALOADER.K_TRANSFORMS > 1:
             raise UserError(f"TRAINER.{self.config_node}.PASSES: one view of an image at a time")
 
+    @classmethod
+    def passes_of(cls, cfg: CfgNode, epochs: int) -> set[int | None]:
+        """As every trainer's; those of the pool, where there is one."""
+        return set(range(cls.method_cfg(cfg).PASSES or epochs))
+
     def before_train(self) -> None:
         """As the engine's, with the pool."""
         super().before_train()
