@@ -46,7 +46,7 @@ from PIL import Image
 
 from benchmarks import timing
 from benchmarks.method_setup import SIZES, MethodSetup, Settings, images
-from benchmarks.work import TEST_JPEG, TRAINING_JPEG, VIEW, Unit, plan_of, works_of
+from benchmarks.work import TEST_JPEG, TRAINING_JPEG, VIEW, Unit, backbones, plan_of, works_of
 from clip.model import CLIP
 from dassl.config import CfgNode
 from dassl.data.transforms import build_transform
@@ -190,7 +190,7 @@ def summary(work: Counter[Unit], costs: dict[Unit, Cost]) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]], columns: Sequence[str], markdown: bool = False) -> str:
     """The columns of the rows, for a terminal or a page."""
-    cells = [columns, *([_cell(row[column]) for column in columns] for row in rows)]
+    cells = [columns, *([_cell(row.get(column, "–")) for column in columns] for row in rows)]
     if markdown:
         return markdown_table(cells, heads=2)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -274,24 +274,31 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "backbone": args.backbone,
     }
     print(", ".join(f"{name} {value}" for name, value in result.items()), flush=True)
-    plans = {name: plan_of(name, args) for name in args.protocols}
+    every = {name: plan_of(name, args) for name in args.protocols}
+    # What a run costs where a teacher stands on a backbone of its own is not known here.
+    plans = {name: plan for name, plan in every.items() if len(backbones(plan[1])) == 1}
     if len(plans) > 1:  # protocols share runs, such as the model that both transfers test
         together = {folder: run for _, runs in plans.values() for folder, run in runs.items()}
         plans["all of these"] = ([], together)
+    counted = {name: plan for name, plan in every.items() if name not in plans}
+    plans |= counted
     works = works_of({name: runs for name, (_, runs) in plans.items()})
     costs = {}
     if args.arithmetic or not args.count:
         first = next(iter(plans[args.protocols[0]][1].values())).cfg
         loaders = args.loaders or min(max(1, first.DATALOADER.NUM_WORKERS), os.cpu_count())
         result["loaders"] = loaders
-        costs = costs_of(set().union(*works.values()), args, first, loaders)
+        units = set().union(*(work for name, work in works.items() if name not in counted))
+        costs = costs_of(units, args, first, loaders)
+    if costs and counted:
+        print(f"{', '.join(counted)}: on several backbones, only counted", flush=True)
     result["costs"] = [{**unit._asdict(), **_measured(each)} for unit, each in costs.items()]
     result["rows"] = [
         {"protocol": name, "trainers": ", ".join(trainers), "runs": len(runs)}
-        | summary(works[name], costs)
+        | summary(works[name], {} if name in counted else costs)
         for name, (trainers, runs) in plans.items()
     ]
-    columns = [name for name in COLUMNS if name in result["rows"][0]]
+    columns = [name for name in COLUMNS if any(name in row for row in result["rows"])]
     print(f"\n{table(result['rows'], columns, args.markdown)}")
     if file:
         write_json(result, file)

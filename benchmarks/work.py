@@ -76,6 +76,11 @@ def runs_of(chains: Iterable[Chain]) -> dict[Path, PlannedRun]:
     return runs
 
 
+def backbones(runs: Mapping[Path, PlannedRun]) -> set[str]:
+    """The backbones that runs are on."""
+    return {run.cfg.MODEL.BACKBONE.NAME for run in runs.values()}
+
+
 def sizes_of(cfg: CfgNode) -> tuple[int, int, int]:
     """Classes, training images and test images of a run, from what its data set's reader states.
 

@@ -14,6 +14,7 @@ is refused, and the exit status is then 2.
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 
 from dassl.utils import UserError, atomic_write, suggest, user_errors
 from dassl.utils.cli import Parser, distinct_seeds, output_file, seed_list
@@ -57,11 +58,15 @@ def parse_args() -> object:
         metavar="FILE",
         help="base against new, methods joined by arrows",
     )
+    parser.add_argument("--dark", action="store_true", help="--plot for a dark page")
     parser.add_argument("--plots", metavar="FOLDER", help="every plot there is, as PNG and PDF")
     parser.add_argument(
         "--html", type=output_file, metavar="FILE", help="a report: one self-contained page"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.dark and not args.plot:
+        raise UserError("--dark is for --plot FILE")
+    return args
 
 
 def read_summary(args: object) -> Summary:
@@ -98,14 +103,15 @@ def main() -> int:
     else:
         print(content)
     if args.plot:
-        from experiments.results.pictures import save
+        from experiments.results.pictures import on_dark, save
         from experiments.results.plots import base_new_arrows
         from experiments.results.subjects import shots_of
 
         picture = base_new_arrows(summary)
         if picture is None:
             raise UserError("nothing to plot: no data set has both a base and a new accuracy")
-        save(picture.figure(), args.plot)
+        with on_dark() if args.dark else nullcontext():
+            save(picture.figure(), args.plot)
         if others := [str(shots) for shots in shots_of(summary)[1:]]:
             named = f"{', '.join(others)} shots have pictures of their own with --plots FOLDER"
             print(f"note: {args.plot} is of {shots_of(summary)[0]} shots; {named}", file=sys.stderr)

@@ -11,6 +11,7 @@ import os
 import re
 import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from dassl.utils import UserError, write_bytes
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # of the methods whose color others have too
 COLUMNS = 4  # panels side by side in a file
+DARK, LIGHT = "#0d1117", "#e6edf3"  # paper and ink of a dark page
 LONGEST = 28  # letters of a name at an axis
 plt.rcParams.update(
     {
@@ -45,6 +47,13 @@ plt.rcParams.update(
         "figure.constrained_layout.use": True,
     }
 )
+
+
+def on_dark() -> AbstractContextManager[None]:
+    """What is drawn within is for a dark page."""
+    grounds = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
+    inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    return plt.rc_context({**dict.fromkeys(grounds, DARK), **dict.fromkeys(inks, LIGHT)})
 
 
 def save(figure: Figure, *paths: str | os.PathLike) -> None:

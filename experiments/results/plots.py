@@ -9,6 +9,7 @@ from functools import partial
 from itertools import cycle
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -99,7 +100,7 @@ def _point(axis: Axes, record: Record, method: Subject, look: Look) -> None:
         fmt=look.marker,
         ms=5,
         color=look.color,
-        markerfacecolor=look.color if method.wrapped else "white",
+        markerfacecolor=look.color if method.wrapped else matplotlib.rcParams["axes.facecolor"],
         elinewidth=0.7,
         label=method.label,
     )
@@ -145,7 +146,7 @@ def _ranks(axis: Axes, points: Mapping[Subject, Record], styles: Mapping[Subject
             fmt=look.marker,
             ms=5,
             color=look.color,
-            markerfacecolor=look.color if method.wrapped else "white",
+            markerfacecolor=look.color if method.wrapped else matplotlib.rcParams["axes.facecolor"],
             elinewidth=0.7,
             label=method.label,
         )

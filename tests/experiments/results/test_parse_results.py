@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import pytest
 import yaml
+from PIL import Image
 
 from dassl.config import MACHINE_KEYS
 from experiments.results import command as parse_results
@@ -373,3 +374,15 @@ def test_files_that_cannot_be_written_are_named_before_the_work(tmp_path, option
     assert answer.returncode == 2 and "cannot write" in answer.stderr
     answer = parse(tmp_path, option, tmp_path)
     assert answer.returncode == 2 and "is a folder" in answer.stderr
+
+
+def test_a_picture_for_a_dark_page(tmp_path):
+    add_pair(tmp_path, "oxford_pets", 90.0, 80.0)
+    pages = [tmp_path / "light.png", tmp_path / "dark.png"]
+    for page, words in zip(pages, ([], ["--dark"]), strict=True):
+        answer = parse(tmp_path, "--plot", page, *words)
+        assert answer.returncode == 0, answer.stderr
+    corners = [Image.open(page).convert("RGB").getpixel((0, 0)) for page in pages]
+    assert corners == [(255, 255, 255), (13, 17, 23)]
+    answer = parse(tmp_path, "--dark")
+    assert answer.returncode == 2 and answer.stderr == "error: --dark is for --plot FILE\n"
