@@ -102,6 +102,7 @@ class MiniWorld:
         changes = {
             "DATA": self.world,
             "eurosat": "mini_shapes",
+            "vit_b16_promptkd": "mini",
             "vit_b16_ep10": "mini" if WHOLE else "mini@OPTIM.MAX_EPOCH=1",
             "shots_16": "shots_16" if WHOLE else "shots_1",
             "output/…/seed1": str(runs[-1]) if runs else "",
