@@ -13,13 +13,16 @@ is refused, and the exit status is then 2.
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+import textwrap
 from contextlib import nullcontext
 
 from dassl.utils import UserError, atomic_write, suggest, user_errors
 from dassl.utils.cli import Parser, distinct_seeds, output_file, seed_list
 from experiments.results.configs import CONFIGS
-from experiments.results.rendering import FORMATS
+from experiments.results.rendering import FORMATS, Screen
 from experiments.results.scores import load_scores
 from experiments.results.summary import Summary, summarize
 from experiments.results.sweeps import add_sweeps
@@ -41,6 +44,9 @@ def parse_args() -> object:
     parser.add_argument("--seeds", nargs="+", type=seed_list, default=[], help="1-3: those wanted")
     parser.add_argument("--datasets", nargs="+", default=[], help="those wanted (all that exist)")
     parser.add_argument("--trainers", nargs="+", default=[], help="those shown (all)")
+    parser.add_argument(
+        "--wide", action="store_true", help="on a terminal, too: lines as long as they come"
+    )
     parser.add_argument(
         "--group-by",
         choices=("sees",),
@@ -90,13 +96,31 @@ def read_summary(args: object) -> Summary:
     return summary
 
 
+def _screen(args: object) -> Screen:
+    """The terminal that the tables go to, if they go to one."""
+    if args.out or not sys.stdout.isatty():
+        return Screen()
+    columns = 0 if args.wide else shutil.get_terminal_size().columns
+    return Screen(columns, bold=not os.environ.get("NO_COLOR"))
+
+
+def _tell(kind: str, lines: list[str]) -> None:
+    """Print lines on stderr, wrapped where that is a terminal."""
+    columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else 0
+    for line in lines:
+        text = f"{kind}: {line}"
+        if columns:
+            text = textwrap.fill(text, columns, subsequent_indent="  ", break_on_hyphens=False)
+        print(text, file=sys.stderr)
+
+
 @user_errors()
 def main() -> int:
     """Print the tables; return the exit status."""
     args = parse_args()
     summary = read_summary(args)
     layout = Layout(by_sees=args.group_by == "sees", field=args.field, ece=args.ece)
-    content = FORMATS[args.format](summary, layout)
+    content = FORMATS[args.format](summary, layout, _screen(args))
     if args.out:
         with atomic_write(args.out) as file:
             file.write(content + "\n")
@@ -123,10 +147,7 @@ def main() -> int:
         from experiments.results.report import write_report
 
         write_report(summary, args.html, layout)
-    for line in summary.missing:
-        print(f"missing: {line}", file=sys.stderr)
-    for line in summary.notes:
-        print(f"note: {line}", file=sys.stderr)
-    for line in summary.refused:
-        print(f"error: refused {line}", file=sys.stderr)
+    _tell("missing", summary.missing)
+    _tell("note", summary.notes)
+    _tell("error", [f"refused {line}" for line in summary.refused])
     return 2 if summary.refused else 0

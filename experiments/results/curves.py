@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 
 from dassl.utils import UserError, check_kind, read_json_lines
 from experiments.results.pictures import Panel, Picture
+from experiments.results.records import AVERAGE
 from experiments.results.subjects import Look, Subject, Subjects, chosen_shots, told_shots
-from experiments.results.summary import AVERAGE, Summary
+from experiments.results.summary import Summary
 from experiments.results.tables import method_order
 
 Points = list[tuple[float, float, float]]  # x, mean, spread

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from experiments.results.curves import curves, learning_curves
 from experiments.results.of_classes import class_gains
 from experiments.results.pictures import COLORS, Panel, Picture, beside, save, shortened
+from experiments.results.records import AVERAGE, Record
 from experiments.results.subjects import (
     Look,
     Subject,
@@ -24,7 +25,7 @@ from experiments.results.subjects import (
     shots_of,
     told_shots,
 )
-from experiments.results.summary import AVERAGE, Record, Summary
+from experiments.results.summary import Summary
 from experiments.results.tables import method_order, shots_text
 
 

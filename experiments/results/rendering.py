@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -10,177 +11,148 @@ from tabulate import SEPARATING_LINE, DataRow, TableFormat, tabulate
 
 from dassl.utils import json_text
 from dassl.utils.cli import escape_markdown, markdown_table, write_csv_rows
-from experiments.results.published import Elsewhere
-from experiments.results.summary import Stat, Summary
-from experiments.results.tables import HEADS, USUAL, Line, Table, make_tables, source_of
-
-
-def _head(column: str) -> str:
-    return HEADS.get(column, column)
-
-
-def _seeds(line: Line) -> str:
-    """Return the seeds behind a line; "1-3" for a run of them, "1 2 / 1-3" where cells differ."""
-    groups = dict.fromkeys(stat.seeds for stat in line.cells.values())
-    return " / ".join(_ranges(seeds) for seeds in groups)
-
-
-def _ranges(seeds: tuple[int, ...]) -> str:
-    if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
-        return f"{seeds[0]}-{seeds[-1]}"
-    return ",".join(map(str, seeds)) or "none in common"
-
-
-def number(stat: Stat | None) -> str:
-    """Return "81.50 ± 0.32"."""
-    if stat is None:
-        return "missing"
-    return f"{stat.mean:.2f}" + ("" if stat.std is None else f" ± {stat.std:.2f}")
-
-
-@dataclass
-class GridRow:
-    """A row of text cells.
-
-    `kind`: head, ours, paper (its numbers), gap (ours less the paper's), elsewhere (the field's).
-    """
-
-    kind: str
-    cells: list[str]
-
-    @property
-    def beneath(self) -> bool:
-        """Whether it belongs to the row of ours above it."""
-        return self.kind in ("paper", "gap", "elsewhere")
-
-
-def grid(table: Table, number: Callable[[Stat | None], str] = number) -> list[GridRow]:
-    """Return the table as text cells, the head first; the paper's numbers and gaps beneath ours."""
-    head = [*table.heads, *(_head(column) for column in table.columns), "Seeds"]
-    rows = [GridRow("head", head)]
-    blank = [""] * (len(table.heads) - 1)
-    for line in table.lines:
-        stats = [line.cells.get(column) for column in table.columns]
-        seeds = _seeds(line) if line.ours else " ".join(_source(table, e) for e in line.elsewhere)
-        rows.append(GridRow("ours", [*line.keys, *map(number, stats), seeds]))
-        if line.published:
-            paper = [line.published.get(column) for column in table.columns]
-            shown = ["" if p is None else f"{p:.2f}" for p in paper]
-            rows.append(GridRow("paper", [*blank, "paper", *shown, ""]))
-            gaps = [
-                "" if p is None or s is None else f"{s.mean - p:+.2f}"
-                for p, s in zip(paper, stats, strict=True)
-            ]
-            rows.append(GridRow("gap", [*blank, "gap", *gaps, ""]))
-        for other in line.elsewhere if line.ours else ():
-            label = f"{other.what} {_source(table, other)}"
-            values = (other.numbers.get(column) for column in table.columns)
-            shown = ["" if value is None else f"{value:.2f}" for value in values]
-            rows.append(GridRow("elsewhere", [*blank, label, *shown, ""]))
-    return rows
-
-
-def _source(table: Table, numbers: Elsewhere) -> str:
-    """Return the number of a footnote, "(1)"."""
-    return f"({table.sources.index(source_of(numbers)) + 1})"
-
-
-def _indented(table: Table, row: GridRow) -> list[str]:
-    """Return a row's cells, the last key of what stands beneath ours set in."""
-    last = len(table.heads) - 1
-    return [f"  {c}" if row.beneath and i == last else c for i, c in enumerate(row.cells)]
-
+from experiments.results.grids import BEST, GridRow, grid, indented
+from experiments.results.latex import as_latex
+from experiments.results.summary import Summary
+from experiments.results.tables import USUAL, Layout, Table, make_tables
 
 _PLAIN = TableFormat(None, None, None, None, *[DataRow("", "  ", "")] * 2, 0, None)
 
 
-def as_text(tables: list[Table]) -> str:
-    """Return aligned columns for a terminal."""
-    return "\n\n".join(map(_text_of, tables))
+@dataclass(frozen=True)
+class Screen:
+    """What text is written for: a terminal of so many columns that knows bold print, or a file."""
+
+    columns: int = 0  # 0: lines as long as they come
+    bold: bool = False  # else a star marks the best
 
 
-def _text_of(table: Table) -> str:
-    rows: list[list[str] | str] = []
+FILE = Screen()
+
+
+def as_text(tables: list[Table], screen: Screen = FILE) -> str:
+    """Return aligned columns; tables that are wider than the screen in blocks of columns."""
+    return "\n\n".join(_text_of(table, screen) for table in tables)
+
+
+def _text_of(table: Table, screen: Screen) -> str:
+    keys = len(table.heads)
+    rows = grid(table)
+    body = [_with_marks(table, row, screen) for row in rows]
+    _shorten_keys(body, keys, screen.columns * 3 // 5)
+    widths = [max(map(_width, column)) for column in zip(*body, strict=True)]
+    blocks = []
+    for chosen in _blocks(widths, keys, screen.columns):
+        lines = _aligned(table, rows, [[row[i] for i in chosen] for row in body])
+        title = table.title if not blocks else f"{table.title}, continued"
+        rule = "-" * max(_width(line) for line in lines)
+        blocks.append("\n".join([title, rule, lines[0], rule, *lines[1:]]))
+    marked = f"{'bold' if screen.bold else '*'}: {BEST}"
+    notes = [*([marked] if table.ranked else []), *table.footnotes]
+    return "\n".join(["\n\n".join(blocks), *(_wrapped(note, screen.columns) for note in notes)])
+
+
+def _with_marks(table: Table, row: GridRow, screen: Screen) -> list[str]:
+    """Return a row's cells; where a column has a star, the other cells have a blank there."""
+    cells = indented(table, row)
+    starred = {len(table.heads) + i for i, c in enumerate(table.columns) if table.has_best(c)}
+    for i in starred:
+        if screen.bold:
+            cells[i] = f"{_BOLD}{cells[i]}{_USUAL}" if i in row.best else cells[i]
+        else:
+            cells[i] += "*" if i in row.best else " "
+    return cells
+
+
+_BOLD, _USUAL = "\x1b[1m", "\x1b[22m"
+
+
+def _width(text: str) -> int:
+    return len(text.replace(_BOLD, "").replace(_USUAL, ""))
+
+
+def _shorten_keys(body: list[list[str]], keys: int, most: int) -> None:
+    """Shorten words in the middle so that the key columns take `most` letters; 0: as they are."""
+    while most:
+        widths = [max(len(row[i]) for row in body) for i in range(keys)]
+        over = sum(widths) + 2 * (keys - 1) - most
+        longest = max(range(keys), key=widths.__getitem__)
+        if over <= 0 or widths[longest] <= _LEAST:
+            return
+        names = {row[longest] for row in body}
+        short = {name: _shortened(name, max(_LEAST, widths[longest] - over)) for name in names}
+        if len({*short.values()}) < len(names):
+            return  # two would look alike
+        for row in body:
+            row[longest] = short[row[longest]]
+
+
+_LEAST = 12  # letters of a name
+
+
+def _shortened(name: str, most: int) -> str:
+    if len(name) <= most:
+        return name
+    tail = (most - 1) // 2
+    return f"{name[: most - 1 - tail]}…{name[-tail:]}"
+
+
+def _blocks(widths: list[int], keys: int, columns: int) -> list[list[int]]:
+    """Return which columns stand side by side: the keys, and as many others as there is room."""
+    first = list(range(keys))
+    start = sum(widths[:keys]) + 2 * (keys - 1)
+    blocks, room = [list(first)], columns - start
+    for i in range(keys, len(widths)):
+        room -= widths[i] + 2
+        if columns and room < 0 and len(blocks[-1]) > keys:
+            blocks.append(list(first))
+            room = columns - start - widths[i] - 2
+        blocks[-1].append(i)
+    return blocks
+
+
+def _aligned(table: Table, rows: list[GridRow], body: list[list[str]]) -> list[str]:
+    """Return lines: the head, then the others; groups apart, their name but once."""
+    shown: list[list[str] | str] = []
     previous = ""
-    for row in grid(table):
+    for row, cells in zip(rows, body, strict=True):
         ours = row.kind == "ours"
-        if ours and table.grouped and row.cells[0] != previous:
-            rows.append(SEPARATING_LINE)
-        cells = _indented(table, row)
-        if ours and cells[0] == previous and len(table.heads) > 1:
+        if ours and table.grouped and row.cells[0] != previous and len(shown) > 1:
+            shown.append(SEPARATING_LINE)
+        if ours and row.cells[0] == previous and len(table.heads) > 1:
             cells[0] = ""
         previous = row.cells[0] if ours else previous
-        rows.append(cells)
+        shown.append(cells)
     keys = len(table.heads)
-    lines = tabulate(
-        rows,
+    text = tabulate(
+        shown,
         tablefmt=_PLAIN,
-        colalign=["left"] * keys + ["right"] * (len(table.columns) + 1),
+        colalign=["left"] * keys + ["right"] * (len(body[0]) - keys),
         disable_numparse=True,
         preserve_whitespace=True,
-    ).split("\n")
-    rule = "-" * len(lines[0])
-    body = (
-        lines[2:] if table.grouped and table.lines else lines[1:]
-    )  # the first group is at the top
-    return "\n".join([table.title, rule, lines[0], rule, *body, *table.footnotes])
+    )
+    return [line.rstrip() for line in text.split("\n")]
+
+
+def _wrapped(text: str, columns: int) -> str:
+    return textwrap.fill(text, columns, subsequent_indent="  ") if columns else text
 
 
 def as_markdown(tables: list[Table]) -> str:
     """Return GitHub's Markdown tables."""
     blocks = []
     for table in tables:
-        rows = [[escape_markdown(text) for text in _indented(table, row)] for row in grid(table)]
+        rows = [
+            [
+                f"**{escape_markdown(text)}**" if i in row.best else escape_markdown(text)
+                for i, text in enumerate(indented(table, row))
+            ]
+            for row in grid(table)
+        ]
         title = escape_markdown(table.title)
         parts = [f"**{title}**", markdown_table(rows, len(table.heads))]
+        parts += [f"**Bold**: {BEST}"] if table.ranked else []
         blocks.append("\n\n".join([*parts, *map(escape_markdown, table.footnotes)]))
-    return "\n\n".join(blocks)
-
-
-_LATEX = str.maketrans(
-    {
-        **{c: rf"\{c}" for c in "_%&#${}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "@": r"{@}",
-        "λ": r"$\lambda$",
-    }
-)
-
-
-def _latex_number(stat: Stat | None) -> str:
-    text = number(stat)
-    mean, sign, std = text.partition(" ± ")
-    return rf"{mean}{{\scriptsize$\,\pm\,${std}}}" if sign else mean
-
-
-def as_latex(tables: list[Table]) -> str:
-    """Return booktabs tables, one float each."""
-    blocks = []
-    for table in tables:
-        rows = [_indented(table, row) for row in grid(table, _latex_number)]
-        keys = len(table.heads)
-        rows[0] = [text.translate(_LATEX) for text in rows[0]]
-        for row in rows[1:]:
-            row[:keys] = [text.translate(_LATEX) for text in row[:keys]]
-        body = [" & ".join(row) + r" \\" for row in rows]
-        caption = f"{table.title}. Accuracy in percent: mean, standard deviation over seeds."
-        caption += "".join(f" {note}." for note in table.footnotes)
-        block = [
-            r"\begin{table}[t]",
-            r"\centering",
-            rf"\caption{{{caption.translate(_LATEX)}}}",
-            rf"\begin{{tabular}}{{{'l' * keys}{'r' * (len(rows[0]) - keys)}}}",
-            r"\toprule",
-            body[0],
-            r"\midrule",
-            *body[1:],
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-        ]
-        blocks.append("\n".join(block))
     return "\n\n".join(blocks)
 
 
@@ -220,16 +192,20 @@ def as_json(summary: Summary) -> str:
 
 
 def _of_tables(write: Callable[[list[Table]], str]) -> Callable[..., str]:
-    return lambda summary, layout=USUAL: write(make_tables(summary, layout))
+    return lambda summary, layout=USUAL, screen=FILE: write(make_tables(summary, layout))
+
+
+def _text(summary: Summary, layout: Layout = USUAL, screen: Screen = FILE) -> str:
+    return as_text(make_tables(summary, layout), screen)
 
 
 def _of_records(write: Callable[[Summary], str]) -> Callable[..., str]:
     """A record says by itself what is seen and what others published."""
-    return lambda summary, layout=USUAL: write(summary)
+    return lambda summary, layout=USUAL, screen=FILE: write(summary)
 
 
 FORMATS: dict[str, Callable[..., str]] = {
-    "text": _of_tables(as_text),
+    "text": _text,
     "markdown": _of_tables(as_markdown),
     "latex": _of_tables(as_latex),
     "csv": _of_records(as_csv),

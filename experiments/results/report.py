@@ -17,12 +17,20 @@ from urllib.parse import quote
 import jinja2
 
 from dassl.utils import atomic_write
+from experiments.results.grids import BEST, grid
 from experiments.results.pictures import Picture
 from experiments.results.plots import every_plot
-from experiments.results.rendering import grid
 from experiments.results.scores import Score
 from experiments.results.summary import Summary
-from experiments.results.tables import TITLES, USUAL, Layout, Table, make_tables, method_order
+from experiments.results.tables import (
+    TITLES,
+    USUAL,
+    Layout,
+    Table,
+    make_tables,
+    method_order,
+    runs_table,
+)
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -41,7 +49,7 @@ def write_report(summary: Summary, path: str | os.PathLike, layout: Layout = USU
         summary=summary,
         datasets=len({score.dataset for score in summary.scores}),
         seeds=sorted({score.seed for score in summary.scores}),
-        tables=[_table(table) for table in make_tables(summary, layout)],
+        tables=[_table(t) for t in [*make_tables(summary, layout), runs_table(summary)]],
         plots=[
             _plot(name, picture)
             for name, draw in every_plot(summary).items()
@@ -66,23 +74,23 @@ def _table(table: Table) -> dict[str, Any]:
         name = row.cells[0] if table.grouped else None
         if not groups or (row.kind == "ours" and name != groups[-1]["name"]):
             groups.append({"name": name, "rows": []})
-        shown = {"beneath": row.beneath, "cells": _cells(row.cells[first:], keys)}
+        shown = {"beneath": row.beneath, "cells": _cells(row.cells, keys + first, row.best)[first:]}
         groups[-1]["rows"].append(shown)
     return {
         "title": table.title,
         "grouped": table.grouped,
-        "head": _cells(head.cells[first:], keys),
+        "head": _cells(head.cells, keys + first)[first:],
         "groups": groups,
-        "notes": table.footnotes,
+        "notes": [*([f"Bold: {BEST}"] if table.ranked else []), *table.footnotes],
     }
 
 
-def _cells(row: list[str], keys: int) -> list[dict[str, Any]]:
+def _cells(row: list[str], keys: int, best: frozenset[int] = frozenset()) -> list[dict[str, Any]]:
     """Return cells with the spread apart: in small print, three columns fit a phone."""
     cells = []
     for i, text in enumerate(row):
         mean, _, std = text.partition(" ± ")
-        cells.append({"key": i < keys, "mean": mean, "std": std})
+        cells.append({"key": i < keys, "mean": mean, "std": std, "best": i in best})
     return cells
 
 

@@ -78,6 +78,11 @@ class Score:
         return self.result["identity"]
 
     @property
+    def seeded(self) -> bool:
+        """Whether its numbers may depend on the seed; a result of before doesn't say."""
+        return self.result.get("seeded", True)
+
+    @property
     def ece(self) -> float | None:
         """The expected calibration error in percent, where the run says it."""
         return self.result.get("ece")
@@ -216,6 +221,7 @@ _ENTRIES: dict[str, type | tuple[type, ...]] = {
     "sees": list,
     "halves": (dict, type(None)),
     "model_classes": (str, type(None)),
+    "seeded": bool,
 }
 
 

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments.results import published
 from experiments.results.agreement import defaults, values_apart
 from experiments.results.configs import config_file
 from experiments.results.folders import uncut
-from experiments.results.summary import (
-    AVERAGE,
-    Record,
-    Row,
-    Summary,
-    row_base_new_h,
-    whole_datasets,
-)
+from experiments.results.records import AVERAGE, Record, Row
+from experiments.results.summary import Summary, row_base_new_h, whole_datasets
 from experiments.results.twins import bare_row
 from tuning.naming import bare_name
 
@@ -199,19 +193,15 @@ def _record(
         and row.has_papers_backbone
         and row.shots == published.SHOTS
     )
-    return Record(
-        protocol,
-        row.trainer,
-        row.config,
-        row.shots,
+    paper = published.lookup(f"{protocol}_coop", **keys) if comparable else {}
+    record = row.record(
         label,
         row_base_new_h(row, names),
-        published.lookup(f"{protocol}_coop", **keys) if comparable else {},
+        over=names,
         source=AVERAGE if len(names) > 1 else names[0],
-        sees=row.sees,
-        over=tuple(names),
         family=_changed_beside(row),
     )
+    return replace(record, protocol=protocol, published=paper)
 
 
 def _changed_beside(row: Row) -> str:

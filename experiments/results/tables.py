@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from experiments.results import published
 from experiments.results.folders import TRANSDUCTIVE
+from experiments.results.records import AVERAGE, HALVES, TOGETHER, TRANSFERS, Record, Row, Stat
 from experiments.results.scores import Score
-from experiments.results.summary import (
-    AVERAGE,
-    HALVES,
-    TOGETHER,
-    TRANSFERS,
-    Record,
-    Row,
-    Stat,
-    Summary,
-)
+from experiments.results.summary import Summary
 from experiments.results.under_corruption import COLUMNS, CORRUPTED
+from experiments.results.what_ran import FACTS, told_apart
 from tuning.naming import bare_name
 from tuning.sees import footnotes, known, marks, meanings
 
@@ -48,6 +41,8 @@ class Line:
     published: dict[str, float] = field(default_factory=dict)
     elsewhere: tuple[published.Elsewhere, ...] = ()
     ours: bool = True  # or one of the field's own
+    like: dict[str, Hashable] = field(default_factory=dict)  # per column: what it is ranked among
+    best: set[str] = field(default_factory=set)  # the columns in which it is
 
 
 @dataclass
@@ -60,6 +55,30 @@ class Table:
     lines: list[Line]
     grouped: bool = False  # lines with the same first key stand together
     notes: list[str] = field(default_factory=list)  # beneath it
+
+    def __post_init__(self) -> None:
+        """Find the best number of each column, or several if they are printed alike."""
+        groups: dict[tuple, list[Line]] = {}
+        for line in self.lines:
+            for column in self.columns:
+                if column in line.cells and column in line.like:
+                    group = line.keys[0] if self.grouped else ""
+                    groups.setdefault((column, group, line.like[column]), []).append(line)
+        for (column, *_), lines in groups.items():
+            shown = [round(line.cells[column].mean, 2) for line in lines]
+            top = (min if column.startswith("ece") else max)(shown)
+            for line, value in zip(lines, shown, strict=True):
+                if len(lines) > 1 and value == top:
+                    line.best.add(column)
+
+    def has_best(self, column: str) -> bool:
+        """Whether a number of a column is the best of several."""
+        return any(column in line.best for line in self.lines)
+
+    @property
+    def ranked(self) -> bool:
+        """Whether any number is the best of several."""
+        return any(line.best for line in self.lines)
 
     @property
     def sources(self) -> list[str]:
@@ -157,12 +176,12 @@ def _by_dataset(title: str, records: list[Record], columns: list[str]) -> Table:
     names = sorted(_names(records), key=lambda name: name != AVERAGE)
     method = _method_names(records)
     lines = [
-        Line([name, method(r)], r.metrics, r.published, r.elsewhere)
+        Line([name, method(r)], r.metrics, r.published, r.elsewhere, like=_like(r))
         for name in names
         for r in sorted(records, key=method_order)
         if r.dataset == name
     ]
-    heads, notes = ["Data set", "Method"], _notes(records)
+    heads, notes = ["Data set", "Method"], _notes(records, method)
     return Table(title, heads, columns, lines, grouped=True, notes=notes)
 
 
@@ -176,7 +195,8 @@ def field_table(summary: Summary) -> Table:
                 found = marks(e.sees)
                 method = f"{e.method} [{found}]" if found else e.method
                 cells = {key: Stat(value, None, ()) for key, value in e.numbers.items()}
-                lines.append(Line([name, method], cells, elsewhere=(e,), ours=False))
+                like: dict[str, Hashable] = dict.fromkeys(cells, e.sees)
+                lines.append(Line([name, method], cells, elsewhere=(e,), ours=False, like=like))
                 words |= set(e.sees)
     title = (
         f"{TITLES['base_to_new']} in the field, {shots_text(published.SHOTS)}, {published.BACKBONE}"
@@ -197,9 +217,10 @@ def _one_line_per_method(title: str, records: list[Record]) -> Table:
     for record in sorted(records, key=method_order):
         line = lines.setdefault(method(record), Line([method(record)], {}))
         line.cells[record.dataset] = record.metrics["accuracy"]
+        line.like[record.dataset] = record.like
         if record.published:
             line.published[record.dataset] = record.published["accuracy"]
-    return Table(title, ["Method"], columns, list(lines.values()), notes=_notes(records))
+    return Table(title, ["Method"], columns, list(lines.values()), notes=_notes(records, method))
 
 
 def _few_shot(summary: Summary) -> list[Table]:
@@ -214,10 +235,15 @@ def _few_shot(summary: Summary) -> list[Table]:
             continue
         method = _method_names(chosen)
         chosen.sort(key=lambda r: (r.dataset, method_order(r), r.shots))
-        lines = [Line([r.dataset, method(r), str(r.shots)], r.metrics, r.published) for r in chosen]
+        lines = [
+            Line([r.dataset, method(r), str(r.shots)], r.metrics, r.published, like=_like(r))
+            for r in chosen
+        ]
         title = f"{TITLES['few_shot']}, {TITLES[protocol].lower()}"
         heads = ["Data set", "Method", "Shots"]
-        tables.append(Table(title, heads, columns, lines, grouped=True, notes=_notes(chosen)))
+        tables.append(
+            Table(title, heads, columns, lines, grouped=True, notes=_notes(chosen, method))
+        )
     return tables
 
 
@@ -234,10 +260,11 @@ def _corruptions(summary: Summary) -> list[Table]:
             keys = (record.dataset, method(record))
             line = lines.setdefault(keys, Line(list(keys), {}))
             line.cells[record.corruption] = record.metrics["accuracy"]
+            line.like[record.corruption] = record.like
         severity, classes, shots = key
         title = f"{TITLES[CORRUPTED]}, severity {severity}, {classes} classes, {shots_text(shots)}"
         heads, columns = ["Data set", "Method"], list(COLUMNS)
-        made, notes = list(lines.values()), _notes(chosen)
+        made, notes = list(lines.values()), _notes(chosen, method)
         tables.append(Table(title, heads, columns, made, grouped=True, notes=notes))
     return tables
 
@@ -251,13 +278,18 @@ def _sweep(summary: Summary, protocol: str, head: str) -> list[Table]:
     tables = []
     for source, over in sorted({(r.source, r.over) for r in records}):
         mine = [r for r in records if (r.source, r.over) == (source, over)]
-        lines = []
-        for r in mine:
-            name = r.trainer if len(families[r.trainer]) == 1 else f"{r.trainer} {r.family}"
-            lines.append(Line([r.dataset, _marked(name, r), str(r.shots)], r.metrics, r.published))
+
+        def method(r: Record) -> str:
+            several = len(families[r.trainer]) > 1
+            return _marked(f"{r.trainer} {r.family}" if several else r.trainer, r)
+
+        lines = [
+            Line([r.dataset, method(r), str(r.shots)], r.metrics, r.published, like=_like(r))
+            for r in mine
+        ]
         notes = [f"average over {', '.join(over)}"] if len(over) > 1 else []
         title, heads = f"{TITLES[protocol]}, {source}", [head, "Method", "Shots"]
-        notes += _notes(mine)
+        notes += _notes(mine, method)
         tables.append(Table(title, heads, ["base", "new", "h"], lines, notes=notes))
     return tables
 
@@ -280,9 +312,39 @@ def _marked(name: str, record: Record) -> str:
     return f"{name} [{found}]" if found else name
 
 
-def _notes(records: Iterable[Record]) -> list[str]:
-    """Return what the letters behind names of methods say."""
-    return footnotes({word for record in records for word in record.sees})
+def _like(record: Record) -> dict[str, Hashable]:
+    return dict.fromkeys(record.metrics, record.like)
+
+
+def _notes(records: Sequence[Record], method: Callable[[Record], str]) -> list[str]:
+    """Return what stands beneath a table of these records.
+
+    That is: what the letters behind names of methods say; in what the methods differ; which
+    averages leave out data sets that others have.
+    """
+    lines = footnotes({word for record in records for word in record.sees})
+    lines += told_apart((method(record), record.facts) for record in records)
+    averages = [record for record in records if record.dataset == AVERAGE]
+    names = dict.fromkeys(name for record in averages for name in record.over)
+    for record in averages:
+        if absent := [name for name in names if name not in record.over]:
+            lines.append(f"the average of {method(record)} is without {', '.join(absent)}")
+    return list(dict.fromkeys(lines))
+
+
+def runs_table(summary: Summary) -> Table:
+    """Return what each method ran with: a line for each trainer and config."""
+    heads = ["Method", "Config", "Backbone", "Schedule", "Versions", "Sees"]
+    lines: dict[tuple[str, str], Line] = {}
+    for row in sorted(summary.rows, key=method_order):
+        told = [row.facts.get(fact, "") for fact in FACTS]
+        sees = meanings(row.sees) if row.identified else ""
+        line = Line([row.trainer, row.config, *told, sees], {})
+        line = lines.setdefault((row.trainer, row.config), line)
+        seeds = {seed for cell in row.cells.values() for seed in cell}
+        seeds |= {seed for stat in line.cells.values() for seed in stat.seeds}
+        line.cells["seeds"] = Stat(0, None, tuple(sorted(seeds)))
+    return Table("What was run", heads, [], list(lines.values()))
 
 
 def method_order(record: Record | Row | Score) -> tuple:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from experiments.results.agreement import values_apart
+from experiments.results.records import Row
 from experiments.results.scores import Key
-from experiments.results.summary import Row
 from tuning.naming import bare_name, is_wrapped
 
 

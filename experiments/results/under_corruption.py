@@ -7,8 +7,11 @@ over severities too).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dassl.config.severities import CORRUPTIONS, OF_IMAGES
-from experiments.results.summary import AVERAGE, BySeed, Record, Row, Stat, Summary, average
+from experiments.results.records import AVERAGE, BySeed, Record, Row, Stat
+from experiments.results.summary import Summary, average
 
 CORRUPTED = "corruptions"  # the protocol
 CORRUPTION, SEVERITY = "TEST.CORRUPTION", "TEST.SEVERITY"
@@ -48,12 +51,12 @@ def _records(rows: list[Row], clean: list[Row], classes: str) -> list[Record]:
         lines[AVERAGE] = _line(list(cells.values()))
     row = rows[0]
     return [
-        Record(
-            *(CORRUPTED, row.trainer, row.config, row.shots, name, {"accuracy": stat}),
+        replace(
+            row.record(name, {"accuracy": stat}, over=list(names) if name == AVERAGE else ()),
+            protocol=CORRUPTED,
             classes=classes,
             corruption=column,
             severity=row.severity,
-            sees=row.sees,
         )
         for name, line in lines.items()
         for column, stat in line.items()

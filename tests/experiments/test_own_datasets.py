@@ -156,7 +156,7 @@ def test_two_own_folders_in_one_protocol_table_and_report(python, picture_root, 
     lines = [re.split(r"\s{2,}", line)[:2] for line in answer.stdout.splitlines()]
     for name in ("average", "creatures", "fewer"):
         assert [name, "CoOp"] in lines
-    assert "<th colspan=5>creatures</th>" in page.read_text()
+    assert "<caption>creatures</caption>" in page.read_text()
 
 
 def test_a_run_outside_the_layout_is_called_by_its_own_config(command, tmp_path):

@@ -9,7 +9,9 @@ import pytest
 
 from dassl.utils.cli import escape_markdown
 from experiments.results import published
-from experiments.results.rendering import FORMATS, as_csv, as_latex, as_markdown, as_text
+from experiments.results.grids import BEST
+from experiments.results.latex import as_latex, escaped
+from experiments.results.rendering import FORMATS, as_csv, as_markdown, as_text
 from experiments.results.scores import load_scores
 from experiments.results.summary import summarize
 from experiments.results.tables import Layout, make_tables
@@ -29,7 +31,7 @@ def seeing(tmp_path):
 
 def test_tables_mark_what_methods_see(seeing):
     lines = as_text(make_tables(seeing)).splitlines()
-    names = [line.removeprefix("dtd").strip().split("  ")[0] for line in lines[4:-2]]
+    names = [line.removeprefix("dtd").strip().split("  ")[0] for line in lines[4:-3]]
     assert [n for n in names if n not in ("paper", "gap")] == [
         *("KD [N,T]", "Peek [N]", "CoOp", "DePT_CoOp"),
     ]
@@ -37,9 +39,9 @@ def test_tables_mark_what_methods_see(seeing):
         "[N] sees names of classes that it isn't trained on",
         "[T] sees a second trained model",
     ]
-    assert lines[-2:] == notes
+    assert lines[-3:] == [f"*: {BEST}", *notes]
     assert as_markdown(make_tables(seeing)).endswith("\n\n".join(map(escape_markdown, notes)))
-    assert f"over seeds. {notes[0]}. {notes[1]}.}}" in as_latex(make_tables(seeing))
+    assert escaped(f" {notes[0]}. {notes[1]}.") + "}" in as_latex(make_tables(seeing))
     rows = list(csv.DictReader(io.StringIO(as_csv(seeing))))
     assert {row["trainer"]: row["sees"] for row in rows} == {
         "CoOp": "",

@@ -20,8 +20,9 @@ from dassl.config import MACHINE_KEYS
 from experiments.results import command as parse_results
 from experiments.results import published
 from experiments.results.folders import Place, changed_settings, config_label, read_place
+from experiments.results.records import AVERAGE
 from experiments.results.scores import load_scores
-from experiments.results.summary import AVERAGE, summarize
+from experiments.results.summary import summarize
 from experiments.results.sweeps import ABLATION, LAMBDA, add_sweeps
 from tests.experiments.fake_runs import add_pair, add_run, original_log
 

@@ -12,16 +12,12 @@ import pytest
 from matplotlib.axes import Axes
 
 from experiments.results import plots, published
-from experiments.results.rendering import (
-    as_csv,
-    as_json,
-    as_latex,
-    as_markdown,
-    as_text,
-    number,
-)
+from experiments.results.grids import number
+from experiments.results.latex import as_latex
+from experiments.results.records import AVERAGE, Stat
+from experiments.results.rendering import as_csv, as_json, as_markdown, as_text
 from experiments.results.scores import load_scores
-from experiments.results.summary import AVERAGE, Stat, average, base_new_h, summarize
+from experiments.results.summary import average, base_new_h, summarize
 from experiments.results.sweeps import ABLATION, LAMBDA, LAMBDAS, add_sweeps
 from experiments.results.tables import make_tables
 from tests.experiments.fake_runs import add_pair, add_run
@@ -109,13 +105,14 @@ def test_text_of_a_table(summary):
     cells = [line.replace(" ± ", "±").split() for line in lines[4:] if line]
     assert cells[:2] == [
         ["average", "CoOp", "72.50±10.61", "53.50±4.95", "61.57±7.10", "1,2"],
-        ["DePT_CoOp", "78.00±8.49", "62.50±0.71", "69.40±3.80", "1,2"],
+        ["DePT_CoOp", "78.00±8.49*", "62.50±0.71*", "69.40±3.80*", "1,2"],
     ]
     paper = published.lookup("base_to_new", trainer="CoOp", dataset="dtd")
-    assert cells[2] == ["dtd", "CoOp", "85.00±7.07", "65.00±7.07", "73.67±7.20", "1,2"]
+    assert cells[2] == ["dtd", "CoOp", "85.00±7.07", "65.00±7.07*", "73.67±7.20", "1,2"]
     assert cells[3] == ["paper", *(f"{paper[k]:.2f}" for k in ("base", "new", "h"))]
     gaps = [85 - paper["base"], 65 - paper["new"], h(85, 65) - paper["h"]]
     assert cells[4] == ["gap", *(f"{gap:+.2f}" for gap in gaps)]
+    assert cells[5][1:3] == ["86.00±2.83*", "65.00±1.41*"]  # a tie
     assert len(lines[1]) == max(map(len, lines))
     assert lines.count("") == 2  # before each further data set
     # Numbers end in one column, names begin in one.
@@ -132,13 +129,19 @@ def test_markdown_and_latex(summary):
     assert cells[1] == ["---", "---", "---:", "---:", "---:", "---:"]
     assert cells[2][:3] == ["average", "CoOp", "72.50 ± 10.61"]
     latex = as_latex(make_tables(summary)).splitlines()
+    assert latex[:2] == [r"% In the preamble: \usepackage{booktabs}", ""]
+    latex = latex[2:]
     assert latex[:2] == [r"\begin{table}[t]", r"\centering"]
     assert latex[2].startswith(r"\caption{Base to new, 16 shots. Accuracy in percent: mean, ")
+    assert latex[3] == r"\label{tab:base-to-new-16-shots}"
+    latex = latex[1:]
     assert latex[3] == r"\begin{tabular}{llrrrr}"
     assert latex[4] == r"\toprule" and latex[6] == r"\midrule"
     assert latex[-3:] == [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     assert latex[5] == r"Data set & Method & Base & New & H & Seeds \\"
-    assert latex[8].startswith(r"average & DePT\_CoOp & 78.00{\scriptsize$\,\pm\,$8.49} & ")
+    assert latex[8].startswith(
+        r"average & DePT\_CoOp & \textbf{78.00{\scriptsize$\,\pm\,$8.49}} & "
+    )
 
 
 def test_csv_and_json(summary):
