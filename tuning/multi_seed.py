@@ -24,6 +24,7 @@ from dassl.utils import (
     setup_logger,
 )
 
+from .recorded import Records as StepRecords
 from .stack import APART, Stack
 from .step import Losses
 from .trainer import PromptTrainer
@@ -119,6 +120,7 @@ class SideBySide(BatchLoop, TrainerBase):
         self.runs = list(runs)
         self.diverged: list[str] = []
         self.failed: dict[PromptTrainer, UserError] = {}  # in the epoch under way
+        self.recorded_of: list[PromptTrainer] = []  # whose steps `records` are
         self.cfg = runs[0].cfg
         for run in self.runs:
             leader = self.leader(run)
@@ -191,7 +193,9 @@ class SideBySide(BatchLoop, TrainerBase):
         lengths = {run.batches_per_epoch for run in self.runs}
         if len(lengths) > 1:
             raise UserError(f"the runs have {sorted(lengths)} steps per epoch: train them apart")
-        self.stack = Stack(self.runs)
+        if self.recorded_of != self.runs:
+            self.recorded_of, self.records = list(self.runs), StepRecords()
+        self.stack = Stack(self.runs, self.records)
         self.failed = {}
         try:
             self._run_batches(_in_step(self._batches()), lengths.pop())

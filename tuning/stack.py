@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
 from torch.func import functional_call, vmap
 
 from dassl.utils import UserError
 
+from .held import Held, differ, own_modules
 from .method import Method
-from .step import BatchLosses, Losses, TrainingStep
+from .recorded import RecordedStep, Records
+from .step import Batch, BatchLosses, Losses, TrainingStep
 from .trainer import PromptTrainer
 
 APART = "train its seeds apart, each with its own command"
@@ -24,10 +24,13 @@ class Stack:
     """The trained parameters of R runs with a leading R, and one step for all.
 
     Until `give_back` each run's own parameters are its slices of them.
+
+    records: what an earlier stack of the same runs recorded of its steps.
     """
 
-    def __init__(self, runs: Sequence[PromptTrainer]) -> None:
+    def __init__(self, runs: Sequence[PromptTrainer], records: Records | None = None) -> None:
         self.runs = runs
+        self.records = records
         first = runs[0]
         self.name = type(first).__name__
         first.method.encoders.text.passes = len(runs)
@@ -36,12 +39,12 @@ class Stack:
         places = {id(p): name for name, p in self.losses.named_parameters()}
         self.names = {key: places[id(p)] for key, p in first.method.trained().items()}
         self.own = [run.method.trained() for run in runs]
-        self.modules = [_own_modules(run) for run in runs]
+        self.modules = [own_modules(run.method) for run in runs]
         self.stacked = {
             key: torch.stack([own[key].detach() for own in self.own]).requires_grad_()
             for key in self.names
         }
-        self.held: dict[str, tuple[int, int]] = {}
+        self.held: Held | None = None
         self.fixed: dict[str, torch.Tensor] = {}  # what differs and isn't trained, a leading R
         self.refresh()
         for r, own in enumerate(self.own):
@@ -53,6 +56,7 @@ class Stack:
             self.scale,
             self.finish_step,
             self.stacked.values() if first.training_step.is_replayed else None,
+            self._recorded if first.training_step.is_recorded else None,
         )
 
     def refresh(self) -> None:
@@ -61,13 +65,13 @@ class Stack:
         Raises UserError where they hold different values that aren't buffers.
         """
         held = self._held()
-        if held == self.held:
+        if held.same_as(self.held):
             return
-        if self.held and self.training_step.is_replayed:
+        if self.held is not None and self.training_step.is_replayed:
             raise UserError(f"{self.name} changes what a CUDA graph has recorded: {APART}")
         for (place, module), *others in zip(*self.modules, strict=True):
             for key, value in vars(module).items():
-                if any(_differ(value, vars(other).get(key)) for _, other in others):
+                if any(differ(value, vars(other).get(key)) for _, other in others):
                     raise UserError(
                         f"{self.name} holds {place}{key}, which differs between the runs and isn't "
                         f"a buffer: {APART}"
@@ -81,23 +85,28 @@ class Stack:
         self.fixed = {
             name: torch.stack([own[name] for own in buffers])
             for name, buffer in buffers[0].items()
-            if any(_differ(buffer, own[name]) for own in buffers)
+            if any(differ(buffer, own[name]) for own in buffers)
         }
         self.held = held
 
-    def _held(self) -> dict[str, tuple[int, int]]:
-        """What tells whether a run's method changed what it holds beside its parameters."""
-        return {
-            f"{r}: {place}{key}": (id(value), getattr(value, "_version", 0))
+    def _held(self) -> Held:
+        """What the runs hold beside their trained parameters."""
+        named = (
+            (f"{r}: {place}", module)
             for r, modules in enumerate(self.modules)
             for place, module in modules
-            for key, value in (
-                *vars(module).items(),
-                *module.named_buffers(recurse=False),
-                *((k, p) for k, p in module.named_parameters(recurse=False) if not p.requires_grad),
-            )
-            if key != "training"
-        }
+        )
+        return Held(list(named))
+
+    def _recorded(self, compute: Callable[[Batch], Losses]) -> RecordedStep:
+        def held() -> Held:
+            assert self.held is not None
+            return self.held
+
+        parameters = list(self.stacked.values())
+        return RecordedStep(
+            compute, parameters, held, lambda: list(self.fixed.values()), self.records
+        )
 
     def give_back(self) -> None:
         """Give the runs' parameters memory of their own again."""
@@ -139,7 +148,8 @@ class Stack:
                 why = str(error).splitlines()[0]
                 raise UserError(f"{self.name}'s losses can't be mapped ({why}): {APART}") from error
         changed |= {name for name, v in versions.items() if self.fixed[name]._version != v}
-        changed |= {name for name, held in self._held().items() if self.held.get(name) != held}
+        assert self.held is not None
+        changed |= set(self._held().changed_since(self.held))
         if changed:
             names = ", ".join(sorted(re.split("[. ]", name)[-1] for name in changed))
             raise UserError(f"{self.name} changes {names} in its losses: {APART}")
@@ -165,24 +175,8 @@ class Stack:
             run.finish_step()
 
 
-def _own_modules(run: PromptTrainer) -> list[tuple[str, nn.Module]]:
-    """The method and its modules but for the encoders, which all runs share, by place."""
-    shared = set(run.method.encoders.modules())
-    named = run.method.named_modules()
-    return [(f"{name}." if name else "", module) for name, module in named if module not in shared]
-
-
 def _untrained(method: Method) -> dict[str, torch.Tensor]:
     """Buffers, and parameters that aren't trained, by their names in `BatchLosses`."""
     module, trained = BatchLosses(method), {id(p) for p in method.trained().values()}
     parameters = {k: p for k, p in module.named_parameters() if id(p) not in trained}
     return {**dict(module.named_buffers()), **parameters}
-
-
-def _differ(a: Any, b: Any) -> bool:
-    """Whether plain values or tensors differ; of anything else it isn't asked."""
-    if a is b:
-        return False
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return not torch.equal(a, b)
-    return isinstance(a, (bool, int, float, str)) and a != b

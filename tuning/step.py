@@ -15,6 +15,7 @@ from torch import nn
 
 from .cuda_graphs import GraphedStep
 from .method import Method
+from .recorded import RecordedStep
 
 Batch = dict[str, torch.Tensor]  # image, label, and what else the method's `features` takes
 Losses = dict[str, torch.Tensor]
@@ -47,6 +48,7 @@ class TrainingStep:
         update: has the optimizers make their step.
         replayed: the parameters that get gradients, where the step's kernels are to be recorded as
             a CUDA graph and replayed; by default they aren't.
+        recorded: makes of what computes losses and gradients what carries it out from a record.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class TrainingStep:
         scale: Callable[[torch.Tensor], torch.Tensor],
         update: Callable[[], None],
         replayed: Iterable[torch.Tensor] | None = None,
+        recorded: Callable[[Callable[[Batch], Losses]], RecordedStep] | None = None,
     ) -> None:
         self.losses_of = losses_of
         self.zero_grad = zero_grad
@@ -64,11 +67,18 @@ class TrainingStep:
         self.gradients: Callable[[Batch], Losses] = self.compute_gradients
         if replayed is not None:
             self.gradients = GraphedStep(self.compute_gradients, replayed)
+        elif recorded is not None:
+            self.gradients = recorded(self.compute_gradients)
 
     @property
     def is_replayed(self) -> bool:
         """Whether a CUDA graph is wanted."""
         return isinstance(self.gradients, GraphedStep)
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether it is carried out from a record, where that is possible."""
+        return isinstance(self.gradients, RecordedStep)
 
     def __call__(self, batch: Batch) -> Losses:
         """The losses of the step, made on the way."""

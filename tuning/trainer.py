@@ -25,6 +25,7 @@ from .further_data import digests_of, further_classes, other_templates_of
 from .inputs import Inputs, resolve_views
 from .loading import autocast, load_encoders, load_into, resolve_precision, take_precision
 from .method import Classes, Method
+from .recorded import recording
 from .run import open_run
 from .sees import SEES, Seeing
 from .step import BatchLosses, OwnStep, TrainingStep, logged, scaled_update
@@ -170,6 +171,7 @@ class PromptTrainer(Seeing, Inputs):
         print(f"Number of them: {sum(p.numel() for p in trained.values()):,}")
         print(f"Number of all: {count_num_param(self.method):,}")
         self._register_optimizers()
+        plain = cfg.MODEL.FAST and not self.own_step()
         replayed = self.device.type == "cuda" and cfg.MODEL.FAST and cfg.TRAIN.CUDA_GRAPH
         # A step differs by whose batch it is, or by what rests.
         replayed = replayed and not self.further and not self.method.has_phases()
@@ -179,6 +181,7 @@ class PromptTrainer(Seeing, Inputs):
             lambda total: self.scaler.scale(total),
             self.finish_step,
             trained.values() if replayed else None,
+            recording(self.method) if self.device.type == "cpu" and plain else None,
         )
         self.build_encoder()
         # fp16 gradients underflow without a scale; the scaled loss of CLIP's τ = 100 overflows at
