@@ -65,7 +65,7 @@ def step_of(setup: MethodSetup, graph: bool) -> TrainingStep:
         setup.optim.zero_grad,
         setup.scaler.scale,
         lambda: scaled_update([setup.optim], setup.scaler),
-        list(setup.method.trained().values()) if graph else None,
+        (lambda compute: GraphedStep(compute, setup.method.trained().values())) if graph else None,
     )
 
 

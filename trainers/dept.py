@@ -256,10 +256,6 @@ class DePT(Method):
         """The method's; `own.losses` gives DePT's losses, the CAT head's among them."""
         return self.method.own_step(batch, own)
 
-    def has_phases(self) -> bool:
-        """As the method's."""
-        return self.method.has_phases()
-
     def before_epoch(self, epoch: int, epochs: int) -> None:
         """As the method's; the CAT head is trained in all."""
         self.method.before_epoch(epoch, epochs)

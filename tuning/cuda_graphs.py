@@ -16,11 +16,15 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from .held import Held
+
 Inputs = dict[str, torch.Tensor]
 Losses = dict[str, torch.Tensor]
 
 # Of the largest entry: rounding, and sums in another order, but no wrong number.
 _TOLERANCE = {torch.float16: 3e-2, torch.bfloat16: 1e-1}
+# Inputs on the host, whose values say what a step does.
+ON_HOST = ("dataset",)
 _WARM_UP = 3  # eager calls before recording, as the libraries choose and allocate then
 
 
@@ -31,6 +35,7 @@ class GraphedStep:
         compute: takes inputs by name, leaves gradients in the parameters' `.grad` (set, not added
             to), returns losses by name. It must not look at values on the host.
         parameters: those that get gradients.
+        held: gives what its method holds now: where that is another, it is recorded anew.
         record: turns a call into one that replays it.
     """
 
@@ -38,19 +43,29 @@ class GraphedStep:
         self,
         compute: Callable[[Inputs], Losses],
         parameters: Iterable[torch.Tensor],
+        held: Callable[[], Held] | None = None,
         record: Callable[[Callable[[], Losses]], tuple[Callable[[], None], Losses]] | None = None,
     ) -> None:
         self.compute = compute
         self.parameters = list(parameters)
         self.record = record or _cuda_graph
         self.works = True
+        self._now = held
+        self._held: Held | None = None
         self._graphs: dict[tuple, tuple[Callable[[], None], Inputs, Losses, list]] = {}
 
     def __call__(self, inputs: Inputs) -> Losses:
         """The losses of one step; its gradients are in the parameters."""
         if not self.works:
             return self.compute(inputs)
-        key = tuple((name, x.shape, x.dtype) for name, x in inputs.items())
+        if self._now is not None and not (held := self._now()).same_as(self._held):
+            self._held = held
+            self._graphs.clear()
+        key = (
+            *((name, x.shape, x.dtype) for name, x in inputs.items()),
+            *(int(x) for name, x in inputs.items() if name in ON_HOST),
+            *(p.requires_grad for p in self.parameters),
+        )
         if key not in self._graphs and not self._recorded(key, inputs):
             return self.compute(inputs)
         return self._replayed(key, inputs)
@@ -58,7 +73,8 @@ class GraphedStep:
     def _replayed(self, key: tuple, inputs: Inputs) -> Losses:
         replay, fixed, losses, gradients = self._graphs[key]
         for name, x in inputs.items():
-            fixed[name].copy_(x, non_blocking=True)
+            if name not in ON_HOST:  # what was recorded is of this value
+                fixed[name].copy_(x, non_blocking=True)
         replay()
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient  # another shape's graph has gradients of its own

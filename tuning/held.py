@@ -43,14 +43,17 @@ class Held:
         self._values: list[Any] = []
         self._versions: list[int] = []
         for place, module in modules:
-            for kind in (vars(module), module._buffers, module._parameters):
+            kinds: tuple[dict[str, Any], ...]
+            kinds = vars(module), module._buffers, module._parameters
+            for kind in kinds:
                 for key, value in kind.items():
-                    tensor = isinstance(value, torch.Tensor)
-                    trained = tensor and value.requires_grad and isinstance(value, nn.Parameter)
-                    if key not in _LEFT_OUT and not trained:
+                    if isinstance(value, nn.Parameter) and value.requires_grad:
+                        continue
+                    if key not in _LEFT_OUT:
                         self._places.append((place, key))
                         self._values.append(value)
-                        self._versions.append(value._version if tensor else 0)
+                        version = value._version if isinstance(value, torch.Tensor) else 0
+                        self._versions.append(version)
 
     def same_as(self, other: Held | None) -> bool:
         """Whether nothing is another, or changed in place; plain values may be equal."""

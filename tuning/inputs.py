@@ -18,6 +18,7 @@ from dassl.engine import TrainerX
 from dassl.utils import UserError, resolve_seed
 
 from .ahead import Ahead
+from .cuda_graphs import ON_HOST
 from .feature_cache import Encoder, Part
 from .further_data import further_cfgs, in_turn
 from .method import Method
@@ -209,7 +210,10 @@ class Inputs(TrainerX):
             others |= {f"other_{name}": value for name, value in of_each.items()}
             known |= {name: views[0] for name, views in of_each.items()}
             known |= {name: torch.stack(views[1:]) for name, views in others.items()}
-        known = {name: self._to_device(value) for name, value in known.items()}
+        known = {
+            name: value if name in ON_HOST else self._to_device(value)
+            for name, value in known.items()
+        }
         return {**known, **self._drawn(batch)}
 
     def _drawn(self, batch: dict) -> dict[str, torch.Tensor]:

@@ -306,10 +306,6 @@ class Method(Saved):
         """Whether it defines `drawn`."""
         return type(self).drawn is not Method.drawn
 
-    def has_phases(self) -> bool:
-        """Whether it defines `before_epoch`, so that what is trained may change."""
-        return type(self).before_epoch is not Method.before_epoch
-
     def image_layer(self) -> int | None:
         """The image tower's layer below which nothing changes or is read; None: nor is above it.
 

@@ -151,7 +151,7 @@ class _View:
 
     @classmethod
     def of(cls, x: torch.Tensor) -> _View:
-        return cls(_storage(x), tuple(x.shape), x.stride(), x.storage_offset())
+        return cls(_storage(x), tuple(x.shape), x.stride(), int(x.storage_offset()))
 
 
 class Program:

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .held import Held, own_modules
+from dassl.config import CfgNode
+
+from .cuda_graphs import ON_HOST, GraphedStep
+from .held import Held
 from .method import Method
 from .operations import CannotRecord, Operations, Program
-
-# Inputs on the host, whose value says what a step does.
-ON_HOST = ("dataset",)
 
 Inputs = dict[str, torch.Tensor]
 Losses = dict[str, torch.Tensor]
@@ -166,15 +166,19 @@ class RecordedStep:
         self.records.of.clear()
 
 
-def recording(method: Method) -> Callable[[Compute], RecordedStep] | None:
-    """What makes of a method's computation its recorded step; None where hooks look on."""
-    for module in method.modules():
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-            return None
-    modules = own_modules(method)
-    return lambda compute: RecordedStep(
-        compute, list(method.trained().values()), lambda: Held(modules)
+def kind_of_steps(
+    cfg: CfgNode, method: Method, device: torch.device
+) -> type[RecordedStep] | type[GraphedStep] | None:
+    """What carries a method's usual steps out from a record; None: nothing does."""
+    watched = any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+        for module in method.modules()
     )
+    if watched or not cfg.MODEL.FAST:
+        return None
+    if device.type == "cpu":
+        return RecordedStep
+    return GraphedStep if device.type == "cuda" and cfg.TRAIN.CUDA_GRAPH else None
 
 
 def _whole(x: torch.Tensor) -> torch.Tensor:

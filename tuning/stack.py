@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch.func import functional_call, vmap
 
 from dassl.utils import UserError
 
+from .cuda_graphs import GraphedStep
 from .held import Held, differ, own_modules
 from .method import Method
 from .recorded import RecordedStep, Records
-from .step import Batch, BatchLosses, Losses, TrainingStep
+from .step import BatchLosses, Compute, Losses, TrainingStep
 from .trainer import PromptTrainer
 
 APART = "train its seeds apart, each with its own command"
@@ -55,8 +56,7 @@ class Stack:
             self.zero_grad,
             self.scale,
             self.finish_step,
-            self.stacked.values() if first.training_step.is_replayed else None,
-            self._recorded if first.training_step.is_recorded else None,
+            self._again if first.steps is not None else None,
         )
 
     def refresh(self) -> None:
@@ -67,8 +67,6 @@ class Stack:
         held = self._held()
         if held.same_as(self.held):
             return
-        if self.held is not None and self.training_step.is_replayed:
-            raise UserError(f"{self.name} changes what a CUDA graph has recorded: {APART}")
         for (place, module), *others in zip(*self.modules, strict=True):
             for key, value in vars(module).items():
                 if any(differ(value, vars(other).get(key)) for _, other in others):
@@ -98,15 +96,18 @@ class Stack:
         )
         return Held(list(named))
 
-    def _recorded(self, compute: Callable[[Batch], Losses]) -> RecordedStep:
+    def _again(self, compute: Compute) -> Compute:
+        """The same from a record."""
+
         def held() -> Held:
             assert self.held is not None
             return self.held
 
         parameters = list(self.stacked.values())
-        return RecordedStep(
-            compute, parameters, held, lambda: list(self.fixed.values()), self.records
-        )
+        if self.runs[0].steps is GraphedStep:
+            return GraphedStep(compute, parameters, held)
+        fixed = lambda: list(self.fixed.values())  # noqa: E731
+        return RecordedStep(compute, parameters, held, fixed, self.records)
 
     def give_back(self) -> None:
         """Give the runs' parameters memory of their own again."""

@@ -13,12 +13,11 @@ from functools import reduce
 import torch
 from torch import nn
 
-from .cuda_graphs import GraphedStep
 from .method import Method
-from .recorded import RecordedStep
 
 Batch = dict[str, torch.Tensor]  # image, label, and what else the method's `features` takes
 Losses = dict[str, torch.Tensor]
+Compute = Callable[[Batch], Losses]
 
 
 class BatchLosses(nn.Module):
@@ -46,9 +45,7 @@ class TrainingStep:
         zero_grad: clears the gradients of what is trained.
         scale: makes of the total loss what is differentiated, ().
         update: has the optimizers make their step.
-        replayed: the parameters that get gradients, where the step's kernels are to be recorded as
-            a CUDA graph and replayed; by default they aren't.
-        recorded: makes of what computes losses and gradients what carries it out from a record.
+        again: makes of what computes losses and gradients what does so from a record.
     """
 
     def __init__(
@@ -57,28 +54,15 @@ class TrainingStep:
         zero_grad: Callable[[], None],
         scale: Callable[[torch.Tensor], torch.Tensor],
         update: Callable[[], None],
-        replayed: Iterable[torch.Tensor] | None = None,
-        recorded: Callable[[Callable[[Batch], Losses]], RecordedStep] | None = None,
+        again: Callable[[Compute], Compute] | None = None,
     ) -> None:
         self.losses_of = losses_of
         self.zero_grad = zero_grad
         self.scale = scale
         self.update = update
-        self.gradients: Callable[[Batch], Losses] = self.compute_gradients
-        if replayed is not None:
-            self.gradients = GraphedStep(self.compute_gradients, replayed)
-        elif recorded is not None:
-            self.gradients = recorded(self.compute_gradients)
-
-    @property
-    def is_replayed(self) -> bool:
-        """Whether a CUDA graph is wanted."""
-        return isinstance(self.gradients, GraphedStep)
-
-    @property
-    def is_recorded(self) -> bool:
-        """Whether it is carried out from a record, where that is possible."""
-        return isinstance(self.gradients, RecordedStep)
+        self.gradients: Compute = self.compute_gradients
+        if again is not None:
+            self.gradients = again(self.compute_gradients)
 
     def __call__(self, batch: Batch) -> Losses:
         """The losses of the step, made on the way."""

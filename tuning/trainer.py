@@ -6,6 +6,7 @@ Shape letters: method.py's.
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,10 +23,11 @@ from dassl.utils import UserError, count_num_param, file_sha256, resolve_seed
 from . import original_checkpoints, sentences
 from .class_names import cut_names, say_alike
 from .further_data import digests_of, further_classes, other_templates_of
+from .held import Held, own_modules
 from .inputs import Inputs, resolve_views
 from .loading import autocast, load_encoders, load_into, resolve_precision, take_precision
 from .method import Classes, Method
-from .recorded import recording
+from .recorded import kind_of_steps
 from .run import open_run
 from .sees import SEES, Seeing
 from .step import BatchLosses, OwnStep, TrainingStep, logged, scaled_update
@@ -165,27 +167,22 @@ class PromptTrainer(Seeing, Inputs):
         self.method = self.build_method(cfg, encoders, self._classes()).to(self.device).freeze()
         if cfg.MODEL.INIT_WEIGHTS:
             self.initialize_from(cfg.MODEL.INIT_WEIGHTS)
-
         trained = self.method.trained()
         print(f"Parameters to train: {', '.join(trained) or 'none'}")
         print(f"Number of them: {sum(p.numel() for p in trained.values()):,}")
         print(f"Number of all: {count_num_param(self.method):,}")
         self._register_optimizers()
-        plain = cfg.MODEL.FAST and not self.own_step()
-        replayed = self.device.type == "cuda" and cfg.MODEL.FAST and cfg.TRAIN.CUDA_GRAPH
-        # A step differs by whose batch it is, or by what rests.
-        replayed = replayed and not self.further and not self.method.has_phases()
+        self.steps = None if self.own_step() else kind_of_steps(cfg, self.method, self.device)
+        held = partial(Held, own_modules(self.method))
         self.training_step = TrainingStep(
             BatchLosses(self.method, self.autocast),
             lambda: self.model_zero_grad(),
             lambda total: self.scaler.scale(total),
             self.finish_step,
-            trained.values() if replayed else None,
-            recording(self.method) if self.device.type == "cpu" and plain else None,
+            self.steps and partial(self.steps, parameters=[*trained.values()], held=held),
         )
         self.build_encoder()
-        # fp16 gradients underflow without a scale; the scaled loss of CLIP's τ = 100 overflows at
-        # the default one.
+        # fp16 gradients underflow without a scale; CLIP's τ = 100 overflows at the default one.
         self.scaler = torch.amp.GradScaler(
             self.device.type, init_scale=2.0**10, enabled=self.precision in ("fp16", "amp")
         )

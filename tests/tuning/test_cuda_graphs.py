@@ -48,7 +48,7 @@ def expected(w, x):
 def test_replays_on_new_inputs_and_parameters(step):
     w, compute = step
     calls = []
-    graphed = GraphedStep(compute, [w], recorder(w, calls))
+    graphed = GraphedStep(compute, [w], record=recorder(w, calls))
     for i, n in enumerate((3, 3, 5, 3, 5)):  # each length is recorded once
         x = torch.arange(n, dtype=torch.float32) + i
         loss = graphed({"x": x})["loss"]
@@ -61,7 +61,7 @@ def test_replays_on_new_inputs_and_parameters(step):
 
 def test_losses_stay_what_they_were(step):
     w, compute = step
-    graphed = GraphedStep(compute, [w], recorder(w, []))
+    graphed = GraphedStep(compute, [w], record=recorder(w, []))
     first = graphed({"x": torch.ones(3)})["loss"]
     graphed({"x": torch.full((3,), 7.0)})
     assert first == 4
@@ -70,7 +70,7 @@ def test_losses_stay_what_they_were(step):
 @pytest.mark.parametrize("kind", ["wrong", "fails"])
 def test_goes_on_eagerly_where_it_cannot_be_trusted(step, kind, capsys):
     w, compute = step
-    graphed = GraphedStep(compute, [w], recorder(w, [], **{kind: True}))
+    graphed = GraphedStep(compute, [w], record=recorder(w, [], **{kind: True}))
     for i in range(3):
         x = torch.ones(3) * (i + 1)
         loss = graphed({"x": x})["loss"]
@@ -83,7 +83,7 @@ def test_goes_on_eagerly_where_it_cannot_be_trusted(step, kind, capsys):
 
 def test_a_diverging_run_is_not_the_graphs_fault(step):
     w, compute = step
-    graphed = GraphedStep(compute, [w], recorder(w, []))
+    graphed = GraphedStep(compute, [w], record=recorder(w, []))
     assert graphed({"x": torch.full((2,), float("nan"))})["loss"].isnan()
     assert graphed.works
 
