@@ -39,21 +39,17 @@ class Held:
     """
 
     def __init__(self, modules: Sequence[tuple[str, nn.Module]]) -> None:
-        self._places: list[tuple[str, str]] = []
+        # Taken at every step, so without a loop of its own over what there is.
+        self._places: list[tuple[str, tuple[str, ...]]] = []
         self._values: list[Any] = []
-        self._versions: list[int] = []
         for place, module in modules:
-            kinds: tuple[dict[str, Any], ...]
-            kinds = vars(module), module._buffers, module._parameters
-            for kind in kinds:
-                for key, value in kind.items():
-                    if isinstance(value, nn.Parameter) and value.requires_grad:
-                        continue
-                    if key not in _LEFT_OUT:
-                        self._places.append((place, key))
-                        self._values.append(value)
-                        version = value._version if isinstance(value, torch.Tensor) else 0
-                        self._versions.append(version)
+            own = {**vars(module), **module._buffers}
+            own |= {key: p for key, p in module._parameters.items() if p is None or _rests(p)}
+            for key in _LEFT_OUT & own.keys():
+                del own[key]
+            self._places.append((place, tuple(own)))
+            self._values += own.values()
+        self._versions = [x._version if isinstance(x, torch.Tensor) else 0 for x in self._values]
 
     def same_as(self, other: Held | None) -> bool:
         """Whether nothing is another, or changed in place; plain values may be equal."""
@@ -72,7 +68,12 @@ class Held:
         ]
 
     def _all(self) -> Iterator[tuple[tuple[str, str], Any, int]]:
-        return zip(self._places, self._values, self._versions, strict=True)
+        places = [(place, key) for place, keys in self._places for key in keys]
+        return zip(places, self._values, self._versions, strict=True)
+
+
+def _rests(parameter: nn.Parameter) -> bool:
+    return not parameter.requires_grad
 
 
 def _is_another(a: Any, b: Any) -> bool:
