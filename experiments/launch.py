@@ -32,7 +32,7 @@ from dassl.utils.cli import Parser, distinct_seeds, positive, seed_list, shots
 from experiments.chains import Chain, side_by_side, without_repetitions
 from experiments.chosen_datasets import absolute, check_labels
 from experiments.progress import PlanProgress, introduce, watched
-from experiments.protocols import PROTOCOLS, ROOT, Plan
+from experiments.protocols import PROTOCOLS, ROOT, Plan, is_seeded
 from experiments.results.folders import TRANSDUCTIVE
 from experiments.results.under_corruption import CORRUPTED
 from experiments.runner import RunnerSettings, is_complete, local_slots, run_local
@@ -201,6 +201,9 @@ def launch(args: argparse.Namespace) -> int:
         args.source = absolute(args.source)
         os.chdir(ROOT)
     chains = make_plan(args)
+    for trainer in args.trainers or ():
+        if not is_seeded(trainer):
+            say(f"{trainer} trains nothing: one run, whatever the seeds", sys.stderr)
     if args.dry_run:
         print_commands(chains)
         return 0

@@ -226,6 +226,26 @@ def teacher_key(trainer: str) -> str:
     return getattr(getattr(TRAINER_REGISTRY.get(trainer), "method_class", None), "teacher_key", "")
 
 
+def is_seeded(trainer: str) -> bool:
+    """Whether a trainer's numbers may depend on the seed.
+
+    One made for Dassl doesn't say; of one that isn't there somebody else does.
+    """
+    import trainers
+    from dassl.engine import TRAINER_REGISTRY
+
+    trainers.modules()
+    if trainer not in TRAINER_REGISTRY.registered_names():
+        return True
+    seeded = getattr(TRAINER_REGISTRY.get(trainer), "seeded", None)
+    return seeded is None or seeded()
+
+
+def _seed(trainer: str, seed: int) -> int:
+    """The seed of its run: where the numbers depend on none, the same one always."""
+    return seed if is_seeded(trainer) else 1
+
+
 Seeds = Sequence[int]
 Names = Sequence[str]
 
@@ -235,7 +255,7 @@ def _each(make: Callable[..., Chain]) -> Callable[..., list[Chain]]:
 
     def chains(plan: Plan, trainers: Names, datasets: Names, seeds: Seeds, shots: Seeds):
         return [
-            make(plan, trainer, dataset, seed, number)
+            make(plan, trainer, dataset, _seed(trainer, seed), number)
             for number in shots
             for dataset in datasets
             for seed in seeds
@@ -265,7 +285,7 @@ def _both(*what: object) -> list[Chain]:
 def _transfer(protocol: str) -> Callable[..., list[Chain]]:
     def chains(plan: Plan, trainers: Names, datasets: Names, seeds: Seeds, shots: Seeds):
         return [
-            plan.transfer(protocol, trainer, datasets, seed, number)
+            plan.transfer(protocol, trainer, datasets, _seed(trainer, seed), number)
             for number in shots
             for trainer in trainers
             for seed in seeds
@@ -279,7 +299,7 @@ def _varied(changes_of: Callable[[str], list[tuple[str, tuple[str, ...]]]]):
 
     def chains(plan: Plan, trainers: Names, datasets: Names, seeds: Seeds, shots: Seeds):
         return [
-            plan.base_to_new(name, dataset, seed, number, opts)
+            plan.base_to_new(name, dataset, _seed(name, seed), number, opts)
             for number in shots
             for trainer in trainers
             for name, opts in changes_of(trainer)

@@ -28,6 +28,7 @@ from experiments.results.summary import Summary, summarize
 from experiments.results.sweeps import add_sweeps
 from experiments.results.tables import Layout
 from experiments.results.under_corruption import add_corruptions
+from experiments.results.values import write_values
 
 
 def parse_args() -> object:
@@ -53,10 +54,22 @@ def parse_args() -> object:
         help="tables apart by what methods see beside labeled training images and class names",
     )
     parser.add_argument(
+        "--against",
+        default="",
+        metavar="TRAINER",
+        help="differences to this method are tested (each DePT_X is to X)",
+    )
+    parser.add_argument(
         "--ece", action="store_true", help="expected calibration errors beside the accuracies"
     )
     parser.add_argument(
         "--field", action="store_true", help="and a table of what was published of other methods"
+    )
+    parser.add_argument(
+        "--per-seed",
+        type=output_file,
+        metavar="FILE",
+        help="every single value, a line each, as .csv or .json",
     )
     parser.add_argument(
         "--plot",
@@ -85,7 +98,8 @@ def read_summary(args: object) -> Summary:
             if name not in there:
                 raise UserError(f"--{what}: there are no runs of {name}{suggest(name, there)}")
     if args.trainers:
-        scores = [score for score in scores if score.trainer in args.trainers]
+        shown = {*args.trainers, args.against}
+        scores = [score for score in scores if score.trainer in shown]
     if not scores:
         hint = f" ({len(unreadable)} unfinished)" if unreadable else ""
         raise UserError(f"no finished run of that kind in {args.folder}{hint}")
@@ -119,13 +133,17 @@ def main() -> int:
     """Print the tables; return the exit status."""
     args = parse_args()
     summary = read_summary(args)
-    layout = Layout(by_sees=args.group_by == "sees", field=args.field, ece=args.ece)
+    layout = Layout(
+        by_sees=args.group_by == "sees", field=args.field, ece=args.ece, against=args.against
+    )
     content = FORMATS[args.format](summary, layout, _screen(args))
     if args.out:
         with atomic_write(args.out) as file:
             file.write(content + "\n")
     else:
         print(content)
+    if args.per_seed:
+        write_values(summary, args.per_seed)
     if args.plot:
         from experiments.results.pictures import on_dark, save
         from experiments.results.plots import base_new_arrows

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from experiments.results.published import Elsewhere
-from experiments.results.records import Stat
+from experiments.results.records import Stat, Told
 from experiments.results.tables import HEADS, Line, Table, source_of
 
 # What is marked, in words beneath a table.
@@ -18,7 +18,12 @@ def _head(column: str) -> str:
 
 
 def _seeds(line: Line) -> str:
-    """Return the seeds behind a line; "1-3" for a run of them, "1 2 / 1-3" where cells differ."""
+    """Return the seeds behind a line, or what stands there instead.
+
+    "1-3" is a run of them, "1 2 / 1-3" where cells differ.
+    """
+    if line.last:
+        return line.last
     groups = dict.fromkeys(stat.seeds for stat in line.cells.values())
     return " / ".join(_ranges(seeds) for seeds in groups)
 
@@ -33,6 +38,8 @@ def number(stat: Stat | None) -> str:
     """Return "81.50 ± 0.32"."""
     if stat is None:
         return "missing"
+    if isinstance(stat, Told):
+        return stat.text
     return f"{stat.mean:.2f}" + ("" if stat.std is None else f" ± {stat.std:.2f}")
 
 
@@ -55,7 +62,7 @@ class GridRow:
 
 def grid(table: Table, number: Callable[[Stat | None], str] = number) -> list[GridRow]:
     """Return the table as text cells, the head first; the paper's numbers and gaps beneath ours."""
-    head = [*table.heads, *(_head(column) for column in table.columns), "Seeds"]
+    head = [*table.heads, *(_head(column) for column in table.columns), table.last]
     rows = [GridRow("head", head)]
     blank = [""] * (len(table.heads) - 1)
     for line in table.lines:

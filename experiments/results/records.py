@@ -36,6 +36,18 @@ class Stat:
         return cls(fmean(values) if mean is None else mean, spread, tuple(sorted(by_seed)))
 
 
+@dataclass(frozen=True)
+class Told(Stat):
+    """Words in the place of a number."""
+
+    text: str = ""
+
+    @classmethod
+    def words(cls, text: str) -> Told:
+        """Return them as a cell."""
+        return cls(0.0, None, (), text)
+
+
 @dataclass
 class Row:
     """The runs of one method with one configuration: the unit in which settings may not differ."""
@@ -55,6 +67,8 @@ class Row:
     weights: str = ""  # the SHA-256 of the backbone's file, else its name
     sees: tuple[str, ...] = ()  # what its runs saw, in the words of tuning/sees.py
     facts: dict[str, str] = field(default_factory=dict)  # what_ran.py
+    seeded: bool = True  # False: its numbers depend on no seed, and one run has them
+    tested: dict[tuple[str, str], str] = field(default_factory=dict)  # digests of what it was on
 
     @property
     def key(self) -> Key:
@@ -99,7 +113,8 @@ class Row:
         """
         shown = paper if paper and self.has_papers_backbone and not self.changes else {}
         named = {"source": self.source, "sees": self.sees, "facts": self.facts}
-        named |= {"weights": self.weights, "over": tuple(over), **further}
+        named |= {"weights": self.weights, "over": tuple(over)}
+        named |= {"seeded": self.seeded, **further}
         return Record(*self.key, dataset, metrics, shown, **named)
 
     def papers(self, dataset: str) -> dict[str, float]:
@@ -140,6 +155,7 @@ class Record:
     family: str = ""  # what a sweep's lines have in common: the config, other changed settings
     weights: str = ""
     facts: dict[str, str] = field(default_factory=dict)
+    seeded: bool = True
 
     @property
     def key(self) -> Key:

@@ -6,15 +6,19 @@ import io
 import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from tabulate import SEPARATING_LINE, DataRow, TableFormat, tabulate
 
 from dassl.utils import json_text
 from dassl.utils.cli import escape_markdown, markdown_table, write_csv_rows
+from experiments.results.all_tables import make_tables
+from experiments.results.compare import Comparison, comparisons
 from experiments.results.grids import BEST, GridRow, grid, indented
 from experiments.results.latex import as_latex
 from experiments.results.summary import Summary
-from experiments.results.tables import USUAL, Layout, Table, make_tables
+from experiments.results.tables import USUAL, Layout, Table
+from experiments.results.values import values
 
 _PLAIN = TableFormat(None, None, None, None, *[DataRow("", "  ", "")] * 2, 0, None)
 
@@ -181,9 +185,11 @@ def as_csv(summary: Summary) -> str:
     return out.getvalue().rstrip("\n")
 
 
-def as_json(summary: Summary) -> str:
-    """Return the records, the missing runs and the refused rows."""
+def as_json(summary: Summary, layout: Layout = USUAL) -> str:
+    """Return the records, differences, single values, missing runs and refused rows."""
     content = {
+        "differences": [_difference(one) for one in comparisons(summary, layout.against)],
+        "values": values(summary),
         "records": [asdict(record) for record in summary.records],
         "missing": summary.missing,
         "refused": summary.refused,
@@ -199,15 +205,21 @@ def _text(summary: Summary, layout: Layout = USUAL, screen: Screen = FILE) -> st
     return as_text(make_tables(summary, layout), screen)
 
 
-def _of_records(write: Callable[[Summary], str]) -> Callable[..., str]:
-    """A record says by itself what is seen and what others published."""
-    return lambda summary, layout=USUAL, screen=FILE: write(summary)
+def _difference(one: Comparison) -> dict[str, Any]:
+    row, other = one.row, one.other
+    return {
+        **{"protocol": row.protocol, "source": row.source, "shots": row.shots},
+        **{"trainer": row.trainer, "config": row.config, "metric": one.metric},
+        **{"against": other.trainer, "against_config": other.config},
+        **asdict(one.difference),
+        **{"datasets": one.datasets, "without": one.without},
+    }
 
 
 FORMATS: dict[str, Callable[..., str]] = {
     "text": _text,
     "markdown": _of_tables(as_markdown),
     "latex": _of_tables(as_latex),
-    "csv": _of_records(as_csv),
-    "json": _of_records(as_json),
+    "csv": lambda summary, layout=USUAL, screen=FILE: as_csv(summary),
+    "json": lambda summary, layout=USUAL, screen=FILE: as_json(summary, layout),
 }

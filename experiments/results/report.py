@@ -17,20 +17,13 @@ from urllib.parse import quote
 import jinja2
 
 from dassl.utils import atomic_write
+from experiments.results.all_tables import make_tables
 from experiments.results.grids import BEST, grid
 from experiments.results.pictures import Picture
 from experiments.results.plots import every_plot
 from experiments.results.scores import Score
 from experiments.results.summary import Summary
-from experiments.results.tables import (
-    TITLES,
-    USUAL,
-    Layout,
-    Table,
-    make_tables,
-    method_order,
-    runs_table,
-)
+from experiments.results.tables import TITLES, USUAL, Layout, Table, method_order, runs_table
 
 TEMPLATE = Path(__file__).with_name("report.html")
 

@@ -83,6 +83,12 @@ class Score:
         return self.result.get("seeded", True)
 
     @property
+    def tested(self) -> str:
+        """A digest of the images and classes that it was tested on; "" where it doesn't say."""
+        data = self.identity["data"] if self.identified else {}
+        return f"{data['test']} {data['classes']}" if {"test", "classes"} <= data.keys() else ""
+
+    @property
     def ece(self) -> float | None:
         """The expected calibration error in percent, where the run says it."""
         return self.result.get("ece")

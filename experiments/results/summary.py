@@ -91,7 +91,7 @@ def summarize(
     groups = defaultdict(list)
     for score in scores:
         transfer_source = datasets and score.protocol == "all_classes"
-        if (seeds and score.seed not in seeds) or (
+        if (seeds and score.seeded and score.seed not in seeds) or (
             datasets and score.dataset not in datasets and not transfer_source
         ):
             continue
@@ -141,16 +141,30 @@ def _fill(row: Row, scores: list[Score]) -> list[str]:
     shas = (score.result.get("backbone_sha256") for score in scores)
     row.weights = next(filter(None, shas), row.backbone)
     row.facts = facts(scores)
+    row.tested = {(s.dataset, s.classes): s.tested for s in scores if s.tested}
     row.sees = known(word for score in scores for word in score.sees)
     row.identified = all(score.identified for score in scores)
     row.settings, unknown = shared_settings(scores)
     check_data(scores)
+    _keep_one_run(row, scores)
     if not unknown:
         return []
     return [
         f"{row.name}: only some runs have {', '.join(sorted(unknown))}, of which this version "
         "knows no default: not compared"
     ]
+
+
+def _keep_one_run(row: Row, scores: list[Score]) -> None:
+    """Of numbers that depend on no seed, keep one; those that differ all the same stay."""
+    if all(score.seeded for score in scores):
+        return
+    cells = [*row.cells.values(), *row.ece.values()]
+    if all(len(set(cell.values())) == 1 for cell in cells):
+        row.seeded = False
+        for cell in cells:
+            for seed in sorted(cell)[1:]:
+                del cell[seed]
 
 
 def _add_source(row: Row, rows: list[Row]) -> None:
@@ -268,6 +282,9 @@ def _missing(row: Row, rows: list[Row], seeds: set[int], datasets: set[str]) -> 
         wanted = set(row.datasets)  # the source of a transfer stands here alone
     if row.source:
         wanted = {row.source, *wanted}
+    if not row.seeded:  # one run is all
+        lacking = [n for n in sorted(wanted) for p in parts if not row.cells.get((n, p))]
+        return [f"{row.name}: {name}" for name in dict.fromkeys(lacking)]
     seeds = seeds or {seed for cell in row.cells.values() for seed in cell}
     lines = []
     for dataset in sorted(wanted):

@@ -29,6 +29,7 @@ TITLES = {
 }
 HEADS = {"base": "Base", "new": "New", "h": "H", "accuracy": "Accuracy"}
 HEADS |= {"ece_base": "ECE base", "ece_new": "ECE new", "ece": "ECE"}
+HEADS |= {"difference": "Difference", "interval": "95 % interval", "p": "p", "holm": "Holm"}
 HEADS |= {column: column.capitalize() for column in COLUMNS} | {"jpeg": "JPEG"}
 
 
@@ -43,6 +44,7 @@ class Line:
     ours: bool = True  # or one of the field's own
     like: dict[str, Hashable] = field(default_factory=dict)  # per column: what it is ranked among
     best: set[str] = field(default_factory=set)  # the columns in which it is
+    last: str = ""  # in place of its seeds
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Table:
     lines: list[Line]
     grouped: bool = False  # lines with the same first key stand together
     notes: list[str] = field(default_factory=list)  # beneath it
+    last: str = "Seeds"  # the head of the last column
 
     def __post_init__(self) -> None:
         """Find the best number of each column, or several if they are printed alike."""
@@ -104,33 +107,31 @@ class Layout:
     by_sees: apart for each choice of what methods see, those that see least first.
     field: with a table of all that the field published.
     ece: expected calibration errors beside the accuracies of base and new classes.
+    against: the trainer that differences are to; "": to each method without its DePT.
     """
 
     by_sees: bool = False
     field: bool = False
     ece: bool = False
+    against: str = ""
 
 
 USUAL = Layout()
 
 
-def make_tables(summary: Summary, layout: Layout = USUAL) -> list[Table]:
-    """Return the tables of all protocols that have records."""
-    tables = (_by_what_is_seen if layout.by_sees else _tables)(summary, layout.ece)
-    return [*tables, field_table(summary)] if layout.field else tables
-
-
-def _by_what_is_seen(summary: Summary, ece: bool) -> list[Table]:
+def by_what_is_seen(summary: Summary, ece: bool) -> list[Table]:
+    """Return the tables of all protocols, apart for each choice of what methods see."""
     groups = sorted({known(r.sees) for r in summary.records}, key=lambda g: (len(g), marks(g)))
     tables = []
     for group in groups:
         alike = [record for record in summary.records if known(record.sees) == group]
-        for table in _tables(replace(summary, records=alike), ece):
+        for table in plain_tables(replace(summary, records=alike), ece):
             tables.append(replace(table, title=f"{table.title}; seen: {meanings(group)}"))
     return tables
 
 
-def _tables(summary: Summary, ece: bool) -> list[Table]:
+def plain_tables(summary: Summary, ece: bool) -> list[Table]:
+    """Return the tables of all protocols that have records."""
     tables = []
     for protocol in HALVES:
         halves = summary.usual(protocol)
@@ -174,9 +175,9 @@ def _names(records: Iterable[Record]) -> list[str]:
 def _by_dataset(title: str, records: list[Record], columns: list[str]) -> Table:
     """Return these columns with the average first, methods beneath each other per data set."""
     names = sorted(_names(records), key=lambda name: name != AVERAGE)
-    method = _method_names(records)
+    method = method_names(records)
     lines = [
-        Line([name, method(r)], r.metrics, r.published, r.elsewhere, like=_like(r))
+        replace(_line([name, method(r)], r), elsewhere=r.elsewhere)
         for name in names
         for r in sorted(records, key=method_order)
         if r.dataset == name
@@ -212,10 +213,10 @@ def _tested(summary: Summary) -> set[str]:
 def _one_line_per_method(title: str, records: list[Record]) -> Table:
     """Return a column per data set, a line per method."""
     columns = sorted(_names(records), key=lambda name: name == AVERAGE)
-    method = _method_names(records)
+    method = method_names(records)
     lines: dict[str, Line] = {}
     for record in sorted(records, key=method_order):
-        line = lines.setdefault(method(record), Line([method(record)], {}))
+        line = lines.setdefault(method(record), Line([method(record)], {}, last=_last(record)))
         line.cells[record.dataset] = record.metrics["accuracy"]
         line.like[record.dataset] = record.like
         if record.published:
@@ -233,12 +234,9 @@ def _few_shot(summary: Summary) -> list[Table]:
         chosen = [r for r in records if r.dataset in ({AVERAGE} & several or several)]
         if not chosen:
             continue
-        method = _method_names(chosen)
+        method = method_names(chosen)
         chosen.sort(key=lambda r: (r.dataset, method_order(r), r.shots))
-        lines = [
-            Line([r.dataset, method(r), str(r.shots)], r.metrics, r.published, like=_like(r))
-            for r in chosen
-        ]
+        lines = [_line([r.dataset, method(r), str(r.shots)], r) for r in chosen]
         title = f"{TITLES['few_shot']}, {TITLES[protocol].lower()}"
         heads = ["Data set", "Method", "Shots"]
         tables.append(
@@ -250,7 +248,7 @@ def _few_shot(summary: Summary) -> list[Table]:
 def _corruptions(summary: Summary) -> list[Table]:
     """Return a table per severity, classes and shots: a column per corruption."""
     records = summary.of(CORRUPTED)
-    method = _method_names(records)
+    method = method_names(records)
     tables = []
     for key in dict.fromkeys((r.severity, r.classes, r.shots) for r in records):
         chosen = [r for r in records if (r.severity, r.classes, r.shots) == key]
@@ -258,7 +256,7 @@ def _corruptions(summary: Summary) -> list[Table]:
         lines: dict[tuple[str, str], Line] = {}
         for record in chosen:
             keys = (record.dataset, method(record))
-            line = lines.setdefault(keys, Line(list(keys), {}))
+            line = lines.setdefault(keys, Line(list(keys), {}, last=_last(record)))
             line.cells[record.corruption] = record.metrics["accuracy"]
             line.like[record.corruption] = record.like
         severity, classes, shots = key
@@ -283,10 +281,7 @@ def _sweep(summary: Summary, protocol: str, head: str) -> list[Table]:
             several = len(families[r.trainer]) > 1
             return _marked(f"{r.trainer} {r.family}" if several else r.trainer, r)
 
-        lines = [
-            Line([r.dataset, method(r), str(r.shots)], r.metrics, r.published, like=_like(r))
-            for r in mine
-        ]
+        lines = [_line([r.dataset, method(r), str(r.shots)], r) for r in mine]
         notes = [f"average over {', '.join(over)}"] if len(over) > 1 else []
         title, heads = f"{TITLES[protocol]}, {source}", [head, "Method", "Shots"]
         notes += _notes(mine, method)
@@ -294,7 +289,7 @@ def _sweep(summary: Summary, protocol: str, head: str) -> list[Table]:
     return tables
 
 
-def _method_names(records: Iterable[Record]) -> Callable[[Record], str]:
+def method_names(records: Iterable[Record | Row]) -> Callable[[Record | Row], str]:
     """Return how to name a record's method: its trainer, and its config if there are several.
 
     Letters say what it sees beside labeled training images and their classes' names.
@@ -307,13 +302,18 @@ def _method_names(records: Iterable[Record]) -> Callable[[Record], str]:
     )
 
 
-def _marked(name: str, record: Record) -> str:
+def _marked(name: str, record: Record | Row) -> str:
     found = marks(record.sees)
     return f"{name} [{found}]" if found else name
 
 
-def _like(record: Record) -> dict[str, Hashable]:
-    return dict.fromkeys(record.metrics, record.like)
+def _last(record: Record) -> str:
+    return "" if record.seeded else "1 run, no seed"
+
+
+def _line(keys: list[str], record: Record) -> Line:
+    like: dict[str, Hashable] = dict.fromkeys(record.metrics, record.like)
+    return Line(keys, record.metrics, record.published, like=like, last=_last(record))
 
 
 def _notes(records: Sequence[Record], method: Callable[[Record], str]) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 
 from dassl.utils import UserError
 from experiments.chains import side_by_side
-from experiments.launch import make_plan, parse_args, side_by_side_at_most
+from experiments.launch import launch, make_plan, parse_args, side_by_side_at_most
 from experiments.protocols import ADAPTERS, PROTOCOLS, Plan, resolve
 from experiments.results.folders import read_place
 from experiments.results.sweeps import ABLATION, LAMBDA, LAMBDAS
@@ -43,6 +43,19 @@ def test_base_to_new_trains_on_base_and_tests_on_new():
     assert "DATASET.SUBSAMPLE_CLASSES base" in train.command
     assert f"--eval-only --model-dir {train.folder}" in test.command
     assert train.kin != test.kin
+
+
+def test_what_depends_on_no_seed_runs_once(capsys):
+    words = ["base_to_new", "--datasets", "dtd", "--seeds", "2-3", "--dry-run", "--trainers"]
+    plan = chains(*words, "ZeroshotCLIP", "ZeroshotCLIP2", "TipAdapter", "CoOp")
+    found = [(c.jobs[0].folder.parts[-3], c.jobs[0].folder.name) for c in plan]
+    assert sorted(found) == [
+        *(("CoOp", "seed2"), ("CoOp", "seed3")),
+        *(("TipAdapter", "seed2"), ("TipAdapter", "seed3")),  # it looks at the drawn images
+        *(("ZeroshotCLIP", "seed1"), ("ZeroshotCLIP2", "seed1")),
+    ]
+    launch(parse_args([*words, "ZeroshotCLIP"]))
+    assert "ZeroshotCLIP trains nothing: one run" in capsys.readouterr().err
 
 
 def test_every_protocol_plans_the_papers_runs(monkeypatch):

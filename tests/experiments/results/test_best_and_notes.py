@@ -8,13 +8,14 @@ import subprocess
 
 import pytest
 
+from experiments.results.all_tables import make_tables
 from experiments.results.grids import BEST
 from experiments.results.latex import as_latex
 from experiments.results.rendering import Screen, as_markdown, as_text
 from experiments.results.report import write_report
 from experiments.results.scores import load_scores
 from experiments.results.summary import summarize
-from experiments.results.tables import Layout, Line, Table, make_tables, runs_table
+from experiments.results.tables import Layout, Line, Table, runs_table
 from tests.experiments.fake_runs import add_pair, add_run, identity
 
 

@@ -9,12 +9,13 @@ import pytest
 
 from dassl.utils.cli import escape_markdown
 from experiments.results import published
+from experiments.results.all_tables import make_tables
 from experiments.results.grids import BEST
 from experiments.results.latex import as_latex, escaped
 from experiments.results.rendering import FORMATS, as_csv, as_markdown, as_text
 from experiments.results.scores import load_scores
 from experiments.results.summary import summarize
-from experiments.results.tables import Layout, make_tables
+from experiments.results.tables import Layout
 from tests.experiments.fake_runs import add_pair, add_run
 from tuning.sees import SEES
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from experiments.results import plots
+from experiments.results.all_tables import make_tables
 from experiments.results.folders import config_label
 from experiments.results.rendering import as_text
 from experiments.results.scores import load_scores
 from experiments.results.summary import summarize
 from experiments.results.sweeps import ABLATION, LAMBDA, add_sweeps
-from experiments.results.tables import make_tables
 from tests.experiments.fake_runs import add_pair, add_run, identity
 from tests.experiments.results.test_parse_results import parse
 

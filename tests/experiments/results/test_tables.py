@@ -12,6 +12,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from experiments.results import plots, published
+from experiments.results.all_tables import make_tables
 from experiments.results.grids import number
 from experiments.results.latex import as_latex
 from experiments.results.records import AVERAGE, Stat
@@ -19,7 +20,6 @@ from experiments.results.rendering import as_csv, as_json, as_markdown, as_text
 from experiments.results.scores import load_scores
 from experiments.results.summary import average, base_new_h, summarize
 from experiments.results.sweeps import ABLATION, LAMBDA, LAMBDAS, add_sweeps
-from experiments.results.tables import make_tables
 from tests.experiments.fake_runs import add_pair, add_run
 from tuning.naming import wrapped_name
 
@@ -158,7 +158,7 @@ def test_csv_and_json(summary):
     assert float(row["h"]) == pytest.approx(h(85, 65))
     assert row["accuracy"] == row["accuracy_std"] == row["gap_accuracy"] == ""
     content = json.loads(as_json(summary))
-    assert set(content) == {"records", "missing", "refused"}
+    assert set(content) == {"records", "differences", "values", "missing", "refused"}
     assert len(content["records"]) == len(summary.records) == len(rows)
 
 
