@@ -7,7 +7,7 @@ results ask too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dassl.config.identity import is_identity
@@ -64,6 +64,8 @@ class Seeing:
     dm: Any
     method: Method
     method_class: type[Method]
+    trains: bool
+    prepares: Callable[[], bool]
     further: Any  # other data sets that it trains on
     validates: Any
     validates_on_test_images: Any
@@ -78,7 +80,13 @@ class Seeing:
             "sees": self.seen(),
             "model_classes": self.model_classes(),
             "chosen": self.method.chosen(),
+            "seeded": self.seeded(),
         }
+
+    @classmethod
+    def seeded(cls) -> bool:
+        """Whether its numbers may depend on the seed: it trains, or looks at training images."""
+        return cls.trains or cls.prepares()
 
     def seen(self) -> list[str]:
         """What it saw beyond the labeled training images and their classes' names, of `SEES`.

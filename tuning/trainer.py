@@ -278,11 +278,6 @@ class PromptTrainer(Seeing, Inputs):
         self.method.before_epoch(self.epoch, self.max_epoch)
 
     @classmethod
-    def seeded(cls) -> bool:
-        """Whether its numbers may depend on the seed: it trains, or looks at training images."""
-        return cls.trains or cls.prepares()
-
-    @classmethod
     def prepares(cls) -> bool:
         """Whether its method looks at the training images before the first step."""
         return cls.method_class.prepare is not Method.prepare
@@ -367,7 +362,6 @@ class PromptTrainer(Seeing, Inputs):
         return {
             "backbone_sha256": self.backbone_sha256,
             "side_by_side": self.side_by_side,
-            "seeded": self.seeded(),
             **self.seeing(),
         }
 
