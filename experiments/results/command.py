@@ -65,6 +65,15 @@ def parse_args() -> object:
     parser.add_argument(
         "--field", action="store_true", help="and a table of what was published of other methods"
     )
+    _add_files(parser)
+    args = parser.parse_args()
+    if args.dark and not args.plot:
+        raise UserError("--dark is for --plot FILE")
+    return args
+
+
+def _add_files(parser: Parser) -> None:
+    """Add the options that name files to be written beside the tables."""
     parser.add_argument(
         "--per-seed",
         type=output_file,
@@ -82,10 +91,6 @@ def parse_args() -> object:
     parser.add_argument(
         "--html", type=output_file, metavar="FILE", help="a report: one self-contained page"
     )
-    args = parser.parse_args()
-    if args.dark and not args.plot:
-        raise UserError("--dark is for --plot FILE")
-    return args
 
 
 def read_summary(args: object) -> Summary:
