@@ -205,8 +205,23 @@ class MethodSetup:
         """One training step on what `ahead` gives; returns the loss."""
         self.method.train()
         drawn = self.method.drawn(self.generator, 1.0)
-        batch = {"image": image, "label": label, **known, **drawn}
+        batch = self._joined({"image": image, "label": label, **known}) | drawn
         return training_step(self.method, batch, self.optim, self.scaler, self.autocast)["loss"]
+
+    @torch.no_grad()
+    def _joined(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A batch with as many images more as the method asks for, which stand for its own."""
+        if not self.method.asks_for_images():
+            return batch
+        places = [[c] for c in range(len(self.method.classes.keys))]
+        with self.autocast():
+            asked = self.method.further_images(
+                batch["image"], batch["label"], places, self.generator
+            )
+        rows = [i % len(batch["label"]) for i in range(len(asked))]
+        joined = {name: torch.cat([value, value[rows]]) for name, value in batch.items()}
+        joined["label"][len(batch["label"]) :] = torch.tensor(asked, device=self.device)
+        return joined
 
     @torch.no_grad()
     def encode(self, image: torch.Tensor) -> torch.Tensor:

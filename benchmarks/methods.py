@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import inspect
 import io
 import re
 import sys
@@ -100,7 +99,7 @@ def plain(name: str) -> Plain:
     Its paper is the first one that its file's head names; what it sees, as its usual config has it.
     """
     trainer = TRAINER_REGISTRY.get(name)
-    text = inspect.getmodule(trainer).__doc__ or ""
+    text = sys.modules[trainer.described_in or trainer.__module__].__doc__ or ""
     head = " ".join(" ".join(text.split("\n\n")[:2]).split())
     cfg = Settings(name).cfg()
     sees = set(trainer.method_class.what_it_sees(cfg))

@@ -41,5 +41,6 @@ def _stems(folder: Path) -> list[str]:
 
 def _first_line(trainer: Any) -> str:
     """The first line of its file's docstring, which names the paper."""
-    text = sys.modules[trainer.__module__].__doc__ or trainer.__doc__ or ""
+    module = getattr(trainer, "described_in", "") or trainer.__module__
+    text = sys.modules[module].__doc__ or trainer.__doc__ or ""
     return text.strip().partition("\n")[0]

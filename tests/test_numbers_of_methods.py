@@ -43,8 +43,12 @@ COMPARED = (
 )  # what people compare with now
 TOWERS = ("MMA", "MMRL", "MMRLpp", "CLIP_LoRA")  # their starts: in tests of their own
 ZERO_SHOT = ("ZeroshotCLIP", "ZeroshotCLIP2")
+AROUND = ("CoOp", "KgCoOp", "MaPLe", "PromptSRC")  # what DPC is around
+PARALLEL = tuple(f"DPC_{name}" for name in AROUND)
 BARE = ("RLPrompt",)  # no loss that DePT could be around
-WRAPPED = tuple(f"DePT_{name}" for name in METHODS + NEIGHBORS + COMPARED if name not in BARE)
+WRAPPED = tuple(
+    f"DePT_{name}" for name in METHODS + NEIGHBORS + COMPARED + PARALLEL if name not in BARE
+)
 
 
 def config(trainer: str, protocol: str = "base_to_new", dataset: str = "caltech101", name=""):
@@ -385,6 +389,15 @@ OF_METHOD["MMRLpp"] |= {
     "TRAINER.MMRLpp.RES_LORA_DIM": 4,
     "TRAINER.MMRLpp.PROJ_LORA_DIM": 64,
 }
+DPC = {
+    "TRAINER.DPC.WEIGHT": 0.5,
+    "TRAINER.DPC.WEIGHT_FOR_NEW": 0.0,
+    "TRAINER.DPC.TOPK": 8,
+    "TRAINER.DPC.LR_MULT": 4.0,
+    "TRAINER.DPC.REGULARIZE": False,
+    "TRAINER.DPC.STAGE1": (),
+}
+OF_METHOD |= {f"DPC_{name}": OF_METHOD[name] | DPC for name in AROUND}
 DEPT = {
     "TRAINER.DEPT.WEIGHT": 0.7,
     "TRAINER.DEPT.LR_MULT": 6.5,
@@ -406,7 +419,9 @@ OF_TWIN = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS + NEIGHBORS + COMPARED + TOWERS + WRAPPED + ZERO_SHOT)
+@pytest.mark.parametrize(
+    "name", METHODS + NEIGHBORS + COMPARED + PARALLEL + TOWERS + WRAPPED + ZERO_SHOT
+)
 def test_base_to_new(name):
     cfg = config(name)
     expected = {**SHARED, **OF_METHOD[name.removeprefix("DePT_")]}
@@ -416,7 +431,7 @@ def test_base_to_new(name):
 
 def test_every_trainer_is_in_the_tables():
     ours = {n for n in TRAINER_REGISTRY.registered_names() if not n.startswith("Elsewhere")}
-    assert {*METHODS, *NEIGHBORS, *COMPARED, *WRAPPED, *ZERO_SHOT} <= ours
+    assert {*METHODS, *NEIGHBORS, *COMPARED, *PARALLEL, *WRAPPED, *ZERO_SHOT} <= ours
 
 
 SRC_TRANSFER = {
@@ -446,6 +461,9 @@ PROTOCOLS_OWN = [
     ("CoOp", "cross_dataset", "dtd", EP10),
     ("CoOp", "few_shot", "dtd", EP10),
     ("KgCoOp", "few_shot", "dtd", {**EP10, "TRAINER.COOP.W": 2.0}),
+    ("DPC_PromptSRC", "cross_dataset", "dtd", SRC_TRANSFER),
+    ("DPC_PromptSRC", "few_shot", "dtd", SRC_LATE),
+    ("DPC_PromptSRC", "few_shot", "ucf101", SRC_FEW_SHOT),
 ]
 
 
@@ -529,6 +547,7 @@ def test_rates_of_every_epoch(name):
     lr, epochs = {
         "CoCoOp": (0.002, 10),
         "PromptSRC": (0.0025, 20),
+        "DPC_PromptSRC": (0.0025, 20),
         "RLPrompt": (0.0003, 10),
         "SkipT": (2e-5, 10),
     }.get(name.removeprefix("DePT_"), (0.0035, 10))
@@ -775,7 +794,7 @@ FRESHLY_DRAWN = [name for name in METHODS + NEIGHBORS + COMPARED + WRAPPED if "S
 
 @pytest.mark.parametrize("name", FRESHLY_DRAWN)
 def test_fresh_parameters(make_trainer, name):
-    bare = name.removeprefix("DePT_")
+    bare = name.removeprefix("DePT_").removeprefix("DPC_")
     trainer = make_trainer(name, TRAINER__COOP__N_CTX=16)
     # By the names without their modules, as the head's are with theirs.
     short = {full: s for s, full in trainer.method.names().items() if s != full}

@@ -79,6 +79,19 @@ UNUSED = {
 }
 FOUR_WORDS = {"CTX_INIT": WORDS, "N_CTX": 4}
 # repository and file → (our trainer, what it sets, what that is here where it is something else)
+SPLE = {
+    "SPLE.SPLE_TRAINER.SPLE_INIT": True,
+    "SPLE.SPLE_TRAINER.SPLE_BASE_TRAIN": True,
+    "SPLE.BACK_CKPT_PATH": "output/CoOp/seed1",
+    "SPLE.BACK_CKPT_EPOCH": 50,
+    "SPLE.INFER_TOPK": 8,
+    "SPLE.INFER_NONREPEAT": True,
+    "SPLE.PIC_LIB": "DATA/SPLE_database/SPLE_Caltech101.json",
+    "SPLE.STACK.MODE": "converse",
+    "SPLE.STACK.WEIGHT": 0.2,
+    "SPLE.STACK.WEIGHT_FOR_NEW": 0.0,
+    "SPLE.STACK.LOOP_DEPTH": 0,
+}
 FILES = {
     "CoOp ep50": ("CoOp", schedule(32, 0.002, 50, 5), SAME),
     "CoOp ep100": ("CoOp", schedule(32, 0.002, 100, 5), SAME),
@@ -225,6 +238,11 @@ FILES = {
         | node("PROMPTKD", N_CTX_VISION=4, PREC="fp16", PROMPT_DEPTH_VISION=9, KD_WEIGHT=1.0)
         | node("PROMPTKD", **UNUSED),
         dict.fromkeys(node("PROMPTKD", **UNUSED)),
+    ),
+    "DPC CoOp": (
+        "DPC_CoOp",
+        schedule(4, 0.002, 20, 5) | SPLE,
+        dict.fromkeys(SPLE) | node("DPC", TOPK=8, WEIGHT=0.2, WEIGHT_FOR_NEW=0.0),
     ),
     "CoPrompt": (
         "CoPrompt",

@@ -16,7 +16,7 @@ FILE, FUNCTION = 400, 50
 EXCEPTIONS = {
     "datasets/preparation/sources.py": "data: addresses, sizes and hashes of fifteen data sets",
     "clip/prompting/text.py:_run_whole": "one pass through the tower, layer by layer",
-    "trainers/dept.py": "DePT whole: its head, its losses, and whose rows are whose",
+    "trainers/dpc.py": "DPC whole: two prompts, their negatives, what it is around and why not",
     "tests/clip/prompting/test_changes_text.py": "one oracle for all cases",
     "tests/datasets/preparation/test_prepare_data.py": "one server, and what it may do wrong",
     "tests/test_numbers_of_methods.py": "every number of the methods, in one place",

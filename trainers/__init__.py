@@ -1,7 +1,8 @@
 """Every module in this folder is imported, and so registers its trainers by being there.
 
 One that can't be imported, or wants a name that is taken, is left out and named in a line. Then
-DePT is registered around each method (dept.py).
+DPC is registered around each method of prompts (dpc.py), and DePT around each method, DPC's too
+(dept.py).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from dassl.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError, import_folder, leave_out
+from tuning.naming import bare_name, is_wrapped, parallel_name, wrapped_name
 
 # The methods that come with this code: their names can't be taken by a file that is added.
 METHODS = (
@@ -25,16 +27,24 @@ METHODS = (
     *("tip_adapter", "taskres", "lppp", "clap", "mp2", "rlprompt"),
     *("tcp", "capt", "skipt"),
     *("prometar", "coprompt", "promptkd"),
+    "dpc",
 )
+
+_NO_PROMPTS = "DePT trains a head, which isn't prompts: no mean of two is one"
 
 
 @cache
 def modules() -> list[ModuleType]:
     """Import and return all modules of this package, `METHODS` first."""
     found = import_folder(sys.modules[__name__], METHODS, TRAINER_REGISTRY)
-    from .dept import register_twins
+    from . import dept, dpc
 
-    register_twins()
+    dpc.register_twins()
+    dept.register_twins()
+    for name in filter(is_wrapped, TRAINER_REGISTRY.registered_names()):
+        around = wrapped_name(parallel_name(bare_name(name)))
+        why = f"DePT goes around DPC, as {around}" if around in TRAINER_REGISTRY else _NO_PROMPTS
+        TRAINER_REGISTRY.refuse(parallel_name(name), why)
     return found
 
 

@@ -77,6 +77,7 @@ class CoOpMethod(Method):
     """
 
     trained_modules: tuple[str, ...] = ("context",)
+    prompt_modules = ("context",)
     sees: tuple[str, ...] = ("other_data_sets",)
     # The words it starts from where none are given.
     own_words = ""

@@ -6,32 +6,27 @@ transformed features, with a classifier of their own: the CAT head. It stands be
 image-text-matching (ITM) head of any method, is trained with it, fused with it where the classes
 are the trained ones, and dropped where they aren't.
 
-Longer than other files, being three things: the head, the method around a method, the twins.
 Shape letters: tuning/method.py's.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from clip.prompting import Encoders, Reads
+from clip.prompting import Encoders
 from dassl.config import UNCHANGED, CfgNode, declare_checks, public, real
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError, check_choice
+from tuning.around import Around, enter
 from tuning.method import Classes, Features, Method, cosine_logits
 from tuning.naming import is_wrapped, wrapped_name
 from tuning.saved import ASSUMED, rows_of, untrained_classes
-from tuning.step import OwnStep
 from tuning.trainer import PromptTrainer
-from tuning.training_data import TrainingData
 
 from . import modules
 
@@ -155,7 +150,7 @@ def _full(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-class DePT(Method):
+class DePT(Around):
     """DePT around any method: the same three functions, and a CAT head beside its ITM head.
 
     Loss: (1−λ) L_ITM + λ L_CAT + the method's other losses at their own weights.
@@ -181,21 +176,15 @@ class DePT(Method):
         fusion: str = "logits",
         lr_mult: float = 6.5,
     ) -> None:
-        super().__init__(method.encoders, method.classes)
+        super().__init__(method)
         if not 0 <= weight <= 1:
             raise UserError(f"TRAINER.DEPT.WEIGHT is {weight}; λ lies between 0 and 1")
-        self.method = method
-        self.words, self.tail = method.words, method.tail
         self.cat = head
         # A tensor, so that runs of several λ can be trained as one.
         self.register_buffer("weight", torch.tensor(weight, dtype=torch.float64), persistent=False)
         check_choice("TRAINER.DEPT.FUSION", fusion, FUSIONS)
         self.fusion = fusion
         self.lr_mult = lr_mult
-        self.image_tower_untouched = method.image_tower_untouched
-        self.compares_with_frozen_image = method.compares_with_frozen_image
-        self.views_wanted, self.sees = method.views_wanted, method.sees
-        self.teacher_run = method.teacher_run
         # Rows of W for the classes of this run; None where one was never trained.
         self.rows: list[int] | None = list(range(len(self.classes.keys)))
 
@@ -207,78 +196,6 @@ class DePT(Method):
             raise UserError("DePT's head is for one data set's classes: empty DATASET.FURTHER")
         head = CATHead(method.encoders.embed_dim, len(method.classes.keys), c.HEAD, c.CWT, c.ROWS)
         return cls(method, head, c.WEIGHT, c.FUSION, c.LR_MULT)
-
-    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """As the method's: (B,3,I,I) → (B,D)."""
-        return self.method.encode_image(image)
-
-    def image_reads(self) -> Reads:
-        """As the method's."""
-        return self.method.image_reads()
-
-    def image_layer(self) -> int | None:
-        """As the method's."""
-        return self.method.image_layer()
-
-    def prepare(self, data: TrainingData) -> None:
-        """As the method's; the CAT head needs nothing of it."""
-        self.method.prepare(data)
-
-    def chosen(self) -> dict[str, float | str]:
-        """As the method's."""
-        return self.method.chosen()
-
-    def remember_start(self) -> None:
-        """As the method's: nothing else is held."""
-        self.method.remember_start()
-
-    def prepared_state(self) -> dict[str, torch.Tensor]:
-        """As the method's."""
-        return self.method.prepared_state()
-
-    def load_prepared(self, state: Mapping[str, torch.Tensor], keys: Sequence[str] | None) -> None:
-        """As the method's."""
-        self.method.load_prepared(state, keys)
-
-    def has_own_step(self) -> bool:
-        """As the method's."""
-        return self.method.has_own_step()
-
-    def draws(self) -> bool:
-        """As the method's."""
-        return self.method.draws()
-
-    def drawn(self, generator: torch.Generator | None, progress: float) -> dict[str, torch.Tensor]:
-        """As the method's."""
-        return self.method.drawn(generator, progress)
-
-    def own_step(self, batch: dict[str, torch.Tensor], own: OwnStep) -> dict[str, torch.Tensor]:
-        """The method's; `own.losses` gives DePT's losses, the CAT head's among them."""
-        return self.method.own_step(batch, own)
-
-    def before_epoch(self, epoch: int, epochs: int) -> None:
-        """As the method's; the CAT head is trained in all."""
-        self.method.before_epoch(epoch, epochs)
-
-    def as_start(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """As the method's."""
-        return self.method.as_start(state)
-
-    def own_optimizers(self, c: CfgNode) -> dict[str, tuple[Optimizer, LRScheduler | None]]:
-        """As the method's; the CAT head is in the usual one."""
-        return self.method.own_optimizers(c)
-
-    def text_features(self) -> torch.Tensor:
-        """As the method's: (C,D)."""
-        return self.method.text_features()
-
-    def forget_text(self) -> None:
-        """As the method's."""
-        self.method.forget_text()
-
-    def features(self, image: torch.Tensor, **known: torch.Tensor) -> Features:
-        """As the method's; `known` are the features it may be handed."""
-        return self.method.features(image, **known)
 
     def losses(self, features: Features, label: torch.Tensor) -> dict[str, torch.Tensor]:
         """L = (1−λ) L_ITM + λ L_CAT (arXiv 2309.07439), by name; and the method's others.
@@ -340,10 +257,6 @@ class DePT(Method):
         groups = self.method.param_groups(lr)
         head = list(self.cat.parameters())
         return groups + ([{"params": head, "lr": lr * self.lr_mult}] if head else [])
-
-    def check_source(self, settings: Mapping[str, Any]) -> None:
-        """As the method's."""
-        self.method.check_source(settings)
 
     @torch.no_grad()
     def load_trained(
@@ -438,7 +351,6 @@ class DePTMixin(PromptTrainer):
 _FOLDERS = {"MaPLe": "MultiModalPromptLearner", "PromptSRC": "VLPromptLearner"}
 _FOLDERS |= dict.fromkeys(("CaPT_CoOp", "CaPT_KgCoOp", "SkipT"), "learnable_params")
 
-
 _ROWS_ALONE = (
     "trains rows of its classes' own alone, and tests other classes zero-shot: they share nothing "
     "that DePT could decouple"
@@ -447,10 +359,7 @@ _NO_FIT = "declares no loss that fits the labels: there is nothing to decouple"
 
 
 def can_be_wrapped(trainer: type) -> bool:
-    """Whether DePT can be around a trainer: its method declares the losses that fit the labels.
-
-    And trains more than rows of its classes' own.
-    """
+    """Whether a trainer's losses fit the labels, and train more than rows of its classes' own."""
     bare = issubclass(trainer, PromptTrainer) and not issubclass(trainer, DePTMixin)
     method = getattr(trainer, "method_class", DePT)
     return bare and bool(method.label_fit) and not method.zero_shot_rows
@@ -471,21 +380,12 @@ def register_twins() -> None:
     """Register DePT around every registered trainer that it can be around, if it isn't there."""
     for name in TRAINER_REGISTRY.registered_names():
         trainer = TRAINER_REGISTRY.get(name)
-        twin = wrapped_name(name)
-        if not can_be_wrapped(trainer):
-            method = getattr(trainer, "method_class", DePT)
-            if method.zero_shot_rows:
-                TRAINER_REGISTRY.refuse(twin, f"{name} {_ROWS_ALONE}")
-            elif not method.label_fit:
-                TRAINER_REGISTRY.refuse(twin, f"{name} {_NO_FIT}")
-            continue
-        if twin in TRAINER_REGISTRY:
-            taken = TRAINER_REGISTRY.get(twin)
-            if issubclass(taken, DePTMixin):
-                continue
-            line = f"{taken.__module__}'s {twin} left out: it is the name of DePT around {name}"
-            print(line, file=sys.stderr)
-        TRAINER_REGISTRY.register(twin_of(trainer), force=True)
+        method = getattr(trainer, "method_class", DePT)
+        if can_be_wrapped(trainer):
+            enter(twin_of(trainer), DePTMixin)
+        elif method.zero_shot_rows or not method.label_fit:
+            why = _ROWS_ALONE if method.zero_shot_rows else _NO_FIT
+            TRAINER_REGISTRY.refuse(wrapped_name(name), f"{name} {why}")
 
 
 if not TYPE_CHECKING:

@@ -79,6 +79,7 @@ class MaPLeMethod(Method):
     """Both towers under coupled prompts."""
 
     trained_modules: tuple[str, ...] = ("prompts",)
+    prompt_modules = ("prompts",)
     image_tower_untouched = False
 
     def __init__(self, encoders: Encoders, classes: Classes, prompts: CoupledPrompts) -> None:

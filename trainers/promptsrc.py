@@ -115,6 +115,7 @@ class PromptSRCMethod(Method):
     """
 
     trained_modules = ("prompts",)
+    prompt_modules = ("prompts",)
     sentences_for = "training"
     frozen_text: torch.Tensor
     image_tower_untouched = False

@@ -6,6 +6,7 @@ Shape letters: method.py's.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 from zlib import crc32
 
@@ -21,6 +22,7 @@ from .ahead import Ahead
 from .cuda_graphs import ON_HOST
 from .feature_cache import Encoder, Part
 from .further_data import further_cfgs, in_turn
+from .joining import Joining
 from .method import Method
 from .step import Batch
 
@@ -147,6 +149,8 @@ class Inputs(TrainerX):
     def training_batches(self) -> Iterable[dict]:
         """The epoch's batches, with what is kept of each view: as features, tokens or logits."""
         batches = super().training_batches()
+        if self.method.asks_for_images():
+            return self.joining.noted(self._encoded(batches))
         if self.further:
             loaders = [batches, *self._further_loaders()]
             return in_turn([self._encoded(loader) for loader in loaders])
@@ -194,7 +198,13 @@ class Inputs(TrainerX):
     def step_inputs(self, batch: dict) -> Batch:
         """What a step takes of a batch: image, label, and `known_features`."""
         image, label = self.parse_batch_train(batch)
-        return {"image": image, "label": label, **self.known_features(batch)}
+        inputs = {"image": image, "label": label, **self.known_features(batch)}
+        return self.joining.joined(batch, inputs) if self.method.asks_for_images() else inputs
+
+    @cached_property
+    def joining(self) -> Joining:
+        """What adds the images that a method asks for to its batches."""
+        return Joining(self)
 
     def known_features(self, batch: dict) -> dict[str, torch.Tensor]:
         """What `features` takes beside the images, as far as the batch has it.
@@ -220,11 +230,14 @@ class Inputs(TrainerX):
         """The method's `drawn`, a function of seed, epoch and images as the views are."""
         if not self.method.draws():
             return {}
+        return self.method.drawn(self.generator_of(batch), (self.epoch + 1) / self.max_epoch)
+
+    def generator_of(self, batch: dict) -> torch.Generator:
+        """What a step on this batch draws from: a function of seed, epoch and images."""
         place = f"{resolve_seed(self.cfg.SEED)} {self.epoch} {batch['index'].tolist()}"
         if "dataset" in batch:
             place += f" {int(batch['dataset'])}"
-        generator = torch.Generator(self.device).manual_seed(crc32(place.encode()))
-        return self.method.drawn(generator, (self.epoch + 1) / self.max_epoch)
+        return torch.Generator(self.device).manual_seed(crc32(place.encode()))
 
     def parse_batch_train(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """The image, of several views the first, and its label, on the device."""

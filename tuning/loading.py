@@ -127,6 +127,7 @@ def load_into(
         _greet(checkpoint, method, source)
         keys = original_checkpoints.class_keys(state, method)
         state, left = original_checkpoints.translate(state, method.names())
+        state = state if partial else method.from_original(state)
     if keys is None and others_classes:
         keys = []
     if partial:

@@ -24,8 +24,8 @@ Small letters are told where they are used; n is any other number.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,6 +43,7 @@ from clip.prompting import (
 )
 from dassl.config import CfgNode
 
+from .classes import Classes
 from .saved import Saved
 
 if TYPE_CHECKING:
@@ -63,47 +64,6 @@ class Features:
     image: torch.Tensor
     text: torch.Tensor
     more: dict[str, torch.Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Classes:
-    """The classes of a run. names: for prompts; keys: their identity; template: with one {}.
-
-    label_space: names by key of all classes they were chosen from, in label order; {} if none but
-    they. template_joins_ensembles: whether an ensemble of general templates takes it in.
-    others: names by key of the label space's other classes, in a run whose method declares that it
-    sees "new_class_names". images: how many there are to train on; 0 outside of a training run.
-    further: those of the data sets that are trained on beside the run's own (DATASET.FURTHER).
-    other_templates: the data set's templates under other names; {} where DATASET.TEMPLATE was asked
-    for, which then stands for all of them.
-    described: each class's own sentences by key, {} without a file; undescribed: what it lacks.
-    """
-
-    names: list[str]
-    keys: list[str]
-    template: str = "a photo of a {}."
-    label_space: Mapping[str, str] = field(default_factory=dict)
-    template_joins_ensembles: bool = True
-    others: Mapping[str, str] = field(default_factory=dict)
-    images: int = 0
-    further: tuple[Classes, ...] = ()
-    other_templates: Mapping[str, str] = field(default_factory=dict)
-    described: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    undescribed: str = ""
-
-    def template_named(self, name: str) -> str:
-        """The data set's template of this name; its usual one where it has none."""
-        return self.other_templates.get(name, self.template)
-
-    def with_others(self) -> Classes:
-        """These C classes, then the `others`: for features of further names."""
-        names, keys = [*self.names, *self.others.values()], [*self.keys, *self.others]
-        return replace(self, names=names, keys=keys, others={})
-
-    def sentences(self, template: str | None = None) -> list[str]:
-        """The template filled with every class name, underscores as spaces."""
-        template = template or self.template
-        return [template.replace("{}", name.replace("_", " ")) for name in self.names]
 
 
 def unit(x: torch.Tensor) -> torch.Tensor:
@@ -252,6 +212,23 @@ class Method(Saved):
         """
         return {}
 
+    def further_images(
+        self,
+        image: torch.Tensor,
+        label: torch.Tensor,
+        places: Sequence[Sequence[int]],
+        generator: torch.Generator | None,
+    ) -> list[int]:
+        """Which training images join a batch: their places in the list of training images.
+
+        The step then is on the batch and their views of this epoch, after it. Runs trained at
+        once have no such batches, and refuse them.
+
+        image: of the batch, as `features` takes it. label: (B,). places: of each class's training
+            images. generator: what to draw from, see `drawn`.
+        """
+        raise NotImplementedError
+
     def before_epoch(self, epoch: int, epochs: int) -> None:
         """Called before each epoch, from 0 to epochs − 1, also of a run that goes on.
 
@@ -305,6 +282,10 @@ class Method(Saved):
     def draws(self) -> bool:
         """Whether it defines `drawn`."""
         return type(self).drawn is not Method.drawn
+
+    def asks_for_images(self) -> bool:
+        """Whether it defines `further_images`."""
+        return type(self).further_images is not Method.further_images
 
     def image_layer(self) -> int | None:
         """The image tower's layer below which nothing changes or is read; None: nor is above it.

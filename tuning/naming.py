@@ -1,4 +1,4 @@
-"""How trainers are called: DePT around the trainer X is `DePT_X`.
+"""How trainers are called: DePT around the trainer X is `DePT_X`, DPC around it `DPC_X`.
 
 Here rather than in trainers/dept.py, as tables and plots of results ask too, without PyTorch.
 """
@@ -6,6 +6,15 @@ Here rather than in trainers/dept.py, as tables and plots of results ask too, wi
 from __future__ import annotations
 
 _WRAPPED = "DePT_"
+_PARALLEL = "DPC_"
+
+# Where in a run's folder its first stage lies, a run of another trainer.
+STAGE_ONE = "stage1"
+
+
+def parallel_name(trainer: str) -> str:
+    """The name of DPC around a trainer."""
+    return _PARALLEL + trainer
 
 
 def wrapped_name(trainer: str) -> str:

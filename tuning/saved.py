@@ -54,6 +54,8 @@ class Saved(nn.Module):
     _at_start: dict[str, torch.Tensor]
     # The submodules it trains, by attribute name; everything else is frozen.
     trained_modules: tuple[str, ...] = ()
+    # Those of them that are prompts: means of two copies of them are prompts, too.
+    prompt_modules: tuple[str, ...] = ()
     # Trained parameters with one row per class, by a name of theirs in `names()`.
     class_bound: tuple[str, ...] = ()
     # Buffers that checkpoints keep whatever becomes of them, as those that `prepare` fills. In
@@ -100,6 +102,14 @@ class Saved(nn.Module):
 
     def check_source(self, settings: Mapping[str, Any]) -> None:
         """Raise UserError where a file tells `settings` of its own that aren't this method's."""
+
+    def from_original(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What a model of the original code is here: its values, by names of `names()`.
+
+        Raises:
+            UserError: the file lacks what this method can't be tested without.
+        """
+        return state
 
     @torch.no_grad()
     def load_trained(

@@ -53,8 +53,7 @@ def extend_cfg(cfg: CfgNode) -> None:
 class PromptTrainer(Seeing, Inputs):
     """Trains one `Method`: one step for all precisions, one save, one load.
 
-    A subclass names its method, its config node under TRAINER and its model's folder name, and
-    which file of configs/trainers/<Trainer> protocols take, where it is another.
+    A subclass names its method, config node, model's folder, and usual file of configs/trainers/.
     """
 
     usual_config = "vit_b16_ep10"
@@ -63,6 +62,7 @@ class PromptTrainer(Seeing, Inputs):
     model_name = "prompt_learner"
     may_differ: tuple[str, ...] = ("SEED",)
     files_by_content = ("MODEL.BACKBONE.NAME", "MODEL.INIT_WEIGHTS", sentences.KEY)
+    described_in = ""  # the module whose head tells of it, if not its own
     side_by_side = 1  # the number of runs that are trained together
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

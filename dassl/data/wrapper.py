@@ -99,9 +99,12 @@ class DatasetWrapper(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one item. Raises UserError if its image cannot be read."""
+        return self.item(index, int(self._epoch) if self.is_train else 0)
+
+    def item(self, index: int, epoch: int) -> dict[str, Any]:
+        """Return one item as an epoch has it. Raises UserError if its image cannot be read."""
         image = self._read(index)
         item = self.metadata(index)
-        epoch = int(self._epoch) if self.is_train else 0
         with generators_at(self._seed, epoch, index):
             item |= self._views(image)
         if self._plain is not None:

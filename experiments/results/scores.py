@@ -24,7 +24,7 @@ from dassl.utils import (
 from experiments.results import published
 from experiments.results.configs import CONFIGS, settings_by_dataset
 from experiments.results.folders import TOGETHER, TRANSDUCTIVE, Place, read_place
-from tuning.naming import wrapped_name
+from tuning.naming import STAGE_ONE, wrapped_name
 from tuning.sees import known
 
 # DePT around a trainer is this and the trainer's name, in the public DePT code.
@@ -135,6 +135,8 @@ def load_scores(root: str | os.PathLike) -> tuple[list[Score], list[str]]:
         raise UserError(f"no such folder: {root}; give the folder that the runs were written to")
     scores, problems = [], []
     for folder, folders, files in os.walk(root, followlinks=True):
+        if {".lock", "config.yaml"} & set(files):  # what a run is made of is no row of its own
+            folders[:] = [name for name in folders if name != STAGE_ONE]
         folders.sort()
         if "result.json" not in files and not any(name.startswith("log.txt") for name in files):
             continue

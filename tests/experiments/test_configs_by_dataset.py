@@ -248,6 +248,17 @@ OWN_SCHEDULES = {
     ),
     ("PromptKD", "vit_b16_promptkd"): (8, 0.005, 20, {"TRAINER.PROMPTKD.KD_WEIGHT": 1000.0}),
     ("CoPrompt", "vit_b16_coprompt"): (4, 0.0035, 8, {"TRAINER.CoPrompt.W": 8.0}),
+    ("DPC_CoOp", "vit_b16_dpc"): (
+        *(4, 0.002, 20),
+        {
+            "TRAINER.COOP.N_CTX": 4,
+            "TRAINER.DPC.TOPK": 8,
+            "TRAINER.DPC.STAGE1": ("OPTIM.MAX_EPOCH", 50, "DATALOADER.TRAIN_X.BATCH_SIZE", 32),
+        },
+    ),
+    ("DPC_KgCoOp", "vit_b16_dpc"): (4, 0.002, 20, {"TRAINER.COOP.W": 8.0}),
+    ("DPC_MaPLe", "vit_b16_dpc"): (4, 0.002, 20, {"TRAINER.DPC.WEIGHT": 0.5}),
+    ("DPC_PromptSRC", "vit_b16_dpc"): (4, 0.002, 20, {"TRAINER.PROMPTSRC.GPA_MEAN": 15.0}),
     ("ProMetaR", "vit_b16_prometar"): (4, 0.0025, 10, {"TRAINER.PROMETAR.META": "loss"}),
     ("CLIPAdapter", "vit_b16_clip_adapter"): (32, 0.002, 50, {"TRAINER.CLIP_ADAPTER.PREC": "fp32"}),
 }

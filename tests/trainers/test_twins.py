@@ -75,6 +75,10 @@ def test_what_is_not_wrapped():
             "CoPrompt",
             "CoPromptTemplates",
             "SkipT",
+            "DPC_CoOp",
+            "DPC_KgCoOp",
+            "DPC_MaPLe",
+            "DPC_PromptSRC",
         ),
     }
     assert not any(can_be_wrapped(TRAINER_REGISTRY.get(wrapped_name(name))) for name in bare)
