@@ -40,7 +40,7 @@ class Joining:
         """The places in the training list of each class's images."""
         run = self.run
         found: list[list[int]] = [[] for _ in run.method.classes.keys]
-        for place, item in enumerate(run.dm.dataset.train_x):
+        for place, item in enumerate(run.dm.dataset.train_x or ()):
             found[item.label].append(place)
         return found
 
@@ -78,7 +78,8 @@ class Joining:
         found = [(place, rows) for place in asked if (rows := self._of(place, of_image, encoded))]
         if not found:
             return inputs
-        labels = [run.dm.dataset.train_x[place].label for place, _ in found]
+        views = run._loader_x.dataset
+        labels = [views.data_source[place].label for place, _ in found]
         label = torch.tensor(labels, device=inputs["label"].device)
         further = {name: torch.stack([rows[name] for _, rows in found]) for name in of_image}
         further["label"] = label.to(inputs["label"].dtype)

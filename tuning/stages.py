@@ -58,7 +58,8 @@ def train_stage(stage: CfgNode, cfg: CfgNode) -> Path:
         if stage.SEED >= 0:
             print(f"Setting fixed seed: {stage.SEED}")
             set_random_seed(stage.SEED)
-        build_trainer(stage).train()
+        trainer: Any = build_trainer(stage)
+        trainer.train()
     finally:
         setup_logger(cfg.OUTPUT_DIR if logged else None, append=True)
         set_rng_state(state)
