@@ -10,7 +10,16 @@ import numpy as np
 
 from dassl.utils import UserError, atomic_write
 from dassl.utils.cli import write_csv_rows
-from experiments.results.pictures import COLORS, plt, save
+from experiments.results.analyses import (
+    CHANNELS,
+    EMBEDDING,
+    embedding_map,
+    ratio,
+    ratio_density,
+    sorted_channels,
+)
+from experiments.results.of_classes import draw_matrix
+from experiments.results.pictures import plt, save
 
 
 def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence]) -> None:
@@ -38,19 +47,20 @@ def importance(args: argparse.Namespace) -> None:
             analyzed = load_run(run, args.root, classes, args.backbone)
             values.append(channel_importance(analyzed, args.window))
         names.append(_run_name(run, names))
-    ratios = [b / np.maximum(n, 1e-12) for b, n in zip(base, new, strict=True)]
+    ratios = [ratio(b, n) for b, n in zip(base, new, strict=True)]
     out = Path(args.out)
     rows = [
         (name, channel, base[i][channel], new[i][channel], ratios[i][channel])
         for i, name in enumerate(names)
         for channel in range(len(base[i]))
     ]
-    write_csv(out / "channel_importance.csv", ["run", "channel", "base", "new", "ratio"], rows)
+    write_csv(out / CHANNELS, ["run", "channel", "base", "new", "ratio"], rows)
     print(f"{'run':30} {'CI base':>8} {'CI new':>8} {'median base/new':>16}")
-    for name, b, n, ratio in zip(names, base, new, ratios, strict=True):
-        print(f"{name:30} {b.mean():8.3f} {n.mean():8.3f} {np.median(ratio):16.3f}")
-    save_both(_sorted_channels(names, base, new), out / "channels_sorted")
-    save_both(_ratio_density(names, ratios), out / "channels_ratio")
+    for name, b, n, values in zip(names, base, new, ratios, strict=True):
+        print(f"{name:30} {b.mean():8.3f} {n.mean():8.3f} {np.median(values):16.3f}")
+    runs = dict(zip(names, zip(base, new, strict=True), strict=True))
+    save_both(sorted_channels(runs).figure(), out / "channels_sorted")
+    save_both(ratio_density(runs).figure(), out / "channels_ratio")
 
 
 def _run_name(run: str, taken: Sequence[str]) -> str:
@@ -60,36 +70,6 @@ def _run_name(run: str, taken: Sequence[str]) -> str:
     oracle = " (oracle)" * (cfg.DATASET.SUBSAMPLE_CLASSES == "all")
     name = f"{cfg.TRAINER.NAME}{oracle}, seed {cfg.SEED}"
     return name if name not in taken else f"{name} #{len(taken) + 1}"
-
-
-def _sorted_channels(names: Sequence[str], base: list, new: list) -> plt.Figure:
-    figure, axes = plt.subplots(
-        1, len(names), figsize=(max(3.6, 2.8 * len(names)), 3.2), sharey=True, squeeze=False
-    )
-    for axis, name, b, n in zip(axes.flat, names, base, new, strict=True):
-        order = np.argsort(b)
-        axis.plot(b[order], ".", ms=3, color=COLORS[0], label="base")
-        axis.plot(n[order], ".", ms=3, color=COLORS[1], label="new")
-        axis.set(title=name, xlabel="channel, sorted by base CI")
-    axes.flat[0].set_ylabel("channel importance")
-    axes.flat[0].legend()
-    return figure
-
-
-def _ratio_density(names: Sequence[str], ratios: list) -> plt.Figure:
-    from scipy.stats import gaussian_kde
-
-    figure, axis = plt.subplots(figsize=(4.5, 3.2))
-    end = max(np.percentile(ratio, 99) for ratio in ratios)
-    x = np.linspace(0, end, 400)
-    for i, (name, ratio) in enumerate(zip(names, ratios, strict=True)):
-        if np.ptp(ratio) == 0:
-            raise UserError(f"{name}: base and new importance are in the same ratio everywhere")
-        density = gaussian_kde(ratio[ratio <= end])(x)
-        axis.fill_between(x, density, alpha=0.4, color=COLORS[i % len(COLORS)], label=name)
-    axis.set(xlabel="CI base : CI new", ylabel="density")
-    axis.legend()
-    return figure
 
 
 def nearest_words(args: argparse.Namespace) -> None:
@@ -149,12 +129,7 @@ def confusion(args: argparse.Namespace) -> None:
             print(f"  {names[true]} taken for {names[taken]}: {wrong[true, taken]} ({share:.0f} %)")
     side = min(12, max(3.6, 0.22 * len(names) + 1.5))
     figure, axis = plt.subplots(figsize=(side, side))
-    axis.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0)
-    axis.grid(visible=False)
-    axis.set(xlabel="predicted", ylabel="true")
-    if len(names) <= 50:
-        axis.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
-        axis.set_yticks(range(len(names)), names, fontsize=6)
+    draw_matrix(axis, counts, names)
     save_both(figure, out / "confusion")
 
 
@@ -183,14 +158,5 @@ def embedding(args: argparse.Namespace) -> None:
     classes = [names[i] for i in [*labels.tolist(), *range(len(text))]]
     out = Path(args.out)
     rows = ((k, c, *p) for k, c, p in zip(kinds, classes, xy.tolist(), strict=True))
-    write_csv(out / "embedding.csv", ["kind", "class", "x", "y"], rows)
-    figure, axis = plt.subplots(figsize=(6, 6))
-    colors = plt.get_cmap("turbo")(np.linspace(0, 1, len(names)))
-    axis.scatter(*xy[: len(images)].T, s=6, c=colors[labels.numpy()], alpha=0.6, lw=0)
-    axis.scatter(*xy[len(images) :].T, s=70, c=colors, marker="*", edgecolors="black", lw=0.5)
-    if len(names) <= 50:
-        for name, place in zip(names, xy[len(images) :], strict=True):
-            axis.annotate(name, place, fontsize=6)
-    axis.set(title="dots: images, stars: class texts", xticks=[], yticks=[])
-    axis.grid(visible=False)
-    save_both(figure, out / "embedding")
+    write_csv(out / EMBEDDING, ["kind", "class", "x", "y"], rows)
+    save_both(embedding_map(kinds, classes, xy).figure(), out / "embedding")

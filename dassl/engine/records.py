@@ -3,6 +3,7 @@
 log.txt          what was printed
 config.yaml      the resolved config
 metrics.jsonl    a line per epoch
+outcomes.npz     of each test image its label, the class predicted, and how sure that is
 result.json      the evaluation
 predictions.npz  its logits, on request
 resume.pth.tar   only while the run is unfinished: everything it needs to go on
@@ -41,6 +42,7 @@ from dassl.utils import (
     write_json,
 )
 
+OUTCOMES, PREDICTIONS = "outcomes.npz", "predictions.npz"
 _RESUME_ENTRIES = {"models": dict, "best_result": float, "seconds": float}
 
 
@@ -158,7 +160,8 @@ class Records:
         if not ((epochs_done or goes_on) and self.goes_on_here):
             self._clear(model_names)
         (self.folder / "result.json").unlink(missing_ok=True)
-        (self.folder / "predictions.npz").unlink(missing_ok=True)
+        for name in (OUTCOMES, PREDICTIONS):
+            (self.folder / name).unlink(missing_ok=True)
         if epochs_done:
             self._take_over(model_names, epochs_done)
         self.write_config()
@@ -222,9 +225,16 @@ class Records:
 
     def write_predictions(self, predictions: dict[str, np.ndarray]) -> None:
         """Write predictions.npz."""
+        self._write_arrays(predictions, PREDICTIONS)
+
+    def write_outcomes(self, outcomes: dict[str, np.ndarray]) -> None:
+        """Write outcomes.npz."""
+        self._write_arrays(outcomes, OUTCOMES)
+
+    def _write_arrays(self, arrays: dict[str, np.ndarray], name: str) -> None:
         buffer = io.BytesIO()  # of a full disk, numpy and zipfile make more than one exception
-        np.savez_compressed(buffer, **predictions)  # type: ignore[arg-type]  # its stub's mistake
-        write_bytes(buffer.getbuffer(), self.folder / "predictions.npz")
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # its stub's mistake
+        write_bytes(buffer.getbuffer(), self.folder / name)
 
     def finish(self) -> None:
         """The run is complete: nothing is left to go on from."""

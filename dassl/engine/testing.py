@@ -53,7 +53,8 @@ class Testing(Resuming, TrainerBase):
     def test(self, split: str | None = None) -> float:
         """Evaluate on "test" or "val" images; return the first result, usually the accuracy.
 
-        Outside of the training loop this also writes result.json, and predictions.npz on request.
+        Outside of the training loop this also writes outcomes.npz and result.json, and
+        predictions.npz on request.
 
         Args:
             split: by default cfg.TEST.SPLIT.
@@ -84,6 +85,8 @@ class Testing(Resuming, TrainerBase):
         if keep:
             self._write_predictions(kept)
         if not self._in_training:
+            if outcomes := getattr(self.evaluator, "outcomes", None):
+                self._records.write_outcomes(outcomes)
             self._write_result(split, results)
         return next(iter(results.values()))
 

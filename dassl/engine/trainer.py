@@ -200,6 +200,7 @@ class SimpleTrainer(Testing, BatchLoop, TrainerBase):
             for group in optim.param_groups
         ]
         self.epoch_losses: dict[str, float] = {}
+        self._validated: dict[str, float] = {}
         self.dm.set_epoch(self.epoch)
 
     def end_epoch(self) -> None:
@@ -216,6 +217,7 @@ class SimpleTrainer(Testing, BatchLoop, TrainerBase):
                 },
                 "lr": self._epoch_lr,
                 "seconds": time.perf_counter() - self._epoch_started,
+                **({"val": self._validated} if self._validated else {}),
             }
         )
         self._records.write_resume(self._resume_state(self.epoch + 1))
@@ -229,6 +231,7 @@ class SimpleTrainer(Testing, BatchLoop, TrainerBase):
         """Choose the best model if asked to, and save the model where it is due."""
         if self.validates:
             result = self.test(split="val")
+            self._validated = dict(self.evaluator.results)
             if result > self.best_result:
                 self.best_result = result
                 self.save_model(

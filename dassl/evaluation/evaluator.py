@@ -6,6 +6,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dassl.config import CfgNode
@@ -19,7 +20,7 @@ class EvaluatorBase:
     """`reset`, then `process` for each batch, then `evaluate`.
 
     After `evaluate`, `total` is the number of images, `results` what it returned, and `per_class`
-    may hold a dict per class.
+    may hold a dict per class, and `outcomes` arrays with an entry per image, to be kept.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -27,6 +28,7 @@ class EvaluatorBase:
         self.total = 0
         self.results: OrderedDict[str, float] = OrderedDict()
         self.per_class: list[dict[str, Any]] = []
+        self.outcomes: dict[str, np.ndarray] = {}
 
     def reset(self) -> None:
         """Forget all batches."""
@@ -68,6 +70,7 @@ class Classification(EvaluatorBase):
         self.total = 0
         self.results = OrderedDict()
         self.per_class = []
+        self.outcomes = {}
 
     def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
         """Take scores `mo` (B, C) and labels `gt` (B,); they stay on their device."""
@@ -81,14 +84,21 @@ class Classification(EvaluatorBase):
         """Return accuracy, error_rate, macro_f1, ece and, with PER_CLASS_RESULT, perclass_accuracy.
 
         The macro F1 is the mean over the classes that have images; the expected calibration error
-        is that of the scores' softmax. Details per class are then in `per_class`. Raises UserError
-        for scores that are infinite or NaN.
+        is that of the scores' softmax. Details per class are then in `per_class`; `outcomes` has
+        `labels` and `predicted` (n,) and the softmax's maximum, `confidence` (n,), in the order of
+        the images. Raises UserError for scores that are infinite or NaN.
         """
         if not self._true:
             raise UserError("there is nothing to evaluate")
         if not torch.stack(self._finite).all():
             raise UserError(NOT_FINITE)
         true, pred = (torch.cat(parts).cpu() for parts in (self._true, self._pred))
+        sure = torch.cat(self._sure).cpu()
+        self.outcomes = {
+            "labels": true.to(torch.int32).numpy(),
+            "predicted": pred.to(torch.int32).numpy(),
+            "confidence": sure.float().numpy(),
+        }
         size = int(max(true.max(), pred.max())) + 1
         # counts[i, j]: images of class i taken for class j
         counts = torch.bincount(true * size + pred, minlength=size * size).reshape(size, size)
@@ -99,7 +109,7 @@ class Classification(EvaluatorBase):
             accuracy=accuracy,
             error_rate=100.0 - accuracy,
             macro_f1=_macro_f1(counts),
-            ece=expected_calibration_error(torch.cat(self._sure).cpu(), true == pred),
+            ece=expected_calibration_error(sure, true == pred),
         )
         print(
             "=> result\n"

@@ -169,7 +169,7 @@ def main() -> int:
     if args.html:
         from experiments.results.report import write_report
 
-        write_report(summary, args.html, layout)
+        write_report(summary, args.html, layout, args.folder)
     _tell("missing", summary.missing)
     _tell("note", summary.notes)
     _tell("error", [f"refused {line}" for line in summary.refused])

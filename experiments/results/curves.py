@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from dassl.utils import UserError, check_kind, read_json_lines
+from dassl.utils import UserError, check_kind, check_percent, read_json_lines
 from experiments.results.pictures import Panel, Picture
 from experiments.results.records import AVERAGE
 from experiments.results.subjects import Look, Subject, Subjects, chosen_shots, told_shots
@@ -79,6 +80,25 @@ def _ends(of: Mapping[Subject, Points], xlabel: str, ylabel: str) -> str:
 
 def learning_curves(summary: Summary, shots: int | None = None) -> Picture | None:
     """Mean training loss per epoch over seeds, per data set and method."""
+    lines = _over_epochs(summary, shots, lambda line: line["loss"])
+    title = f"Learning curves{told_shots(summary, shots)}"
+    return curves(title, lines, "epoch", "training loss", Subjects(summary).looks)
+
+
+def validation_curves(summary: Summary, shots: int | None = None) -> Picture | None:
+    """Mean accuracy on the validation images after each epoch, of runs that chose one by it."""
+    lines = _over_epochs(summary, shots, lambda line: line.get("val", {}).get("accuracy"), False)
+    title = f"Validation curves{told_shots(summary, shots)}"
+    return curves(title, lines, "epoch", "validation accuracy (%)", Subjects(summary).looks)
+
+
+def _over_epochs(
+    summary: Summary,
+    shots: int | None,
+    value: Callable[[dict[str, Any]], float | None],
+    damage_told: bool = True,
+) -> dict[tuple[str, Subject], Points]:
+    """Return the mean and spread over seeds of a value of each epoch's line, where it has one."""
     epochs: dict[tuple[str, Subject], dict[int, list[float]]] = defaultdict(
         lambda: defaultdict(list)
     )
@@ -89,23 +109,27 @@ def learning_curves(summary: Summary, shots: int | None = None) -> Picture | Non
             continue
         path = score.folder / "metrics.jsonl"
         if score.shots == chosen and score.classes == "base" and path.exists():
-            for epoch, loss in _losses(path):
-                epochs[score.dataset + told, subject(score)][epoch].append(loss)
-    lines = {
+            for line in _lines_of(path, damage_told):
+                if (found := value(line)) is not None:
+                    epochs[score.dataset + told, subject(score)][line["epoch"]].append(found)
+    return {
         key: [(epoch, float(np.mean(v)), float(np.std(v))) for epoch, v in by_epoch.items()]
         for key, by_epoch in epochs.items()
     }
-    return curves(f"Learning curves{told}", lines, "epoch", "training loss", subject.looks)
 
 
-def _losses(path: Path) -> list[tuple[int, float]]:
-    """Return (epoch, training loss) of a run; of one whose file is damaged nothing, said so."""
+def _lines_of(path: Path, damage_told: bool) -> list[dict[str, Any]]:
+    """Return the lines of a run's epochs; of a damaged file none."""
     try:
         lines = read_json_lines(path)
         for line in lines:
             check_kind(line.get("epoch"), int, f"{path}: the number of an epoch")
             check_kind(line.get("loss"), (int, float), f"{path}: a loss")
+            check_kind(line.get("val", {}), dict, f"{path}: a validation")
+            if "accuracy" in line.get("val", {}):
+                check_percent(line["val"]["accuracy"], f"{path}: a validation accuracy")
     except UserError as error:
-        print(f"no learning curve of a run: {error}", file=sys.stderr)
+        if damage_told:
+            print(f"no learning curve of a run: {error}", file=sys.stderr)
         return []
-    return [(line["epoch"], float(line["loss"])) for line in lines]
+    return lines

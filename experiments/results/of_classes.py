@@ -1,20 +1,26 @@
-"""Pictures of single classes."""
+"""Pictures of single classes, and of how sure predictions are."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 
+from experiments.results.outcomes import BINS, Part, Tally
 from experiments.results.pictures import COLORS, Panel, Picture, shortened
-from experiments.results.subjects import Subjects, chosen_shots, told_shots
+from experiments.results.subjects import Look, Subject, Subjects, chosen_shots, told_shots
 from experiments.results.summary import Summary
 
 PANELS = 24  # at most, of a picture that has one for each method, data set and set of classes
 BARS = 40
+SIDE = 25  # classes of a matrix, at most: of more the pairs most often confused are shown
+PAIRS = 12
+# From nothing to blue, so that it stands on a dark page too.
+SHARES = ListedColormap([(0.0, 0.45, 0.7, i / 255) for i in range(256)])
 
 
 def class_gains(summary: Summary, shots: int | None = None) -> Picture | None:
@@ -66,3 +72,90 @@ def _told(gains: Mapping[str, float]) -> str:
         f"{up} of {len(gains)} classes gain; most {high} ({most:+.1f} points), "
         f"least {low} ({least:+.1f})."
     )
+
+
+def confusions(
+    found: Mapping[Part, Mapping[Subject, Tally]], styles: Mapping[Subject, Look], told: str = ""
+) -> Picture | None:
+    """Which classes are taken for which, by the method with the highest accuracy of each part."""
+    made = []
+    for (dataset, classes), methods in found.items():
+        method, tally = max(methods.items(), key=lambda pair: pair[1].accuracy)
+        names, pairs = tally.names, tally.confused(PAIRS)
+        title = f"{dataset}, {classes} classes: {method.label.strip()}"
+        if len(names) <= SIDE:
+            draw = partial(draw_matrix, counts=tally.counts, names=names)
+            size = (2.2 + 0.14 * max(len(names), 10), 2.0 + 0.14 * max(len(names), 10))
+        else:
+            draw, size = partial(_pairs, pairs=pairs), (4.4, 0.9 + 0.18 * PAIRS)
+        told = [f"{a} taken for {b}: {n} of {of} images" for a, b, n, of in pairs[:3]]
+        says = "Most often confused: " + ("; ".join(told) or "none") + "."
+        says = f"{tally.accuracy:.1f} % of {tally.counts.sum():,} predictions are right. {says}"
+        made.append(Panel(title, draw, says, size))
+    note = "Of each data set the method with the highest accuracy; --trainers chooses others."
+    title = f"Confused classes{told}"
+    return Picture(title, made, legend=False, note=note) if made else None
+
+
+def draw_matrix(axis: Axes, counts: np.ndarray, names: Sequence[str]) -> None:
+    """Draw counts (C, C) of true by predicted classes, as shares of the true one's images."""
+    axis.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), SHARES, vmin=0, vmax=1)
+    axis.grid(visible=False)
+    axis.set(xlabel="predicted", ylabel="true", xticks=[], yticks=[])
+    if len(names) <= 50:
+        short = [shortened(name) for name in names]
+        axis.set_xticks(range(len(names)), short, rotation=90, fontsize=6)
+        axis.set_yticks(range(len(names)), short, fontsize=6)
+
+
+def _pairs(axis: Axes, pairs: Sequence[tuple[str, str, int, int]]) -> None:
+    shares = [100 * n / of for *_, n, of in pairs]
+    labels = [f"{shortened(a, 16)} → {shortened(b, 16)}" for a, b, *_ in pairs]
+    axis.barh(range(len(pairs)), shares, color=COLORS[0])
+    axis.set_yticks(range(len(pairs)), labels, fontsize=6)
+    axis.invert_yaxis()
+    axis.set_xlabel("% of the images of a class taken for another")
+
+
+def calibration(
+    found: Mapping[Part, Mapping[Subject, Tally]], styles: Mapping[Subject, Look], told: str = ""
+) -> Picture | None:
+    """Accuracy against confidence: on the diagonal a method knows how often it is right."""
+    made = []
+    for (dataset, classes), methods in found.items():
+        draw = partial(_reliability, methods=methods, styles=styles)
+        says = f"Accuracy against confidence in {BINS} bins; {_errors(methods)}."
+        made.append(Panel(f"{dataset}, {classes} classes", draw, says, size=(2.9, 3.1)))
+    return Picture(f"Calibration{told}", made) if made else None
+
+
+def _reliability(
+    axis: Axes, methods: Mapping[Subject, Tally], styles: Mapping[Subject, Look]
+) -> None:
+    axis.plot([0, 1], [0, 1], color="#999999", lw=0.8)
+    for method, tally in methods.items():
+        at, look = tally.images > 0, styles[method]
+        axis.plot(
+            tally.sure[at] / tally.images[at],
+            tally.right[at] / tally.images[at],
+            "-" if method.wrapped else "--",
+            marker=look.marker,
+            ms=3,
+            lw=1,
+            color=look.color,
+            label=method.label,
+        )
+    axis.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    errors = (shortened(line, 40) for line in _errors(methods).split("; "))
+    axis.set_xlabel("confidence\n" + "\n".join(errors))
+
+
+def _errors(methods: Mapping[Subject, Tally]) -> str:
+    """Say the mean calibration errors over seeds; of many methods the lowest and the highest."""
+    ece = {m.label.strip(): float(np.mean(t.ece)) for m, t in methods.items() if t.ece}
+    if not ece:
+        return "calibration errors: not told by the runs"
+    ranked = sorted(ece.items(), key=lambda pair: pair[1])
+    shown = ranked if len(ranked) <= 4 else [ranked[0], ranked[-1]]
+    said = "; ".join(f"ECE {value:.1f}: {name}" for name, value in shown)
+    return said if len(ranked) <= 4 else f"{said} (lowest, highest of {len(ranked)})"

@@ -10,7 +10,7 @@ import io
 import os
 import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +21,13 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from dassl.utils import UserError, write_bytes
 
@@ -32,6 +36,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # of the methods whose color others have too
 COLUMNS = 4  # panels side by side in a file
 DARK, LIGHT = "#0d1117", "#e6edf3"  # paper and ink of a dark page
+CLOUD = 100  # dots
 LONGEST = 28  # letters of a name at an axis
 plt.rcParams.update(
     {
@@ -119,7 +124,8 @@ class Picture:
         width, height = (max(p.size[i] for p in self.panels) for i in (0, 1))
         # A single panel needs the room for its legend too.
         size = (max(columns * width, 3.6), max(rows * height, 3.2))
-        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+        figure = Figure(figsize=size)
+        axes = figure.subplots(rows, columns, squeeze=False)
         for axis in axes.flat[len(self.panels) :]:
             axis.axis("off")
         for axis, panel in zip(axes.flat, self.panels, strict=False):
@@ -146,6 +152,8 @@ class Picture:
             panel.draw(axis)
             if panel.aside:
                 panel.aside(axis)
+            for dots in (*axis.lines, *axis.collections):
+                dots.set_rasterized(_is_cloud(dots))
             self._note_handles(axis)
             svg = inline(figure, f"{prefix}-{i}", panel.says)
             yield Part(panel.title, svg, panel.aside is not None)
@@ -160,6 +168,13 @@ class Picture:
     def _note_handles(self, axis: Axes) -> None:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             self.handles.setdefault(label, handle)
+
+
+def _is_cloud(artist: Artist) -> bool:
+    """Whether it is so many dots that a picture of them is smaller than they are."""
+    if isinstance(artist, Line2D):
+        return artist.get_linestyle() == "None" and len(artist.get_xdata()) > CLOUD
+    return isinstance(artist, PathCollection) and len(artist.get_offsets()) > CLOUD
 
 
 def _wrapped(title: str, width: float) -> str:
@@ -214,6 +229,52 @@ def spread(places: list[float], step: float) -> list[float]:
     return found
 
 
+def apart(axis: Axes, xy: np.ndarray, names: Sequence[str], size: float = 7) -> None:
+    """Write names at points (n, 2), each at the side where it hides least of those before it."""
+    low, high = xy.min(axis=0), xy.max(axis=0)
+    places = (xy - low) / np.maximum(high - low, 1e-12)
+    inches = np.array(axis.figure.get_size_inches()) * 0.8  # about what the axes take of it
+    taken: list[np.ndarray] = []  # left, bottom, right, top, as parts of the axes
+    for (x, y), point, name in zip(places, xy, map(shortened, names), strict=True):
+        wide, tall = np.array([0.6 * size * len(name), 1.2 * size]) / 72 / inches
+        best = min(_sides(x, y, wide, tall), key=lambda side: _hidden(side[0], taken))
+        taken.append(best[0])
+        axis.annotate(
+            name,
+            point,
+            xytext=best[1],
+            textcoords="offset points",
+            fontsize=size,
+            ha=best[2],
+            va=best[3],
+        )
+
+
+Side = tuple[np.ndarray, tuple[int, int], str, str]  # box, offset in points, alignments
+
+
+def _sides(x: float, y: float, wide: float, tall: float) -> Iterator[Side]:
+    """Return where a name may stand around a point, the places liked most first."""
+    for far in (5, 14, 24):
+        gap = far / 250  # points as part of axes
+        for across, up in ((1, 0), (0, 1), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)):
+            left = x + across * gap - wide * (1 - across) / 2
+            bottom = y + up * gap - tall * (1 - up) / 2
+            box = np.array([left, bottom, left + wide, bottom + tall])
+            at = {-1: "right", 0: "center", 1: "left"}[across]
+            yield box, (far * across, far * up), at, {-1: "top", 0: "center", 1: "bottom"}[up]
+
+
+def _hidden(box: np.ndarray, others: Sequence[np.ndarray]) -> float:
+    """Return how much of other boxes, and of the outside of the axes, a box covers."""
+    outside = np.maximum(0, -box[:2]).sum() + np.maximum(0, box[2:] - 1).sum()
+    over = 0.0
+    for other in others:
+        sides = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
+        over += float(np.prod(np.maximum(sides, 0)))
+    return over + float(outside) ** 2
+
+
 # --- SVG in a page ------------------------------------------------------------------------------
 
 _DIGITS = re.compile(r"(\.\d\d)\d+")
@@ -229,7 +290,7 @@ def inline(figure: Figure, prefix: str, says: str) -> str:
     who don't see it; "" hides it from them.
     """
     out = io.BytesIO()
-    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(out, format="svg", dpi=200, transparent=True, metadata={"Date": None})
     root = ElementTree.fromstring(out.getvalue())
     _tidy(root, _referenced(root), prefix)
     for name in ("width", "height", "version"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import cache, partial
 from itertools import cycle
 from pathlib import Path
 
@@ -13,8 +13,9 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.results.curves import curves, learning_curves
-from experiments.results.of_classes import class_gains
+from experiments.results.curves import curves, learning_curves, validation_curves
+from experiments.results.of_classes import calibration, class_gains, confusions
+from experiments.results.outcomes import Part, Tally, tallies
 from experiments.results.pictures import COLORS, Panel, Picture, beside, save, shortened
 from experiments.results.records import AVERAGE, Record
 from experiments.results.subjects import (
@@ -191,22 +192,38 @@ PLOTS: dict[str, Callable[..., Picture | None]] = {
     "base_new": base_new_arrows,
     "datasets": dataset_ranks,
     "curves": learning_curves,
+    "validation": validation_curves,
     "few_shot": few_shot_curves,
     "lambda": lambda_curves,
     "classes": class_gains,
 }
-OF_SHOTS = ("base_new", "datasets", "curves", "classes")  # a picture for each number of shots
+OF_OUTCOMES = {"confusion": confusions, "calibration": calibration}
+# A picture for each number of shots, as `OF_OUTCOMES` have.
+OF_SHOTS = ("base_new", "datasets", "curves", "validation", "classes")
 
 
 def every_plot(summary: Summary) -> dict[str, Callable[[Summary], Picture | None]]:
-    """Return `PLOTS`, with one more for each further number of shots, as `base_new_4_shots`."""
+    """Return every plot, with one more for each further number of shots, as `base_new_4_shots`."""
     plots: dict[str, Callable[[Summary], Picture | None]] = {}
+    further = {shots: "_" + shots_text(shots).replace(" ", "_") for shots in shots_of(summary)[1:]}
     for name, draw in PLOTS.items():
         plots[name] = draw
-        for shots in shots_of(summary)[1:] if name in OF_SHOTS else ():
-            named = shots_text(shots).replace(" ", "_")
-            plots[f"{name}_{named}"] = partial(draw, shots=shots)
+        for shots, named in further.items() if name in OF_SHOTS else ():
+            plots[name + named] = partial(draw, shots=shots)
+    for shots, named in {None: "", **further}.items():
+        counted = cache(partial(tallies, summary, shots))  # read once for both
+        for name, count in OF_OUTCOMES.items():
+            plots[name + named] = partial(_of_outcomes, count, counted, shots)
     return plots
+
+
+def _of_outcomes(
+    draw: Callable[..., Picture | None],
+    counted: Callable[[], Mapping[Part, Mapping[Subject, Tally]]],
+    shots: int | None,
+    summary: Summary,
+) -> Picture | None:
+    return draw(counted(), Subjects(summary).looks, told_shots(summary, shots))
 
 
 def save_all(summary: Summary, folder: str | os.PathLike) -> list[Path]:

@@ -18,7 +18,9 @@ import jinja2
 
 from dassl.utils import atomic_write
 from experiments.results.all_tables import make_tables
+from experiments.results.analyses import analyses
 from experiments.results.grids import BEST, grid
+from experiments.results.left_out import left_out
 from experiments.results.pictures import Picture
 from experiments.results.plots import every_plot
 from experiments.results.scores import Score
@@ -28,8 +30,20 @@ from experiments.results.tables import TITLES, USUAL, Layout, Table, method_orde
 TEMPLATE = Path(__file__).with_name("report.html")
 
 
-def write_report(summary: Summary, path: str | os.PathLike, layout: Layout = USUAL) -> None:
-    """Write the page. Raises OSError if it can't be written."""
+def write_report(
+    summary: Summary,
+    path: str | os.PathLike,
+    layout: Layout = USUAL,
+    folder: str | os.PathLike | None = None,
+) -> None:
+    """Write the page; `folder` is where analyses are looked for, if anywhere.
+
+    Raises OSError if it can't be written.
+    """
+    drawn = [
+        *((name, made) for name, draw in every_plot(summary).items() if (made := draw(summary))),
+        *(analyses(folder) if folder is not None else ()),
+    ]
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -43,11 +57,8 @@ def write_report(summary: Summary, path: str | os.PathLike, layout: Layout = USU
         datasets=len({score.dataset for score in summary.scores}),
         seeds=sorted({score.seed for score in summary.scores}),
         tables=[_table(t) for t in [*make_tables(summary, layout), runs_table(summary)]],
-        plots=[
-            _plot(name, picture)
-            for name, draw in every_plot(summary).items()
-            if (picture := draw(summary))
-        ],
+        plots=[_plot(f"picture-{i}", picture) for i, (_, picture) in enumerate(drawn, start=1)],
+        left_out=left_out(summary, {name for name, _ in drawn}, folder),
         runs=_runs(summary, Path(path)),
         script=script,
         digest=f"sha256-{digest}",

@@ -33,7 +33,7 @@ def test_what_a_run_leaves_behind(make_cfg):
     folder = Path(cfg.OUTPUT_DIR)
     assert sorted(os.listdir(folder)) == [
         *(".lock", "config.yaml", "metrics.jsonl", "model"),
-        *("predictions.npz", "result.json", "tensorboard"),
+        *("outcomes.npz", "predictions.npz", "result.json", "tensorboard"),
     ]
     assert sorted(os.listdir(folder / "model")) == ["checkpoint", "model.pth.tar-3"]
     assert yaml.safe_load((folder / "config.yaml").read_text())["OPTIM"]["LR"] == 0.005
@@ -75,6 +75,13 @@ def test_what_a_run_leaves_behind(make_cfg):
         assert kept["classnames"].tolist() == ["red", "green", "blue"]
         assert kept["paths"][5] == "toy/test/green/1.png"
         hits = kept["logits"].argmax(axis=1) == kept["labels"]
+        labels, predicted = kept["labels"], kept["logits"].argmax(axis=1)
+        sure = torch.tensor(kept["logits"]).softmax(dim=1).amax(dim=1)
+    with np.load(folder / "outcomes.npz") as kept:
+        assert kept["labels"].tolist() == labels.tolist()
+        assert kept["predicted"].tolist() == predicted.tolist()
+        np.testing.assert_allclose(kept["confidence"], sure, rtol=1e-6)
+    assert (folder / "outcomes.npz").stat().st_size < 1000
     assert result["accuracy"] == pytest.approx(100 * hits.mean())
     assert trainer.test() == result["accuracy"]
 
@@ -104,7 +111,8 @@ def test_evaluation_of_another_run(make_cfg):
     other = build_trainer(cfg)
     other.load_model(trained.output_dir, epoch=2)
     other.test()
-    assert sorted(os.listdir(cfg.OUTPUT_DIR)) == [".lock", "config.yaml", "result.json"]
+    kept = [".lock", "config.yaml", "outcomes.npz", "result.json"]
+    assert sorted(os.listdir(cfg.OUTPUT_DIR)) == kept
     result = read_json(Path(cfg.OUTPUT_DIR) / "result.json")
     assert result["epoch"] == 2 and result["model_dir"] == trained.output_dir
     other.load_model(trained.output_dir)
@@ -143,6 +151,13 @@ def test_best_model_is_chosen_on_validation_images(make_cfg, monkeypatch):
     result = read_json(folder / "result.json")
     assert result["epoch"] == 2 and result["num_test"] == 12
     assert torch.equal(trainer.model[3].weight, best["state_dict"]["3.weight"])
+
+
+def test_the_validation_of_each_epoch_is_recorded(make_cfg):
+    trainer = run(make_cfg("TEST.FINAL_MODEL", "best_val"))
+    found = [epoch["val"] for epoch in lines(trainer.output_dir)]
+    assert len(found) == 3 and all({"accuracy", "macro_f1", "ece"} <= set(val) for val in found)
+    assert max(val["accuracy"] for val in found) == trainer.best_result
 
 
 def test_of_equal_results_the_first_is_best(make_cfg, monkeypatch):
