@@ -88,8 +88,8 @@ def confusions(
             size = (2.2 + 0.14 * max(len(names), 10), 2.0 + 0.14 * max(len(names), 10))
         else:
             draw, size = partial(_pairs, pairs=pairs), (4.4, 0.9 + 0.18 * PAIRS)
-        told = [f"{a} taken for {b}: {n} of {of} images" for a, b, n, of in pairs[:3]]
-        says = "Most often confused: " + ("; ".join(told) or "none") + "."
+        first = [f"{a} taken for {b}: {n} of {of} images" for a, b, n, of in pairs[:3]]
+        says = "Most often confused: " + ("; ".join(first) or "none") + "."
         says = f"{tally.accuracy:.1f} % of {tally.counts.sum():,} predictions are right. {says}"
         made.append(Panel(title, draw, says, size))
     note = "Of each data set the method with the highest accuracy; --trainers chooses others."

@@ -44,7 +44,9 @@ class Subjects:
     """
 
     def __init__(self, summary: Summary) -> None:
-        """A config is named where a trainer has several."""
+        """A config is named where a trainer has several, its changes unless all rows have them."""
+        changes = {row.config.partition("@")[2] for row in summary.rows}
+        self._shared = changes.pop() if len(changes) == 1 else None
         self._files: dict[str, set[str]] = defaultdict(set)
         for row in summary.rows:
             self._files[row.trainer].add(row.config.partition("@")[0])
@@ -60,7 +62,8 @@ class Subjects:
         """Return what a record, row or score is about."""
         file, _, changes = what.config.partition("@")
         several = len(self._files[what.trainer]) > 1
-        named = " ".join(filter(None, [what.trainer, file if several else "", changes]))
+        own = "" if changes == self._shared else changes
+        named = " ".join(filter(None, [what.trainer, file if several else "", own]))
         # matplotlib hides labels with a _ in front.
         return Subject(what.trainer, what.config, f" {named}" if named.startswith("_") else named)
 

@@ -112,7 +112,8 @@ def test_matrix_and_pairs(tmp_path):
     few = {"few": {COOP: found["dtd", "base"][COOP]}}
     many = {"many": {MANY: found["dtd", "base"][MANY]}}
     both = {(key, "base"): methods for key, methods in {**few, **many}.items()}
-    picture = confusions(both, styles)
+    picture = confusions(both, styles, ", 4 shots")
+    assert picture.title == "Confused classes, 4 shots"
     assert [p.title for p in picture.panels] == [
         "few, base classes: CoOp",
         "many, base classes: Many",
@@ -165,3 +166,13 @@ def test_a_validation_that_is_none_is_told_once(tmp_path, capsys, value):
     summary = summary_of(tmp_path)
     assert plots.learning_curves(summary) is None and plots.validation_curves(summary) is None
     assert capsys.readouterr().err.count("no learning curve of a run") == 1
+
+
+def test_changes_that_all_share_are_in_no_label(tmp_path):
+    for trainer, config in (("CoOp", "a@X=1"), ("VPT", "a@X=1")):
+        add_run(tmp_path, "base2new/train_base/dtd", 60, trainer=trainer, config=config)
+    summary = summary_of(tmp_path)
+    assert [one.label for one in Subjects(summary).looks] == ["CoOp", "VPT"]
+    add_run(tmp_path, "base2new/train_base/dtd", 60, trainer="MMA", config="a@X=2")
+    summary = summary_of(tmp_path)
+    assert [one.label for one in Subjects(summary).looks] == ["MMA X=2", "CoOp X=1", "VPT X=1"]
