@@ -75,13 +75,6 @@ def test_what_a_run_leaves_behind(make_cfg):
         assert kept["classnames"].tolist() == ["red", "green", "blue"]
         assert kept["paths"][5] == "toy/test/green/1.png"
         hits = kept["logits"].argmax(axis=1) == kept["labels"]
-        labels, predicted = kept["labels"], kept["logits"].argmax(axis=1)
-        sure = torch.tensor(kept["logits"]).softmax(dim=1).amax(dim=1)
-    with np.load(folder / "outcomes.npz") as kept:
-        assert kept["labels"].tolist() == labels.tolist()
-        assert kept["predicted"].tolist() == predicted.tolist()
-        np.testing.assert_allclose(kept["confidence"], sure, rtol=1e-6)
-    assert (folder / "outcomes.npz").stat().st_size < 1000
     assert result["accuracy"] == pytest.approx(100 * hits.mean())
     assert trainer.test() == result["accuracy"]
 
@@ -151,6 +144,17 @@ def test_best_model_is_chosen_on_validation_images(make_cfg, monkeypatch):
     result = read_json(folder / "result.json")
     assert result["epoch"] == 2 and result["num_test"] == 12
     assert torch.equal(trainer.model[3].weight, best["state_dict"]["3.weight"])
+
+
+def test_the_outcome_of_each_image_is_kept(make_cfg):
+    folder = Path(run(make_cfg("TEST.SAVE_PREDICTIONS", True)).output_dir)
+    with np.load(folder / "predictions.npz") as kept:
+        labels, logits = kept["labels"], torch.tensor(kept["logits"])
+    with np.load(folder / "outcomes.npz") as kept:
+        assert kept["labels"].tolist() == labels.tolist()
+        assert kept["predicted"].tolist() == logits.argmax(dim=1).tolist()
+        np.testing.assert_allclose(kept["confidence"], logits.softmax(dim=1).amax(dim=1), rtol=1e-6)
+    assert (folder / "outcomes.npz").stat().st_size < 1000
 
 
 def test_the_validation_of_each_epoch_is_recorded(make_cfg):
