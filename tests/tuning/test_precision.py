@@ -66,7 +66,7 @@ def forget():
 
 
 def build(name: str, dtype: torch.dtype, fast: bool, seed: int = 0):
-    words = [str(word) for pair in OPTIONS.items() for word in pair]
+    words = ["--trainer", name, *(str(word) for pair in OPTIONS.items() for word in pair)]
     cfg = setup_cfg(parse_args(words))
     encoders = towers(dtype, fast, seed)
     torch.manual_seed(1)
