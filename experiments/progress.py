@@ -174,5 +174,5 @@ def watched(standing: Callable[[], Standing], wanted: bool, every: float = 0.5) 
         return
     from experiments.watching.view import live_view
 
-    with live_view(standing, every):
+    with live_view(lambda: [standing()], every):
         yield

@@ -18,6 +18,7 @@ from experiments import export_command as export
 from experiments import launch
 from experiments import preparation_command as preparation
 from experiments.results import command as results
+from experiments.watching import command as status
 from tests.experiments.fake_runs import add_pair
 from tuning import prediction
 
@@ -31,6 +32,7 @@ DOORS = {
     "analyze": analysis.main,
     "export": export.main,
     "prepare_data": preparation.main,
+    "status": status.main,
 }
 RUN = "base_to_new --trainers CoOp --datasets dtd --dry-run "
 MISTAKES = [
@@ -91,6 +93,12 @@ MISTAKES = [
     ("export", "{dir}", "--output"),
     ("export", "{dir} --output {dir}/x", "is no run of train.py"),
     ("export", "{dir} --output {dir}/x --private", "--private is for --push"),
+    ("status", "{dir}/absent", "no such folder"),
+    ("status", "{dir}", "holds no plan"),
+    ("status", "{runs} --serve 80", "no port from 1024"),
+    ("status", "{runs} --serve x", "no port from 1024"),
+    ("status", "{runs} --every 0", "not a number from 1"),
+    ("status", "{runs} --watch --json", "not allowed with"),
     ("prepare_data", "", "--root"),
     ("prepare_data", "--root {dir}", "name a data set"),
     ("prepare_data", "dtx --root {dir}", "unknown data set 'dtx'"),

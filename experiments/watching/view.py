@@ -5,17 +5,18 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from experiments.watching.lines import duration, fold, shorten, told_to_go
+from dassl.utils import UserError
+from experiments.watching.data import headline, kind_cells, step_cells
+from experiments.watching.lines import fold, shorten
 from experiments.watching.standing import (
     DONE,
-    FAILED,
     Kind,
     Standing,
     Step,
@@ -23,17 +24,19 @@ from experiments.watching.standing import (
 )
 
 NARROW = 64  # columns, below which some are left out
+LEAST = 8  # lines of a plan's picture
 LATEST = 3  # failures shown
 
 
 @contextmanager
 def live_view(
-    look: Callable[[], Standing], every: float, console: Console | None = None
+    look: Callable[[], Sequence[Standing]], every: float, console: Console | None = None
 ) -> Iterator[None]:
     """Show, redrawn in place, what `look` returns; what is printed meanwhile stands above.
 
     Args:
-        look: called again and again, by a thread of its own.
+        look: called again and again, by a thread of its own; what isn't readable just now, for
+            which it raises UserError or OSError, is looked at again later.
         every: seconds between two looks.
         console: the terminal.
     """
@@ -51,7 +54,7 @@ def live_view(
     def redraw() -> None:
         width = console.width
         while not over.wait(every):
-            picture.standing = look()
+            picture.look(look)
             if console.width < width:  # the terminal has broken the lines: none is where it was
                 console.clear()
             width = console.width
@@ -66,21 +69,34 @@ def live_view(
             finally:
                 over.set()
                 drawing.join()
-                picture.standing = look()
+                picture.look(look)
     finally:
         console.show_cursor(True)  # also where a signal came at the end of it
 
 
 class Picture:
-    """A plan as it is drawn: never higher or wider than the terminal."""
+    """Plans as they are drawn: never higher or wider than the terminal."""
 
-    def __init__(self, standing: Standing) -> None:
-        self.standing = standing
+    def __init__(self, standings: Sequence[Standing]) -> None:
+        self.standings = standings
+
+    def look(self, look: Callable[[], Sequence[Standing]]) -> None:
+        """Take in how far they are now, if that can be read."""
+        with suppress(UserError, OSError):
+            self.standings = look()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw it."""
+        """Draw them, those that go on or have failures whole as far as there is room."""
         # What a terminal shows of Ctrl-C, behind the last line, finds room too.
-        yield picture_of(self.standing, console.width - len("^C"), console.height)
+        width, room = console.width - len("^C"), console.height
+        whole = [s for s in self.standings if s.goes_on or s.count(DONE) < len(s.runs)]
+        whole = (whole or list(self.standings))[-max(1, room // LEAST) :]
+        brief = [s for s in self.standings if s not in whole]
+        for standing in brief[: max(0, room - LEAST * len(whole))]:
+            yield _line(headline(standing), width, "dim")
+            room -= 1
+        for standing in whole:
+            yield picture_of(standing, width, room // len(whole))
 
 
 def picture_of(standing: Standing, width: int, height: int | None = None) -> Group:
@@ -104,11 +120,6 @@ def picture_of(standing: Standing, width: int, height: int | None = None) -> Gro
     if hidden:
         parts.append(_line(f"and {hidden} more that failed", width, "red"))
     return Group(*parts)
-
-
-def headline(standing: Standing) -> str:
-    """Return "base_to_new: 12 of 24 runs complete, 3 under way; about 2 min to go"."""
-    return f"{standing.title}: {standing.told}{told_to_go(*standing.to_go())}"
 
 
 def _line(text: str, width: int, style: str = "") -> Text:
@@ -141,23 +152,11 @@ def _kinds(standing: Standing, kinds: Sequence[Kind], width: int) -> Table:
     table, room = _table("kind", width, columns)
     for kind in kinds:
         style = "dim" if not kind.runs or kind.count(DONE) == len(kind.runs) else ""
-        cells = cells_of(standing, kind) if kind.runs else {}
+        cells = kind_cells(standing, kind) if kind.runs else {}
         table.add_row(
             shorten(kind.name, room), *(cells.get(name, "") for name in columns), style=style
         )
     return table
-
-
-def cells_of(standing: Standing, kind: Kind) -> dict[str, str]:
-    """How many are complete and failed, the mean accuracy, the time of one and of what is left."""
-    left, more = standing.to_go(kind)
-    return {
-        "done": f"{kind.count(DONE)}/{len(kind.runs)}",
-        "failed": str(kind.count(FAILED) or ""),
-        "acc. %": "" if kind.accuracy is None else f"{kind.accuracy:.2f}",
-        "one takes": "" if kind.each is None else duration(kind.each),
-        "to go": "" if more or not left else duration(left),
-    }
 
 
 def _under_way(steps: Sequence[Step], now: float, width: int) -> Table:
@@ -170,14 +169,3 @@ def _under_way(steps: Sequence[Step], now: float, width: int) -> Table:
         name = shorten(step.chain, max(4, room - len(cells["what"]) - 2))
         table.add_row(f"{name}: {cells['what']}", *(cells[name] for name in columns))
     return table
-
-
-def step_cells(step: Step, now: float) -> dict[str, str]:
-    """Whether it trains or tests, how many models, how far it is, and for how long."""
-    run, number = step.slowest, f" {len(step.runs)}" if len(step.runs) > 1 else ""
-    return {
-        "what": ("test" if step.tests else "train") + number,
-        "epoch": f"{run.epoch}/{run.epochs}" if run.epoch and run.epochs else "",
-        "loss": "" if step.loss is None else f"{step.loss:.3g}",
-        "since": "" if run.since is None else duration(now - run.since),
-    }

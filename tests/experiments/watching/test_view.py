@@ -101,7 +101,7 @@ from dassl.utils import heed_signals, user_errors
 from experiments.watching.view import live_view
 from tests.experiments.watching.test_view import plan
 heed_signals()
-with user_errors(), live_view(plan, 0.05):
+with user_errors(), live_view(lambda: [plan()], 0.05):
     print("a line above")
     time.sleep(60)
 """
