@@ -88,7 +88,7 @@ def duration(seconds: float) -> str:
 
 def told_to_go(seconds: float, more: bool) -> str:
     """Return "; about 3 h 20 min to go", or "" as long as nothing is known; `more`: at least."""
-    if not seconds:
+    if seconds < 1:
         return ""
     return f"; {'at least' if more else 'about'} {duration(seconds)} to go"
 

@@ -102,14 +102,17 @@ class Picture:
 def picture_of(standing: Standing, width: int, height: int | None = None) -> Group:
     """Return a plan's picture: so many columns wide; at most so many lines high, or whole."""
     going, kinds, failed = steps_under_way(standing.runs), standing.kinds, standing.failed
+    head = fold(headline(standing), width).splitlines()
     hidden = 0
     if height is not None:
+        head = head if len(head) <= height // 6 else [headline(standing)]
+        height -= len(head) - 1
         told = failed[-LATEST:] if height > 15 else failed[-1:] if height > 9 else []
         hidden, failed = len(failed) - len(told), told
         room = height - 4 - 2 * len(failed) - bool(hidden)  # the plan's line, two heads, a last one
         going = going[: max(1, room - min(len(kinds), room // 2))]
         kinds = _most_wanted(kinds, max(1, room - len(going)))
-    parts: list[RenderableType] = [_line(headline(standing), width, "bold")]
+    parts: list[RenderableType] = [_line(line, width, "bold") for line in head]
     parts.append(_kinds(standing, kinds, width))
     if going:
         parts.append(_under_way(going, standing.now, width))

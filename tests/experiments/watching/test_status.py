@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from experiments.watching.page import make_server, page, serve
 from experiments.watching.records import Recorder, write_plan
 
 PLACE = "base2new/train_base/{}/shots_16/CoOp/mini/seed1"
-NAMES = ("done", "failed", "going", "<b>&amp;</b>")
+NAMES = ("done", "failed", "going", "<b>&amp;")
 
 
 @pytest.fixture
@@ -58,17 +57,14 @@ def finish(job: Job, accuracy: float) -> None:
 def test_it_prints_how_far_a_plan_is(recorder, tmp_path, capsys):
     assert command.main([str(tmp_path / "out")]) == 1
     out = capsys.readouterr().out
-    assert out.startswith("base_to_new: 1 of 4 runs complete, 1 under way, 1 failed, 1 to come")
+    told = " ".join(out.split())  # lines are folded
+    assert told.startswith("base_to_new: 1 of 4 runs complete, 1 under way, 1 failed, 1 to come; ")
     assert "CoOp train_base" in out and "81.25" in out and "3/10" in out
     assert "RuntimeError: <script>no luck</script>" in out and "1 processes at it" in out
     assert max(map(len, out.splitlines())) <= 80
     assert "run_protocol.py" not in out
     recorder.close()
     assert command.main([str(tmp_path / "out")]) == 1
-    out = capsys.readouterr().out
-    assert "1 stopped" not in out  # written a moment ago: for all one can know it goes on
-    os.utime(tmp_path / "out" / PLACE.format("going") / "metrics.jsonl", (1, 1))
-    command.main([str(tmp_path / "out")])
     out = capsys.readouterr().out
     assert "1 stopped" in out and "nobody is at it; the same command goes on from here:" in out
     assert "\n  python scripts/run_protocol.py base_to_new --jobs 2\n" in out
@@ -98,7 +94,7 @@ def test_json_has_every_run(recorder, tmp_path, capsys):
     }
     assert [run["state"] for run in plan["runs"]] == ["complete", "failed", "under way", "to come"]
     assert plan["runs"][0]["accuracy"] == 81.25 and plan["under_way"][0]["epoch"] == 3
-    assert plan["kinds"][0]["seconds_each"] == 20.0 and plan["to_go"]["seconds"] > 20.0
+    assert plan["kinds"][0]["seconds_each"] == 20.0 and plan["to_go"]["seconds"] >= 20.0
 
 
 def test_watch_tells_what_changes_until_all_is_over(recorder, jobs, tmp_path, capsys, monkeypatch):
@@ -108,9 +104,9 @@ def test_watch_tells_what_changes_until_all_is_over(recorder, jobs, tmp_path, ca
 
     monkeypatch.setattr(time, "sleep", sleep)
     assert command.main([str(tmp_path / "out"), "--watch"]) == 0
-    first, last = (line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines())
-    assert first.startswith("base_to_new: 1 of 4 runs complete, 1 under way, 1 failed")
-    assert last == "base_to_new: 4 of 4 runs complete"
+    *_, last = out = capsys.readouterr().out.splitlines()
+    assert " base_to_new: 1 of 4 runs complete, 1 under way, 1 failed, 1 to" in out[0]
+    assert last.split(" ", 1)[1] == "base_to_new: 4 of 4 runs complete"
 
 
 @contextmanager

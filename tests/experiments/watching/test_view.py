@@ -54,6 +54,7 @@ def drawn(standing: Standing, width: int, height: int | None) -> list[str]:
 
 def test_what_it_says():
     head, *rest = drawn(plan(), 100, 30)
+    assert "to go" in " ".join(drawn(plan(), 50, 30)[:2])
     assert head.startswith("base_to_new: 2 of 7 runs complete, 4 under way, 1 failed; about ")
     text = "\n".join(rest)
     assert "kind" in rest[0] and rest[1].split()[:5] == [
