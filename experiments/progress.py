@@ -118,7 +118,7 @@ class PlanProgress(Watcher):
             outcome.accuracy,
             outcome.seconds if timed else None,
             before=self._begun.get(job.folder, (0.0, 1, 0))[2],
-            epochs=read_epochs(job.folder).of if timed and job.model is None else 0,
+            epochs=read_epochs(job.folder) if timed and job.model is None else Epochs(),
             reason=outcome.reason,
         )
         with self._lock:
@@ -140,10 +140,7 @@ class PlanProgress(Watcher):
             since=since,
             together=together,
             before=before,
-            epoch=epochs.done,
-            epochs=epochs.of,
-            at=epochs.at,
-            loss=epochs.loss,
+            epochs=epochs,
         )
 
 

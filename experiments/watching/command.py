@@ -93,7 +93,8 @@ def hints(standing: Standing) -> list[str]:
     alive = [process for process in standing.processes if process.alive]
     if alive:
         hosts = sorted({process.host for process in alive})
-        return [f"{len(alive)} processes at it, on {', '.join(hosts)}"]
+        number = f"{len(alive)} process{'es' if alive[1:] else ''}"
+        return [f"{number} at it, on {', '.join(hosts)}"]
     if complete(standing) or standing.goes_on:
         return []
     goes_on = "; the same command goes on from here:" if standing.command else ""

@@ -38,11 +38,12 @@ def kind_cells(standing: Standing, kind: Kind) -> dict[str, str]:
 def step_cells(step: Step, now: float) -> dict[str, str]:
     """Whether it trains or tests, how many models, how far it is, and for how long."""
     run, number = step.slowest, f" {len(step.runs)}" if len(step.runs) > 1 else ""
+    done, of = run.epochs.done, run.epochs.of
     return {
         "what": ("test" if step.tests else "train") + number,
-        "epoch": f"{run.epoch}/{run.epochs}" if run.epoch and run.epochs else "",
+        "epoch": f"{done}/{of}" if done and of else "",
         "loss": "" if step.loss is None else f"{step.loss:.3g}",
-        "since": "" if run.since is None else duration(now - run.since),
+        "elapsed": "" if run.since is None else duration(now - run.since),
     }
 
 
@@ -80,8 +81,8 @@ def _step(step: Step) -> dict[str, Any]:
         "chain": step.chain,
         "stage": "test" if step.tests else "train",
         "runs": len(step.runs),
-        "epoch": run.epoch,
-        "epochs": run.epochs or None,
+        "epoch": run.epochs.done,
+        "epochs": run.epochs.of or None,
         "loss": step.loss,
         "since": run.since,
     }

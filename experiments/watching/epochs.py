@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from statistics import median
 
 from dassl.utils import UserError, read_yaml
 
@@ -16,27 +17,47 @@ TAIL = 1 << 14  # bytes from the end of a file that are looked at
 
 @dataclass(frozen=True)
 class Epochs:
-    """Those behind a run, of how many (0: unknown), the latest one's loss, when it was recorded."""
+    """The epochs of a run.
+
+    Args:
+        done: how many are behind it.
+        of: in all; 0: unknown.
+        loss: of the latest.
+        at: when that was recorded, seconds since 1970.
+        each: seconds that one takes all runs in the process, the median of the latest.
+    """
 
     done: int = 0
     of: int = 0
     loss: float | None = None
     at: float = 0.0
+    each: float | None = None
 
 
 def read_epochs(folder: Path) -> Epochs:
-    """Read the last line of metrics.jsonl, and the config's OPTIM.MAX_EPOCH."""
-    done, of, loss, at = 0, 0, None, 0.0
-    with suppress(OSError, ValueError):
+    """Read the end of metrics.jsonl, and the config's OPTIM.MAX_EPOCH.
+
+    A line that isn't whole yet is passed over.
+    """
+    done, of, loss, at, spent = 0, 0, None, 0.0, []
+    with suppress(OSError):
         path = folder / "metrics.jsonl"
         written = path.stat().st_mtime
-        line = json.loads((tail(path).splitlines() or ["{}"])[-1])
-        if isinstance(line, dict) and isinstance(line.get("epoch"), int):
-            done, loss, at = line["epoch"], line.get("loss"), written
+        for text in tail(path).splitlines():
+            with suppress(ValueError):
+                line = json.loads(text)
+                if isinstance(line, dict) and isinstance(line.get("epoch"), int):
+                    done, at, loss = line["epoch"], written, _number(line.get("loss"))
+                    spent.append(_number(line.get("seconds")))
     with suppress(UserError, OSError):
         config = folder / "config.yaml"
         of = _max_epoch(config, config.stat().st_mtime_ns)
-    return Epochs(done, of, loss if isinstance(loss, (int, float)) else None, at)
+    known = [seconds for seconds in spent if seconds is not None]
+    return Epochs(done, of, loss, at, median(known) if known else None)
+
+
+def _number(value: object) -> float | None:
+    return value if isinstance(value, (int, float)) else None
 
 
 def epochs_kept(folder: Path) -> int:

@@ -107,9 +107,9 @@ def _run(output: Path, job: dict[str, Any], chain: str, entry: dict[str, Any], n
     lost = said in ("failed", "left out")
     if accuracy is not None and not (lost and at > written):
         seconds = _number(entry.get("seconds"), None) if said == "done" else None
-        before, epochs = _number(entry.get("before"), 0), _number(entry.get("epochs"), 0)
+        before, epochs = (int(_number(entry.get(key), 0)) for key in ("before", "epochs"))
         return Run(
-            name, chain, DONE, tests, accuracy, seconds, before=int(before), epochs=int(epochs)
+            name, chain, DONE, tests, accuracy, seconds, before=before, epochs=Epochs(of=epochs)
         )
     if lost:
         again = entry["again"]
@@ -129,10 +129,7 @@ def _run(output: Path, job: dict[str, Any], chain: str, entry: dict[str, Any], n
         since=at if said == "running" else None,
         together=max(1, int(_number(entry.get("together"), 1))),
         before=int(_number(entry.get("before"), 0)),
-        epoch=epochs.done,
-        epochs=epochs.of,
-        at=epochs.at,
-        loss=epochs.loss,
+        epochs=epochs,
         reason="" if going else _last_error(folder),
     )
 

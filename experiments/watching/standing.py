@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from experiments.results.folders import changed_settings, read_place
+from experiments.watching.epochs import Epochs
 
 DONE, RUNNING, WAITING, FAILED, STOPPED = "complete", "under way", "to come", "failed", "stopped"
 STATES = (DONE, RUNNING, FAILED, STOPPED, WAITING)
@@ -29,39 +30,32 @@ class Run:
     since: float | None = None  # it is under way
     together: int = 1  # as many are, in its process
     before: int = 0  # epochs that it had when it began: it goes on from an interruption
-    epoch: int = 0  # behind it
-    epochs: int = 0  # in all; 0: unknown
-    at: float = 0.0  # when the latest epoch was recorded
-    loss: float | None = None
+    epochs: Epochs = Epochs()  # of one that trains
     reason: str = ""  # why it failed
 
     @property
-    def fraction(self) -> float:
-        """How much of it is done, 0 to 1."""
-        if self.state == DONE:
-            return 1.0
-        return min(1.0, self.epoch / self.epochs) if self.epochs else 0.0
-
-    @property
-    def pace(self) -> tuple[float, float] | None:
-        """Seconds, and how much of a whole run was done in them; None as long as nothing tells."""
-        seconds = self.seconds if self.state == DONE else None
-        if self.state == RUNNING and self.since is not None:
-            seconds = (self.at - self.since) / self.together
-        share = self.fraction - (self.before / self.epochs if self.epochs else 0.0)
-        return (seconds, share) if seconds and seconds > 0 and share > 0 else None
+    def takes(self) -> float | None:
+        """Seconds that a whole one like it takes; None as long as nothing tells."""
+        done, epochs = self.epochs.done - self.before, self.epochs
+        if self.state == DONE and self.seconds is not None:
+            share = 1 - self.before / epochs.of if epochs.of else 1.0
+            return self.seconds / share if share > 0 else None
+        if self.state == RUNNING and self.since is not None and epochs.each and done > 0:
+            start = max(0.0, epochs.at - self.since - epochs.each * done)
+            return (start + epochs.each * epochs.of) / self.together
+        return None
 
     def left(self, each: float | None, now: float) -> float | None:
-        """Seconds to go, by its own pace, or where `each` is what one takes; None if unknown."""
+        """Seconds to go, by its own epochs, or where `each` is what one takes; None if unknown."""
         if self.state not in (RUNNING, WAITING):
             return 0.0
-        begun = self.since if self.state == RUNNING else None
-        if begun is not None and (pace := self.pace):
-            each, begun = pace[0] / pace[1], self.at
+        if self.state == RUNNING and self.epochs.each and self.epochs.of:
+            to_come = self.epochs.each * (self.epochs.of - self.epochs.done)
+            return max(0.0, to_come - max(0.0, now - self.epochs.at)) / self.together
         if each is None:
             return None
-        spent = 0.0 if begun is None else (now - begun) / self.together
-        return max(0.0, each * (1 - self.fraction) - spent)
+        spent = (now - self.since) / self.together if self.since is not None else 0.0
+        return max(0.0, each - spent)
 
 
 @dataclass
@@ -85,9 +79,9 @@ class Kind:
     def each(self) -> float | None:
         """Seconds that one takes, by those that are complete, or else by the epochs of others."""
         for state in (DONE, RUNNING):
-            paces = [run.pace for run in self.runs if run.state == state and run.pace]
-            if paces:
-                return sum(seconds for seconds, _ in paces) / sum(share for _, share in paces)
+            found = [t for run in self.runs if run.state == state and (t := run.takes) is not None]
+            if found:
+                return sum(found) / len(found)
         return None
 
 
@@ -118,12 +112,12 @@ class Step:
     @property
     def slowest(self) -> Run:
         """The one that is least far."""
-        return min(self.runs, key=lambda run: run.epoch)
+        return min(self.runs, key=lambda run: run.epochs.done)
 
     @property
     def loss(self) -> float | None:
         """The mean of their latest epochs."""
-        found = [run.loss for run in self.runs if run.loss is not None]
+        found = [run.epochs.loss for run in self.runs if run.epochs.loss is not None]
         return sum(found) / len(found) if found else None
 
 

@@ -163,9 +163,9 @@ def _kinds(standing: Standing, kinds: Sequence[Kind], width: int) -> Table:
 
 
 def _under_way(steps: Sequence[Step], now: float, width: int) -> Table:
-    columns = {"epoch": 7, "loss": 6, "since": 10}
+    columns = {"epoch": 7, "loss": 6, "elapsed": 10}
     if width < NARROW:
-        del columns["loss"], columns["since"]
+        del columns["loss"], columns["elapsed"]
     table, room = _table("under way", width, columns)
     for step in steps:
         cells = step_cells(step, now)

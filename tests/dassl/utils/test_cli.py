@@ -12,7 +12,13 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.mark.parametrize(
     "script",
-    ["train.py", "predict.py", "scripts/run_protocol.py", "scripts/parse_results.py"],
+    [
+        "train.py",
+        "predict.py",
+        "scripts/run_protocol.py",
+        "scripts/parse_results.py",
+        "scripts/status.py",
+    ],
 )
 def test_help_and_mistakes_need_no_torch(script):
     for words, status in (("--help", 0), ("--mistake", 2)):

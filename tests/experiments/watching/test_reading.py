@@ -51,7 +51,9 @@ def write_result(folder: Path, accuracy: object = 80.0) -> None:
 
 def write_epochs(folder: Path, epochs: int, of: int = 10) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"epoch": epoch + 1, "loss": 0.5}) for epoch in range(epochs)]
+    lines = [
+        json.dumps({"epoch": epoch + 1, "loss": 0.5, "seconds": 2.0}) for epoch in range(epochs)
+    ]
     (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
     (folder / "config.yaml").write_text(f"OPTIM:\n  MAX_EPOCH: {of}\n")
 
@@ -93,7 +95,8 @@ def test_a_process_says_what_becomes_of_its_runs(plan):
     assert [run.state for run in standing.runs] == [RUNNING, RUNNING, WAITING, WAITING]
     assert standing.goes_on and standing.width == 3
     first = standing.runs[0]
-    assert (first.epoch, first.epochs, first.loss, first.together) == (4, 10, 0.5, 2)
+    assert (first.epochs.done, first.epochs.of, first.together) == (4, 10, 2)
+    assert (first.epochs.loss, first.epochs.each) == (0.5, 2.0)
     assert first.since <= time.time()
     for job in jobs[:2]:
         write_result(job.folder)
@@ -201,7 +204,8 @@ def test_a_half_written_line_is_no_epoch(plan):
     write_epochs(folder, 3)
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 4, "lo')
-    assert standing_of(plan).runs[0].state == RUNNING
+    (run, *_) = standing_of(plan).runs
+    assert run.state == RUNNING and run.epochs.done == 3
 
 
 def test_runs_without_a_plan_are_shown_too(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from experiments.watching.epochs import Epochs
 from experiments.watching.standing import (
     DONE,
     FAILED,
@@ -33,9 +34,10 @@ def to_come(seed: int, chain: str = "a") -> Run:
     return Run(name(seed), chain, WAITING)
 
 
-def under_way(seed: int, epoch: int, at: float, chain: str = "a", **more) -> Run:
-    more = {"since": 900.0, "epochs": 10, **more}
-    return Run(name(seed), chain, RUNNING, epoch=epoch, at=at, **more)
+def under_way(seed: int, done: int, at: float, each: float | None, chain: str = "a", **more) -> Run:
+    """It began 100 s ago."""
+    epochs = Epochs(done, 10, more.pop("loss", None), at, each)
+    return Run(name(seed), chain, RUNNING, since=more.pop("since", 900.0), epochs=epochs, **more)
 
 
 def of(*runs: Run, at_once: int = 1) -> Standing:
@@ -43,7 +45,7 @@ def of(*runs: Run, at_once: int = 1) -> Standing:
 
 
 def test_nothing_is_said_before_there_is_a_base():
-    standing = of(to_come(1), under_way(2, 0, 0.0))
+    standing = of(to_come(1), under_way(2, 0, 0.0, None))
     assert standing.to_go() == (0.0, True) and standing.kinds[0].each is None
     skipped = of(done(1, seconds=None), to_come(2))
     assert skipped.to_go() == (0.0, True)
@@ -55,24 +57,31 @@ def test_complete_runs_are_a_base():
 
 
 def test_so_are_the_epochs_of_those_under_way():
-    """Two of ten epochs took 40 s, and the third has gone on for 60."""
-    going = under_way(1, 2, 940.0)
-    assert of(going).kinds[0].each == 200.0
-    assert of(going).to_go() == (200 * 0.8 - 60, False)
-    assert of(going, to_come(2)).to_go() == (100.0 + 200.0, False)
+    """A start of 10 s, two of ten epochs of 15 s each, the third for 60 s: it is slow."""
+    going = under_way(1, 2, 940.0, 15.0)
+    assert of(going).kinds[0].each == 10 + 10 * 15
+    assert of(going).to_go() == (8 * 15 - 60, False)
+    assert of(going, to_come(2)).to_go() == (60 + 160, False)
+    assert of(under_way(1, 9, 940.0, 15.0)).to_go() == (0.0, False)  # longer than expected
 
 
 def test_of_runs_side_by_side_each_took_its_share():
-    both = [under_way(seed, 2, 940.0, together=2) for seed in (1, 2)]
-    assert of(*both).kinds[0].each == 100.0
-    assert of(*both).to_go() == (100.0, False)
+    both = [under_way(seed, 2, 940.0, 15.0, together=2) for seed in (1, 2)]
+    assert of(*both).kinds[0].each == 80.0
+    assert of(*both).to_go() == (60.0, False)
 
 
 def test_what_a_resumed_run_had_before_does_not_count_as_speed():
-    resumed = under_way(1, 8, 940.0, before=6)
-    assert of(resumed).kinds[0].each == pytest.approx(200.0)
-    assert of(under_way(1, 6, 899.0, before=6)).kinds[0].each is None
-    assert of(done(1, 10, before=5, epochs=10), to_come(2)).to_go() == (20.0, False)
+    resumed = under_way(1, 8, 940.0, 15.0, before=6)
+    assert of(resumed).kinds[0].each == 160.0
+    assert of(under_way(1, 6, 899.0, 15.0, before=6)).kinds[0].each is None
+    assert of(done(1, 10, before=5, epochs=Epochs(of=10)), to_come(2)).to_go() == (20.0, False)
+
+
+def test_a_test_under_way_takes_what_others_took():
+    going = Run(name(2), "a", RUNNING, tests=True, since=996.0)
+    assert of(done(1), going).to_go() == (6.0, False)
+    assert of(going).to_go() == (0.0, True)
 
 
 def test_chains_go_side_by_side_and_the_runs_of_one_in_turn():
@@ -124,12 +133,12 @@ def test_kinds_are_named_by_what_differs():
 
 @pytest.mark.parametrize("changed", [{"chain": "b"}, {"since": 950.0}, {"tests": True}])
 def test_a_step_is_what_began_as_one(changed):
-    runs = [under_way(1, 3, 940.0, loss=1.0), under_way(2, 2, 940.0, loss=2.0)]
+    runs = [under_way(i, 4 - i, 940.0, 15.0, loss=float(i)) for i in (1, 2)]
     (step,) = steps_under_way([*runs, to_come(3)])
     assert step.slowest is runs[1] and step.loss == 1.5
-    assert len(steps_under_way([*runs, under_way(3, 2, 940.0, **changed)])) == 2
+    assert len(steps_under_way([*runs, under_way(3, 2, 940.0, 15.0, **changed)])) == 2
 
 
 def test_what_is_told():
-    runs = [done(1), under_way(2, 1, 940.0), to_come(3), Run(name(4), "a", FAILED)]
+    runs = [done(1), under_way(2, 1, 940.0, 15.0), to_come(3), Run(name(4), "a", FAILED)]
     assert of(*runs).told == "1 of 4 runs complete, 1 under way, 1 failed, 1 to come"

@@ -60,7 +60,7 @@ def test_it_prints_how_far_a_plan_is(recorder, tmp_path, capsys):
     told = " ".join(out.split())  # lines are folded
     assert told.startswith("base_to_new: 1 of 4 runs complete, 1 under way, 1 failed, 1 to come; ")
     assert "CoOp train_base" in out and "81.25" in out and "3/10" in out
-    assert "RuntimeError: <script>no luck</script>" in out and "1 processes at it" in out
+    assert "RuntimeError: <script>no luck</script>" in out and "1 process at it" in out
     assert max(map(len, out.splitlines())) <= 80
     assert "run_protocol.py" not in out
     recorder.close()

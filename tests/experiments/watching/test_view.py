@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from experiments.watching.epochs import Epochs
 from experiments.watching.standing import DONE, FAILED, RUNNING, WAITING, Run, Standing
 from experiments.watching.view import picture_of
 
@@ -32,10 +33,7 @@ def plan(kinds: int = 2, failures: int = 1, going: int = 2) -> Standing:
                 RUNNING if i < going else WAITING,
                 since=900.0,
                 together=2,
-                epoch=3,
-                epochs=50,
-                at=960.0,
-                loss=1.234,
+                epochs=Epochs(3, 50, 1.234, 960.0, 20.0),
             )
             for seed in (2, 3)
         ]
