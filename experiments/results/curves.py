@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from dassl.utils import UserError, check_kind, check_percent, read_json_lines
-from experiments.results.pictures import Panel, Picture
+from experiments.results.pictures import MARKERS, Panel, Picture
 from experiments.results.records import AVERAGE
 from experiments.results.subjects import Look, Subject, Subjects, chosen_shots, told_shots
 from experiments.results.summary import Summary
@@ -56,7 +56,8 @@ def _lines(
             x,
             mean,
             "-" if method.wrapped else "--",
-            marker=look.marker if len(x) < 15 else None,
+            marker=look.marker if len(x) < 15 or look.marker != MARKERS[0] else None,
+            markevery=max(1, len(x) // 8) if len(x) >= 15 else None,
             ms=3,
             color=look.color,
             label=method.label,

@@ -19,6 +19,7 @@ PANELS = 24  # at most, of a picture that has one for each method, data set and 
 BARS = 40
 SIDE = 25  # classes of a matrix, at most: of more the pairs most often confused are shown
 PAIRS = 12
+FEW = 6  # methods in a panel whose single points can be told apart
 # From nothing to blue, so that it stands on a dark page too.
 SHARES = ListedColormap([(0.0, 0.45, 0.7, i / 255) for i in range(256)])
 
@@ -60,9 +61,15 @@ def _bars(axis: Axes, gains: Mapping[str, float]) -> None:
         values = values[: BARS // 2] + values[-(BARS // 2) :]
     signs = [COLORS[0] if value >= 0 else COLORS[1] for value in values]
     axis.barh(range(len(names)), values, color=signs)
-    axis.set_yticks(range(len(names)), map(shortened, names), fontsize=6)
+    _name_bars(axis, [shortened(name) for name in names])
     axis.axvline(0, color="black", lw=0.6)
     axis.set_xlabel("gain (points)")
+
+
+def _name_bars(axis: Axes, names: Sequence[str]) -> None:
+    axis.set_yticks(range(len(names)), names, fontsize=6)
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="y", visible=False)
 
 
 def _told(gains: Mapping[str, float]) -> str:
@@ -112,7 +119,7 @@ def _pairs(axis: Axes, pairs: Sequence[tuple[str, str, int, int]]) -> None:
     shares = [100 * n / of for *_, n, of in pairs]
     labels = [f"{shortened(a, 16)} → {shortened(b, 16)}" for a, b, *_ in pairs]
     axis.barh(range(len(pairs)), shares, color=COLORS[0])
-    axis.set_yticks(range(len(pairs)), labels, fontsize=6)
+    _name_bars(axis, labels)
     axis.invert_yaxis()
     axis.set_xlabel("% of the images of a class taken for another")
 
@@ -139,7 +146,7 @@ def _reliability(
             tally.sure[at] / tally.images[at],
             tally.right[at] / tally.images[at],
             "-" if method.wrapped else "--",
-            marker=look.marker,
+            marker=look.marker if len(methods) <= FEW else None,
             ms=3,
             lw=1,
             color=look.color,

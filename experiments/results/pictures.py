@@ -182,13 +182,13 @@ def _wrapped(title: str, width: float) -> str:
     return "\n".join(textwrap.wrap(title, letters, drop_whitespace=False)) or title
 
 
-def beside(axis: Axes, labels: dict[str, float]) -> None:
-    """Write labels right of the axes at their heights {label: y}, none over another.
+def beside(axis: Axes, labels: dict[str, tuple[float, str]]) -> None:
+    """Write labels right of the axes at their heights {label: (y, color)}, none over another.
 
     Thin lines lead from the edge of the axes to those that had to give way.
     """
     low, high = axis.get_ylim()
-    at = {label: (y - low) / (high - low) for label, y in labels.items()}
+    at = {label: (y - low) / (high - low) for label, (y, _) in labels.items()}
     step = 0.12 / axis.figure.get_figheight()
     places = spread(list(at.values()), step)
     for (label, start), end in zip(at.items(), places, strict=True):
@@ -199,6 +199,7 @@ def beside(axis: Axes, labels: dict[str, float]) -> None:
             xycoords="axes fraction",
             textcoords="axes fraction",
             fontsize=7,
+            color=labels[label][1],
             va="center",
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "#999999", "shrinkB": 0},
@@ -278,6 +279,7 @@ def _hidden(box: np.ndarray, others: Sequence[np.ndarray]) -> float:
 # --- SVG in a page ------------------------------------------------------------------------------
 
 _DIGITS = re.compile(r"(\.\d\d)\d+")
+_BLANKS = re.compile(r"\s+")
 _FONT = re.compile(r"font: ([\d.]+px) [^;]*")
 _XLINK = "{http://www.w3.org/1999/xlink}href"
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
@@ -314,9 +316,13 @@ def _tidy(root: ElementTree.Element, referenced: set[str], prefix: str) -> None:
     """Make what matplotlib wrote small and the page's own: no names of XML, no ids unasked for."""
     for parent in list(root.iter()):
         for child in list(parent):
-            if child.tag.endswith("}metadata"):
+            if child.tag.endswith(("}metadata", "}style")):
                 parent.remove(child)
     for element in root.iter():
+        element.text, element.tail = (
+            None if text is None or text.isspace() else text
+            for text in (element.text, element.tail)
+        )
         element.tag = element.tag.partition("}")[2] or element.tag
         if link := element.attrib.pop(_XLINK, None):
             element.set("href", f"#{prefix}-{link[1:]}" if link.startswith("#") else link)
@@ -324,11 +330,21 @@ def _tidy(root: ElementTree.Element, referenced: set[str], prefix: str) -> None:
             element.set("id", f"{prefix}-{name}")
         for key, value in element.attrib.items():
             if key not in ("id", "href"):
-                element.set(key, _own_colors(_REFERENCE.sub(rf"url(#{prefix}-\1)", value)))
-        if element.tag == "style":
-            element.text = None
+                value = _own_colors(_REFERENCE.sub(rf"url(#{prefix}-\1)", value))
+                element.set(key, _short(value) if key == "d" else value)
 
 
 def _own_colors(value: str) -> str:
     value = value.replace("#000000", "currentColor").replace("#ffffff", "var(--page, #fff)")
     return _DIGITS.sub(r"\1", _FONT.sub(r"font-size: \1", value))
+
+
+def _short(path: str) -> str:
+    """Return a path's data without what can be told from the rest: lines go on as lines."""
+    letters, last = [], ""
+    for word in _BLANKS.sub(" ", path.strip()).split(" "):
+        if word != last or word != "L":
+            letters.append(word)
+        if word.isalpha():
+            last = word
+    return " ".join(letters)

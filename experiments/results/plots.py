@@ -54,7 +54,9 @@ def base_new_arrows(summary: Summary, shots: int | None = None) -> Picture | Non
     panels = []
     for name, points in _by_dataset(_complete(summary, shots), subject).items():
         draw = partial(_arrows, points=points, subjects=subject)
-        heights = {m.label: r.metrics["new"].mean for m, r in points.items()}
+        heights = {
+            m.label: (r.metrics["new"].mean, subject.looks[m].color) for m, r in points.items()
+        }
         aside = None if panels else partial(beside, labels=heights)
         panels.append(Panel(name + told, draw, _best(points, subject), aside=aside))
     lead = f"{panels[0].title}: {panels[0].says}" if panels else ""

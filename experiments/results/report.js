@@ -3,7 +3,7 @@
 // A, then the other way, then as they were. What stands beneath a line goes with it.
 const value = (line, column, words) => {
   const text = line[0].cells[column].textContent.trim();
-  return words ? text : parseFloat(text.replace("−", "-"));
+  return words ? text : parseFloat(text.replace(/^[<>] */, "").replace("−", "-"));
 };
 const compare = (a, b, words) => {
   if (words) return a.localeCompare(b, undefined, { numeric: true });
