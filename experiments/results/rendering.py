@@ -43,7 +43,7 @@ def _text_of(table: Table, screen: Screen) -> str:
     keys = len(table.heads)
     rows = grid(table)
     body = [_with_marks(table, row, screen) for row in rows]
-    _shorten_keys(body, keys, screen.columns * 3 // 5)
+    names = _shorten_keys(body, keys, screen.columns * 3 // 5)
     widths = [max(map(_width, column)) for column in zip(*body, strict=True)]
     blocks = []
     for chosen in _blocks(widths, keys, screen.columns):
@@ -52,7 +52,7 @@ def _text_of(table: Table, screen: Screen) -> str:
         rule = "-" * max(_width(line) for line in lines)
         blocks.append("\n".join([title, rule, lines[0], rule, *lines[1:]]))
     marked = f"{'bold' if screen.bold else '*'}: {BEST}"
-    notes = [*([marked] if table.ranked else []), *table.footnotes]
+    notes = [*([marked] if table.ranked else []), *table.footnotes, *names]
     return "\n".join(["\n\n".join(blocks), *(_wrapped(note, screen.columns) for note in notes)])
 
 
@@ -75,20 +75,29 @@ def _width(text: str) -> int:
     return len(text.replace(_BOLD, "").replace(_USUAL, ""))
 
 
-def _shorten_keys(body: list[list[str]], keys: int, most: int) -> None:
-    """Shorten words in the middle so that the key columns take `most` letters; 0: as they are."""
+def _shorten_keys(body: list[list[str]], keys: int, most: int) -> list[str]:
+    """Shorten words in the middle so that the key columns take `most` letters; 0: as they are.
+
+    Those that would look alike get a number each; returned is what the numbers mean, a line each.
+    """
+    notes: list[str] = []
     while most:
         widths = [max(len(row[i]) for row in body) for i in range(keys)]
         over = sum(widths) + 2 * (keys - 1) - most
         longest = max(range(keys), key=widths.__getitem__)
         if over <= 0 or widths[longest] <= _LEAST:
-            return
-        names = {row[longest] for row in body}
-        short = {name: _shortened(name, max(_LEAST, widths[longest] - over)) for name in names}
+            break
+        room = max(_LEAST, widths[longest] - over)
+        names = list(dict.fromkeys(row[longest] for row in body))
+        short = {name: _shortened(name, room) for name in names}
         if len({*short.values()}) < len(names):
-            return  # two would look alike
+            long = [name for name in names if len(name) > room]
+            marks = {name: f" #{len(notes) + i}" for i, name in enumerate(long, start=1)}
+            short |= {n: _shortened(n, room - len(mark)) + mark for n, mark in marks.items()}
+            notes += [f"{mark.strip()} {name.strip()}" for name, mark in marks.items()]
         for row in body:
             row[longest] = short[row[longest]]
+    return notes
 
 
 _LEAST = 12  # letters of a name

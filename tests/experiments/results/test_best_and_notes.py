@@ -144,10 +144,14 @@ def test_no_line_is_wider_than_the_screen(tmp_path, columns):
         assert sum(line.startswith("CoOp vit") and f"LR={rate}" in line for line in cut.split("\n"))
 
 
-def test_names_that_would_look_alike_are_not_shortened():
+def test_names_that_would_look_alike_are_numbered():
     names = [f"{'x' * 40}{i}{'y' * 40}" for i in range(2)]
     table = Table("t", ["Method"], [], [Line([name], {}) for name in names])
-    assert all(name in as_text([table], Screen(60)) for name in names)
+    lines = as_text([table], Screen(60)).splitlines()
+    assert max(map(len, lines)) <= 60
+    assert [line.split()[1] for line in lines[4:6]] == ["#1", "#2"]
+    rest = "".join(lines[6:]).replace(" ", "")
+    assert rest == "".join(f"#{i}{name}" for i, name in enumerate(names, start=1))
 
 
 # --- LaTeX --------------------------------------------------------------------------------------
