@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import shutil
@@ -17,6 +19,7 @@ from PIL import Image
 from experiments.results.pictures import spread
 from experiments.results.report import write_report
 from experiments.results.scores import load_scores
+from experiments.results.subjects import Subjects
 from experiments.results.summary import summarize
 from experiments.results.sweeps import LAMBDA, add_sweeps
 from tests.experiments.fake_runs import add_pair
@@ -117,6 +120,31 @@ def test_the_page_stands_alone(page, elements):
         a.get("src") or a.get("srcset") for _, a in elements.found if {"src", "srcset"} & {*a}
     ]
     assert loaded == [] and elements.of("link") == []
+
+
+def test_the_policy_lets_only_the_pages_own_script_run(page):
+    text = page.read_text()
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    only = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src"
+    assert f"content=\"{only} 'sha256-{digest}'\"" in text
+
+
+def test_twenty_methods_stay_small_and_apart(tmp_path):
+    methods = [f"Method{i}" for i in range(10)]
+    for i, method in enumerate(methods):
+        for trainer in (method, f"DePT_{method}"):
+            for seed in (1, 2, 3):
+                add_pair(tmp_path, "dtd", 70 + i + seed / 9, 60 - i, trainer=trainer, seed=seed)
+    for folder in tmp_path.rglob("train_base/*/*/*/*/seed*"):
+        epochs = [{"epoch": e, "loss": 3 / e} for e in range(1, 51)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in epochs))
+    summary = summarize(load_scores(tmp_path)[0])
+    write_report(summary, tmp_path / "page.html")
+    assert (tmp_path / "page.html").stat().st_size < 300_000
+    subjects = Subjects(summary)
+    looks = {(look.color, look.marker, one.wrapped) for one, look in subjects.looks.items()}
+    assert len(looks) == 20
 
 
 def test_ids_are_unique_and_what_refers_to_them_finds_them(elements):
