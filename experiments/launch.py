@@ -250,10 +250,11 @@ def launch_local(
     slots = local_slots(gpus, args.per_gpu, args.jobs)
     chains = side_by_side(chains, side_by_side_at_most(args, len(chains), len(slots)))
     most = max((len(chain.steps[0]) for chain in chains), default=0)
-    say(f"  {len(chains)} chains, {len(slots)} at once, up to {most} models side by side in each")
+    together = f", up to {most} models side by side in each" if most > 1 else ""
+    say(f"  {len(chains)} chains, {min(len(slots), len(chains))} at once{together}")
     plan = write_plan(Path(args.output), args.protocol, sys.argv[1:], chains)
     with closing(Recorder(plan, len(slots))) as recorder:
-        progress = PlanProgress(chains, len(slots), args.protocol, recorder)
+        progress = PlanProgress(chains, len(slots), args.protocol, Path(args.output), recorder)
         with watched(progress.standing, not args.show):
             run_local(chains, settings, slots, progress.report, progress)
     return progress.close()

@@ -16,9 +16,9 @@ from experiments.processes import Watcher
 from experiments.runner import USER_ERROR, Outcome, has_result
 from experiments.watching.epochs import Epochs, epochs_kept, read_epochs
 from experiments.watching.lines import duration, is_live, say, told_to_go
-from experiments.watching.standing import DONE, FAILED, RUNNING, WAITING, Run, Standing
+from experiments.watching.standing import DONE, FAILED, LEFT, RUNNING, WAITING, Run, Standing
 
-LATER = {"done": DONE, "skipped": DONE, "failed": FAILED, "left out": FAILED}
+LATER = {"done": DONE, "skipped": DONE, "failed": FAILED, "left out": LEFT}
 
 
 class PlanProgress(Watcher):
@@ -28,6 +28,7 @@ class PlanProgress(Watcher):
         chains: the plan's.
         width: how many go at once.
         title: of the plan.
+        output: what folders are told relative to.
         recorder: is told it too, for those who watch from elsewhere.
     """
 
@@ -36,11 +37,13 @@ class PlanProgress(Watcher):
         chains: Sequence[Chain],
         width: int,
         title: str = "",
+        output: Path = Path(),
         recorder: Watcher | None = None,
     ) -> None:
         self.total, self.width, self.title = len(chains), width, title
         self.finished, self.started = 0, time.monotonic()
         self.outcomes: list[Outcome] = []
+        self._output = output
         self._recorder = recorder or Watcher()
         self._lock = threading.Lock()
         self._jobs = {job.folder: (chain.name, job) for chain in chains for job in chain.jobs}
@@ -111,7 +114,7 @@ class PlanProgress(Watcher):
         chain, _ = self._jobs[job.folder]
         timed = outcome.state == "done"
         run = Run(
-            job.folder.as_posix(),
+            self._name(job),
             chain,
             state,
             job.model is not None,
@@ -124,10 +127,12 @@ class PlanProgress(Watcher):
         with self._lock:
             self._ended[job.folder] = run
 
-    @staticmethod
-    def _run(chain: str, job: Job, begun: tuple[float, int, int] | None) -> Run:
+    def _name(self, job: Job) -> str:
+        return Path(os.path.relpath(job.folder, self._output)).as_posix()
+
+    def _run(self, chain: str, job: Job, begun: tuple[float, int, int] | None) -> Run:
         """How far one is that has no outcome yet."""
-        name, tests = job.folder.as_posix(), job.model is not None
+        name, tests = self._name(job), job.model is not None
         if begun is None:
             return Run(name, chain, WAITING, tests)
         epochs = Epochs() if tests else read_epochs(job.folder)

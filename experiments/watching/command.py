@@ -23,7 +23,7 @@ from dassl.utils.cli import Parser, positive
 from experiments.watching.data import data_of, headline
 from experiments.watching.lines import is_live, say, width_of
 from experiments.watching.reading import standings
-from experiments.watching.standing import DONE, FAILED, Standing
+from experiments.watching.standing import DONE, Standing
 
 PORT = 8765
 
@@ -84,7 +84,7 @@ def show(found: Sequence[Standing]) -> None:
         console.print(picture_of(standing, console.width))
         for line in hints(standing):
             say(line)
-        if standing.command and not standing.goes_on and not complete(standing):
+        if standing.command and not standing.goes_on and standing.count(DONE) < len(standing.runs):
             print(f"  {standing.command}")
 
 
@@ -95,20 +95,10 @@ def hints(standing: Standing) -> list[str]:
         hosts = sorted({process.host for process in alive})
         number = f"{len(alive)} process{'es' if alive[1:] else ''}"
         return [f"{number} at it, on {', '.join(hosts)}"]
-    if complete(standing) or standing.goes_on:
+    if standing.count(DONE) == len(standing.runs) or standing.goes_on:
         return []
     goes_on = "; the same command goes on from here:" if standing.command else ""
     return [f"nobody is at it{goes_on}"]
-
-
-def complete(standing: Standing) -> bool:
-    """Whether all its runs are."""
-    return standing.count(DONE) == len(standing.runs)
-
-
-def over(found: Sequence[Standing]) -> bool:
-    """Whether every run is complete or failed."""
-    return all(s.count(DONE) + s.count(FAILED) == len(s.runs) for s in found)
 
 
 def watch(look: Callable[[], list[Standing]], every: float) -> list[Standing]:
@@ -118,7 +108,7 @@ def watch(look: Callable[[], list[Standing]], every: float) -> list[Standing]:
         from experiments.watching.view import live_view
 
         with live_view(look, every):
-            while not over(found):
+            while not all(standing.over for standing in found):
                 time.sleep(every)
                 found = look()
         return found
@@ -129,7 +119,7 @@ def watch(look: Callable[[], list[Standing]], every: float) -> list[Standing]:
             if told.get(key) != standing.told:
                 told[key] = standing.told
                 say(f"{time.strftime('%H:%M:%S')} {headline(standing)}")
-        if over(found):
+        if all(standing.over for standing in found):
             return found
         time.sleep(every)
         found = look()

@@ -9,6 +9,7 @@ from experiments.watching.lines import duration, told_to_go
 from experiments.watching.standing import (
     DONE,
     FAILED,
+    LEFT,
     STATES,
     Kind,
     Run,
@@ -24,11 +25,11 @@ def headline(standing: Standing) -> str:
 
 
 def kind_cells(standing: Standing, kind: Kind) -> dict[str, str]:
-    """How many are complete and failed, the mean accuracy, the time of one and of what is left."""
+    """How many are complete and lost, the mean accuracy, the time of one and of what is left."""
     left, more = standing.to_go(kind)
     return {
         "done": f"{kind.count(DONE)}/{len(kind.runs)}",
-        "failed": str(kind.count(FAILED) or ""),
+        "failed": str(kind.count(FAILED) + kind.count(LEFT) or ""),
         "acc. %": "" if kind.accuracy is None else f"{kind.accuracy:.2f}",
         "one takes": "" if kind.each is None else duration(kind.each),
         "to go": "" if more or not left else duration(left),

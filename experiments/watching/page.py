@@ -21,7 +21,7 @@ from dassl.utils import UserError
 from experiments.watching.data import data_of, headline, kind_cells, step_cells
 from experiments.watching.lines import say
 from experiments.watching.reading import standings
-from experiments.watching.standing import DONE, FAILED, Standing, steps_under_way
+from experiments.watching.standing import DONE, FAILED, LEFT, Standing, steps_under_way
 
 HERE = Path(__file__).parent
 HOSTS = ("127.0.0.1", "localhost")
@@ -127,7 +127,7 @@ def _plan(standing: Standing) -> dict[str, Any]:
         "command": standing.command,
         "goes_on": standing.goes_on,
         "done": standing.count(DONE),
-        "lost": standing.count(FAILED),
+        "lost": standing.count(FAILED) + standing.count(LEFT),
         "all": len(standing.runs),
         "hosts": sorted({process.host for process in alive}),
         "kinds": [(kind.name, kind_cells(standing, kind)) for kind in standing.kinds],

@@ -17,6 +17,7 @@ from experiments.watching.records import BEAT, PLANS, read_plan, read_plans
 from experiments.watching.standing import (
     DONE,
     FAILED,
+    LEFT,
     RUNNING,
     STOPPED,
     WAITING,
@@ -104,7 +105,7 @@ def _run(output: Path, job: dict[str, Any], chain: str, entry: dict[str, Any], n
     if not said and not folder.exists():
         return Run(name, chain, WAITING, tests)
     accuracy, written = _result(folder)
-    lost = said in ("failed", "left out")
+    lost = said in (FAILED, LEFT)
     if accuracy is not None and not (lost and at > written):
         seconds = _number(entry.get("seconds"), None) if said == "done" else None
         before, epochs = (int(_number(entry.get(key), 0)) for key in ("before", "epochs"))
@@ -114,7 +115,7 @@ def _run(output: Path, job: dict[str, Any], chain: str, entry: dict[str, Any], n
     if lost:
         again = entry["again"]
         reason = "" if again else str(entry.get("reason") or "")
-        return Run(name, chain, WAITING if again else FAILED, tests, reason=reason)
+        return Run(name, chain, WAITING if again else said, tests, reason=reason)
     going = said == "running" and entry["alive"]
     if not going:
         going = _is_held(folder) if entry.get("here") and LOCKS.exists() else _stirs(folder, now)

@@ -12,8 +12,9 @@ from pathlib import Path
 from experiments.results.folders import changed_settings, read_place
 from experiments.watching.epochs import Epochs
 
-DONE, RUNNING, WAITING, FAILED, STOPPED = "complete", "under way", "to come", "failed", "stopped"
-STATES = (DONE, RUNNING, FAILED, STOPPED, WAITING)
+DONE, RUNNING, WAITING, STOPPED = "complete", "under way", "to come", "stopped"
+FAILED, LEFT = "failed", "left out"  # LEFT: what it needs has failed
+STATES = (DONE, RUNNING, FAILED, LEFT, STOPPED, WAITING)
 MANY = 3  # stages of a group, from which on they count as one kind: one per corruption, say
 
 
@@ -150,12 +151,17 @@ class Standing:
 
     @property
     def failed(self) -> list[Run]:
-        """Those that failed, or whose model did."""
+        """Those that failed by themselves."""
         return [run for run in self.runs if run.state == FAILED]
 
     def count(self, state: str) -> int:
         """How many runs are in a state."""
         return sum(run.state == state for run in self.runs)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is to come any more."""
+        return sum(map(self.count, (DONE, FAILED, LEFT))) == len(self.runs)
 
     @property
     def told(self) -> str:

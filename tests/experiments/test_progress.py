@@ -53,7 +53,7 @@ def test_what_it_will_do_fits_eighty_columns(chains, tmp_path, capsys):
 
 def test_runs_are_followed_one_by_one(chains):
     recorded = Recorded()
-    progress = PlanProgress(chains, 2, "plan", recorded)
+    progress = PlanProgress(chains, 2, "plan", recorder=recorded)
     train, test = chains[0].jobs
     progress.begins([train])
     train.folder.mkdir(parents=True)

@@ -18,7 +18,7 @@ from experiments.runner import Outcome
 from experiments.watching import reading, records
 from experiments.watching.reading import standing_of, standings
 from experiments.watching.records import Recorder, read_plan, write_plan
-from experiments.watching.standing import DONE, FAILED, RUNNING, STOPPED, WAITING
+from experiments.watching.standing import DONE, FAILED, LEFT, RUNNING, STOPPED, WAITING
 
 PLACE = "base2new/{}/dtd/shots_16/CoOp/mini/seed{}"
 
@@ -106,7 +106,7 @@ def test_a_process_says_what_becomes_of_its_runs(plan):
     recorder.ends(Outcome(jobs[3], "left out", reason="the model it tests was not trained"))
     recorder.close()
     standing = standing_of(plan)
-    assert [run.state for run in standing.runs] == [DONE, DONE, FAILED, FAILED]
+    assert [run.state for run in standing.runs] == [DONE, DONE, FAILED, LEFT]
     assert [run.seconds for run in standing.runs[:2]] == [12.0, 12.0]
     assert standing.failed[0].reason == "no luck" and not standing.goes_on
 

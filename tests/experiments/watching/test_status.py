@@ -89,6 +89,7 @@ def test_json_has_every_run(recorder, tmp_path, capsys):
         "complete": 1,
         "under way": 1,
         "failed": 1,
+        "left out": 0,
         "stopped": 0,
         "to come": 1,
     }
