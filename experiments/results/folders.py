@@ -93,11 +93,10 @@ def config_label(config: str, changes: Sequence[str]) -> str:
 
 
 def changed_settings(config: str) -> dict[str, str]:
-    """Return the settings in a folder name made by `config_label`."""
+    """Return the settings in a folder name made by `config_label`, as far as it has them.
+
+    A name that was cut, or written without odd signs, ends in a hash, which is left out.
+    """
     _, _, changes = config.partition("@")
-    return dict(pair.split("=", 1) for pair in changes.split(",") if "=" in pair)
-
-
-def uncut(label: str) -> str:
-    """Return a label made by `config_label` without the hash that it ends in where it was cut."""
-    return re.sub(r"-[0-9a-f]{8}$", "", label)
+    plain = re.sub(r"-[0-9a-f]{8}$", "", changes)
+    return dict(pair.split("=", 1) for pair in plain.split(",") if "=" in pair)

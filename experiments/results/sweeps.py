@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
 from experiments.results import published
 from experiments.results.agreement import defaults, values_apart
 from experiments.results.configs import config_file
-from experiments.results.folders import uncut
 from experiments.results.records import AVERAGE, Record, Row
 from experiments.results.summary import Summary, row_base_new_h, whole_datasets
 from experiments.results.twins import bare_row
@@ -58,8 +58,9 @@ def add_sweeps(summary: Summary) -> None:
     rows = [row for row in summary.rows if row.protocol == "base_to_new"]
     for family in _families(rows):
         for mine in _alike(family, ABLATED):
-            if len({_lambda(row) for row in mine}) > 1:
-                values = sorted(((_lambda(row), row) for row in mine), key=lambda pair: pair[0])
+            told = ((_lambda(row), row) for row in mine)
+            values = sorted((pair for pair in told if pair[0] == pair[0]), key=itemgetter(0))
+            if len({value for value, _ in values}) > 1:
                 lines = [(f"{value:g}", row, {"lambda": value}) for value, row in values]
                 _add(summary, "lambda", lines, {LAMBDA})
         for mine in _alike(family, {LAMBDA}):
@@ -140,7 +141,10 @@ def _value(row: Row, key: str) -> Any:
 
 
 def _lambda(row: Row) -> float:
-    return float(_value(row, LAMBDA))
+    try:
+        return float(_value(row, LAMBDA))
+    except (TypeError, ValueError):  # a cut name, and no settings
+        return float("nan")
 
 
 def _usual(row: Row, key: str) -> Any:
@@ -205,6 +209,6 @@ def _record(
 
 
 def _changed_beside(row: Row) -> str:
-    """The config and its changed settings, those of the sweeps left out; a cut name's hash too."""
+    """The config and its changed settings, those of the sweeps left out."""
     others = [f"{key}={value}" for key, value in row.changes.items() if key not in SWEPT]
-    return "@".join(filter(None, [_file(row), uncut(",".join(others))]))
+    return "@".join(filter(None, [_file(row), ",".join(others)]))

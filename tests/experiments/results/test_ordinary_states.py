@@ -109,6 +109,18 @@ def test_two_sweeps_side_by_side_are_told_apart(tmp_path):
     assert len(axis.lines) == 6  # base, new and H of either
 
 
+def test_names_alone_say_it_where_there_are_no_settings(tmp_path):
+    """Odd signs in a changed setting leave a hash at a folder's end, behind λ."""
+    for value in ("0.3", "0.7"):
+        changes = ["TRAINER.COOP.CTX_INIT", "a photo of a", LAMBDA, value]
+        config = config_label("tiny", changes)
+        add_pair(tmp_path, "dtd", 80 + float(value), 60, trainer="DePT_CoOp", config=config)
+    for file in tmp_path.rglob("config.yaml"):
+        file.unlink()
+    found = summary_of(tmp_path).of("lambda")
+    assert [(r.dataset, r.metrics["base"].mean) for r in found] == [("0.3", 80.3), ("0.7", 80.7)]
+
+
 def test_a_changed_lambda_alone_is_no_sweep(tmp_path):
     add(tmp_path, "CoOp", 78)
     add(tmp_path, "DePT_CoOp", 80, **{LAMBDA: 0.5})
