@@ -7,7 +7,7 @@ which the two have fewer than three seeds in common are left out.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dassl.utils import UserError, suggest
 from experiments.results import published
@@ -37,7 +37,10 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row less another, in one metric; `without` are the data sets that are left out."""
+    """One row less another, in one metric; `without` are the data sets that are left out.
+
+    sweep: the protocol where the two are lines of a sweep; `label` is then that of `row`.
+    """
 
     row: Row
     other: Row
@@ -45,6 +48,8 @@ class Comparison:
     difference: Difference
     datasets: tuple[str, ...]
     without: tuple[str, ...]
+    sweep: str = ""
+    label: str = ""
 
 
 def comparisons(summary: Summary, against: str = "") -> list[Comparison]:
@@ -65,7 +70,20 @@ def comparisons(summary: Summary, against: str = "") -> list[Comparison]:
         for other in _others(row, summary.rows, against):
             for metric in METRICS[row.protocol]:
                 found += _compared(row, other, metric)
-    return found
+    return found if against else [*found, *_in_sweeps(summary)]
+
+
+def _in_sweeps(summary: Summary) -> Iterator[Comparison]:
+    """Lines of λ and of the ablation, each less the one of the usual setting."""
+    rows = {row.key: row for row in summary.rows if not row.corruption}
+    for sweep in ("lambda", "ablation"):
+        for record in summary.of(sweep):
+            key = ("base_to_new", record.trainer, record.config, record.shots)
+            home = summary.swept.get(key)
+            label = f"λ {record.dataset}" if sweep == "lambda" else record.dataset
+            for metric in METRICS["base_to_new"] if home else ():
+                for one in _compared(rows[key], rows[home], metric):
+                    yield replace(one, sweep=sweep, label=label)
 
 
 def _others(row: Row, rows: list[Row], against: str) -> list[Row]:
@@ -135,7 +153,8 @@ def difference_tables(summary: Summary, against: str = "") -> list[Table]:
     found = comparisons(summary, against)
     groups: dict[tuple, list[Comparison]] = {}
     for one in found:
-        key = (list(METRICS).index(one.row.protocol), one.row.source, -one.row.shots)
+        place = list(METRICS).index(one.row.protocol)
+        key = (one.sweep, place, one.row.source, -one.row.shots)
         groups.setdefault(key, []).append(one)
     return [_table(groups[key]) for key in sorted(groups)]
 
@@ -143,8 +162,10 @@ def difference_tables(summary: Summary, against: str = "") -> list[Table]:
 def _table(found: list[Comparison]) -> Table:
     row = found[0].row
     source = f" from {row.source}" if row.source else ""
-    title = f"Differences, {TITLES[row.protocol].lower()}{source}, {shots_text(row.shots)}"
-    method = method_names([r for one in found for r in (one.row, one.other)])
+    what = TITLES[found[0].sweep or row.protocol]
+    title = f"Differences, {what[0].lower()}{what[1:]}{source}, {shots_text(row.shots)}"
+    rows = [r for one in found for r in ((one.other,) if one.label else (one.row, one.other))]
+    method = method_names(rows)
     lines, notes = [], _how(found)
     for one, corrected in zip(found, holm([c.difference.p for c in found]), strict=True):
         d = one.difference
@@ -154,12 +175,12 @@ def _table(found: list[Comparison]) -> Table:
             "p": Told.words(_p(d.p)),
             "holm": Told.words(_p(corrected)),
         }
-        keys = [method(one.row), method(one.other), HEADS[one.metric]]
+        keys = [one.label or method(one.row), method(one.other), HEADS[one.metric]]
         lines.append(Line(keys, dict(cells), last=str(d.pairs)))
         if one.without:
             left = ", ".join(one.without)
             notes.append(f"{keys[0]} less {keys[1]}: without {left} (fewer than {LEAST} seeds)")
-    heads = ["Method", "Less", "Of"]
+    heads = ["Setting" if found[0].sweep else "Method", "Less", "Of"]
     columns = ["difference", "interval", "p", "holm"]
     notes += footnotes({word for one in found for r in (one.row, one.other) for word in r.sees})
     return Table(title, heads, columns, lines, notes=list(dict.fromkeys(notes)), last="Pairs")

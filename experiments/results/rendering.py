@@ -222,6 +222,7 @@ def _difference(one: Comparison) -> dict[str, Any]:
         **{"against": other.trainer, "against_config": other.config},
         **asdict(one.difference),
         **{"datasets": one.datasets, "without": one.without},
+        **{"sweep": one.sweep, "setting": one.label},
     }
 
 

@@ -33,7 +33,8 @@ from tuning.sees import known
 class Summary:
     """The rows, their scores and records, the runs that are missing, the rows that are refused.
 
-    swept: the keys of rows that stand in the table of a sweep alone.
+    swept: the keys of rows that stand in the table of a sweep alone, and for each that of the row
+    with the usual setting, if there is one.
     """
 
     scores: list[Score] = field(default_factory=list)
@@ -42,7 +43,7 @@ class Summary:
     missing: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
-    swept: set[Key] = field(default_factory=set)
+    swept: dict[Key, Key | None] = field(default_factory=dict)
 
     @property
     def unidentified(self) -> list[str]:

@@ -45,6 +45,7 @@ ABLATION = (
     Setting("image_rows", "image features only in the CAT head", {"TRAINER.DEPT.ROWS": "image"}),
     Setting("dept", "ITM + CAT + test-time fusion (DePT)", {}),
 )
+_UNCHANGED = next(s.name for s in ABLATION if not s.changes and not s.bare)
 ABLATED = {key for setting in ABLATION for key in setting.changes}
 SWEPT = ABLATED | {LAMBDA}  # the settings in which the rows of a sweep differ
 
@@ -165,10 +166,11 @@ def _add(
     trainer = lines[-1][1].trainer
     if sum(row.trainer == trainer for _, row, _ in shown) < 2:
         return  # too few to compare: they stand in the table of base to new
-    usual = {key: _usual(lines[-1][1], key) for key in varied}
+    at_home = {"lambda": _usual(lines[-1][1], LAMBDA), "setting": _UNCHANGED}
+    home = next((row.key for _, row, keys in lines if keys.items() <= at_home.items()), None)
     for label, row, keys in lines:
-        if any(_value(row, key) != value for key, value in usual.items()):
-            summary.swept.add(row.key)
+        if row.trainer == trainer and row.key != home:
+            summary.swept[row.key] = home
         if names and (label, row, keys) not in shown:
             absent = ", ".join(name for name in names if name not in whole_datasets(row))
             summary.remarks.append(f"{protocol}: without {label} ({row.name}): no {absent} yet")

@@ -17,6 +17,7 @@ from experiments.results.pairing import compared, holm, sign_flip_p
 from experiments.results.rendering import as_text
 from experiments.results.scores import load_scores
 from experiments.results.summary import summarize
+from experiments.results.sweeps import ABLATION, LAMBDA, add_sweeps
 from experiments.results.tables import Layout
 from tests.experiments.fake_runs import add_pair, add_run, identity
 from tests.experiments.results.test_parse_results import parse
@@ -148,6 +149,24 @@ def test_the_table_says_which_test_of_how_many_pairs(tmp_path):
     assert "sign-flip permutation test" in notes and "exact" in notes and "Student's t" in notes
     assert "corrected for the 3 comparisons" in notes
     assert max(map(len, lines)) <= 84
+
+
+def test_lines_of_sweeps_are_compared_with_the_usual_one(tmp_path):
+    dept = {"trainer": "DePT_CoOp", "new": 60.0}
+    add(tmp_path, base=82, **dept)
+    add(tmp_path, base=81, config=f"tiny@{LAMBDA}=0.3", **dept)
+    add(tmp_path, base=79, config="tiny@TRAINER.DEPT.ROWS=image", **dept)
+    summary = summarize(load_scores(tmp_path)[0])
+    add_sweeps(summary)
+    found = {
+        (c.sweep, c.label): c.difference.mean for c in comparisons(summary) if c.metric == "base"
+    }
+    assert found == {("lambda", "λ 0.3"): -1, ("ablation", ABLATION[4].label): -3}
+    titles = [t.title for t in make_tables(summary) if t.title.startswith("Differences")]
+    assert titles == [
+        "Differences, ablation, 16 shots",
+        "Differences, weight of the CAT loss (λ), 16 shots",
+    ]
 
 
 # --- What depends on no seed --------------------------------------------------------------------

@@ -92,6 +92,8 @@ def test_the_ablation_around_one_of_its_own_settings(tmp_path):
     found = summary_of(tmp_path).of("ablation")
     left = [s.label for s in ABLATION if s.name != "shared_cwt" and not s.bare]
     assert [r.dataset for r in found] == left and bases(found) == [80, 81, 82, 83]
+    table = make_tables(summary_of(tmp_path))[0]  # the one of base to new has the usual line
+    assert [line.cells["base"].mean for line in table.lines] == [83]
 
 
 def test_two_sweeps_side_by_side_are_told_apart(tmp_path):
