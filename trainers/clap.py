@@ -109,6 +109,7 @@ class CLAPMethod(ZSLPMethod):
 
     class_bound = ("prototypes", "multipliers", "penalties")
     prepared = ("multipliers", "penalties")
+    read_in_training = prepared
     multipliers: torch.Tensor
     penalties: torch.Tensor
 

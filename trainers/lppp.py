@@ -68,6 +68,7 @@ class LPppMethod(Method):
     class_bound = ("weight", "bias", "alpha_vec", "alpha_grad")
     # The rates of W and b, and of α; α's gradient so far (C,); the number of steps.
     prepared = ("rates", "alpha_grad", "steps")
+    read_in_training = prepared
     zero_shot_rows = True
     template_name = "zeroshot"
     frozen_text: torch.Tensor

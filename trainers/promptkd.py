@@ -180,6 +180,10 @@ class PromptKDMethod(Method):
 
     # Checkpoints.
 
+    def from_original(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """As it is: t is the teacher's."""
+        return state
+
     def names(self) -> dict[str, str]:
         """As every method's, and BatchNorm's means, which a public checkpoint has with the rest."""
         return {**super().names(), **{name: name for name in self._means()}}

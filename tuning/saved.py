@@ -62,6 +62,8 @@ class Saved(nn.Module):
     # `class_bound`, by their own name, if they have one row per class. What else training changes
     # is kept, too: persistent buffers, and parameters that aren't trained, such as an average's.
     prepared: tuple[str, ...] = ()
+    # Those of them that no test reads: a model without them is whole.
+    read_in_training: tuple[str, ...] = ()
     # Trained parameters with one row per training image (`Classes.images`): a checkpoint has as
     # many as its run had.
     image_bound: tuple[str, ...] = ()
@@ -109,6 +111,11 @@ class Saved(nn.Module):
         Raises:
             UserError: the file lacks what this method can't be tested without.
         """
+        if lacking := [name for name in self.prepared if name not in self.read_in_training]:
+            raise UserError(
+                f"the original code's file lacks {', '.join(lacking)}, which this method's tests "
+                "read and only its training makes: train from it (MODEL.INIT_WEIGHTS)"
+            )
         return state
 
     @torch.no_grad()

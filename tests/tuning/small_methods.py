@@ -67,6 +67,19 @@ class CachingAlone(Caching):
         return self.hand + self.means
 
 
+class AnOriginal(Caching):
+    """What it trains has a name that the original code's checkpoints know."""
+
+    trained_modules = ("prompts",)
+
+    def __init__(self, encoders, classes):
+        super().__init__(encoders, classes)
+        self.prompts = nn.ParameterDict({"w": nn.Parameter(torch.ones(encoders.embed_dim))})
+
+    def encode_text(self):
+        return super().encode_text() * self.prompts["w"]
+
+
 class Remembering(Base):
     """A trained row for each training image, started from its features."""
 
@@ -316,7 +329,7 @@ def trainer_of(method, node="COOP"):
 
 METHODS = (Caching, CachingAlone, Remembering, TwoViews, InTheBlocks, InTheLastBlock, Reading)
 METHODS += (OnSeveral, Alternating, TwoOptimizers, WithOthers)
-METHODS += (Following, Banking, Normed, PerClass)
+METHODS += (Following, Banking, Normed, PerClass, AnOriginal)
 
 
 OWN = [trainer_of(method) for method in METHODS] + [trainer_of(Learner, "LEARNER")]

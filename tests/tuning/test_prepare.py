@@ -30,6 +30,21 @@ def test_what_was_prepared_is_tested_on_its_own_classes_and_refused_on_others(
         again.method.load_prepared({"means": state["means"]}, again.method.classes.keys)
 
 
+def test_an_original_file_without_what_a_test_reads_is_refused(make_trainer, tmp_path):
+    """It would be tested with what was never prepared."""
+    folder = tmp_path / "original" / "prompt_learner"
+    folder.mkdir(parents=True)
+    state = {"prompt_learner.w": torch.full((32,), 2.0)}
+    torch.save({"state_dict": state, "epoch": 1}, folder / "model.pth.tar-1")
+    for name in ("OfAnOriginal", "DePT_OfAnOriginal"):
+        trainer = make_trainer(name)
+        with pytest.raises(UserError, match="lacks means, noise, .*INIT_WEIGHTS"):
+            trainer.load_model(str(tmp_path / "original"), epoch=1)
+    file = str(folder / "model.pth.tar-1")
+    trainer = make_trainer("OfAnOriginal", MODEL__INIT_WEIGHTS=file)  # a start prepares
+    assert torch.equal(trainer.method.trained()["prompts.w"], state["prompt_learner.w"])
+
+
 def test_a_method_that_only_prepares_is_saved_and_tested(command, tmp_path):
     train.main(command("OfCachingAlone"))
     result = json.loads((tmp_path / "run" / "result.json").read_text())

@@ -267,7 +267,7 @@ def test_a_result_that_nothing_made_is_refused():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_trainer(make_trainer, name):
     trainer = make_trainer(name, DATALOADER__FEATURE_CACHE="")
-    if trainer.method.has_own_step():
+    if trainer.own_step():
         pytest.skip("a step of its own")
     trainer.before_train()
     trainer.begin_epoch()

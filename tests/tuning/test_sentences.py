@@ -238,7 +238,8 @@ def test_those_that_take_them():
         and method.sentences_for
     }
     of_promptsrc = ["PromptSRC", "ProMetaR"]
-    training = ["KgCoOp", "CaPT_KgCoOp", "LASP", "CoPrompt", *of_promptsrc]
+    around = ["DPC_KgCoOp", "DPC_PromptSRC"]
+    training = ["KgCoOp", "CaPT_KgCoOp", "LASP", "CoPrompt", *of_promptsrc, *around]
     expected = dict.fromkeys(training, "training")
     assert takes == expected | dict.fromkeys(["ZeroshotCLIP", "ZeroshotCLIP2"], "features")
 
