@@ -104,8 +104,9 @@ def _nearest(points: np.ndarray) -> np.ndarray:
 def _map(
     axis: Axes, images: np.ndarray, labels: np.ndarray, texts: np.ndarray, names: Sequence[str]
 ) -> None:
-    colors = colormaps["turbo"](np.linspace(0, 1, len(names)))
-    axis.scatter(*images.T, s=6, c=colors[labels], alpha=0.6, lw=0)
+    # Its ends can't be seen on a dark page.
+    colors = colormaps["turbo"](np.linspace(0.12, 0.88, len(names)))
+    axis.scatter(*images.T, s=8, c=colors[labels], alpha=0.8, lw=0)
     axis.scatter(*texts.T, s=70, c=colors, marker="*", edgecolors="black", lw=0.5)
     axis.set(xticks=[], yticks=[])
     axis.grid(visible=False)

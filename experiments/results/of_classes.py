@@ -105,8 +105,15 @@ def confusions(
 
 
 def draw_matrix(axis: Axes, counts: np.ndarray, names: Sequence[str]) -> None:
-    """Draw counts (C, C) of true by predicted classes, as shares of the true one's images."""
-    axis.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), SHARES, vmin=0, vmax=1)
+    """Draw counts (C, C) of true by predicted classes, as shares of the true one's images.
+
+    Of few classes the shares from 5 % stand in their places.
+    """
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axis.imshow(shares, SHARES, vmin=0, vmax=1)
+    for row, column in np.argwhere(shares >= 0.05) if len(names) <= SIDE else ():
+        percent = f"{100 * shares[row, column]:.0f}"
+        axis.text(column, row, percent, fontsize=5, ha="center", va="center")
     axis.grid(visible=False)
     axis.set(xlabel="predicted", ylabel="true", xticks=[], yticks=[])
     if len(names) <= 50:

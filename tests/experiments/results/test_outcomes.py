@@ -126,6 +126,7 @@ def test_matrix_and_pairs(tmp_path):
     np.testing.assert_allclose(
         matrix.images[0].get_array(), [[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 1]]
     )
+    assert [text.get_text() for text in matrix.texts] == ["50", "50", "50", "50", "100"]
     assert [bar.get_width() for bar in pairs.patches] == [50, 50]
     labels = [label.get_text() for label in pairs.get_yticklabels()]
     assert all(len(label) <= 35 and "…" in label for label in labels)
