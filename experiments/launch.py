@@ -3,7 +3,7 @@
 
     python scripts/run_protocol.py base_to_new --root DATA --trainers CoOp DePT_CoOp --seeds 1-3
     python scripts/run_protocol.py cross_dataset --datasets caltech101 dtd --dry-run
-    python scripts/run_protocol.py few_shot --cluster slurm --partition gpu
+    python scripts/run_protocol.py few_shot --cluster slurm --partition gpu --chains-per-job 4
 
 Protocols: base_to_new, base_and_new, cross_dataset, domain_generalization, few_shot,
 few_shot_adapters, corruptions, transductive, zero_shot, lambda, ablation.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -28,7 +29,7 @@ from pathlib import Path
 
 from dassl.config.severities import SEVERITIES
 from dassl.utils import GOES_ON, UserError, heed_signals, user_errors
-from dassl.utils.cli import Parser, distinct_seeds, positive, seed_list, shots
+from dassl.utils.cli import Parser, distinct_seeds, natural, positive, seed_list, shots
 from experiments.chains import Chain, side_by_side, without_repetitions
 from experiments.chosen_datasets import absolute, check_labels
 from experiments.progress import PlanProgress, introduce, watched
@@ -36,7 +37,7 @@ from experiments.protocols import PROTOCOLS, ROOT, Plan, is_seeded
 from experiments.results.folders import TRANSDUCTIVE
 from experiments.results.under_corruption import CORRUPTED
 from experiments.runner import RunnerSettings, is_complete, local_slots, run_local
-from experiments.slurm import run_slurm
+from experiments.slurm import Request, planned
 from experiments.watching.lines import say
 from experiments.watching.reading import standing_of
 from experiments.watching.records import Recorder, write_plan
@@ -73,7 +74,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output", default="output", help="the folder that gets the runs (output)")
     add("--config", default="", help="a name under configs/trainers/TRAINER, where it has several")
     add("--opts", nargs="*", default=[], metavar="KEY VALUE", help="changed config settings; a")
-    add("--dry-run", action="store_true", help="print the commands, one a run, and stop")
+    add("--dry-run", action="store_true", help="print the commands, or Slurm's scripts, and stop")
     add("--show", action="store_true", help="show what the runs print")
     add("--attempts", type=positive, default=2, help="how often a failing run is tried (2)")
     add(
@@ -104,6 +105,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     taught = (args.teacher, args.teacher_config) != (Plan.teacher, Plan.teacher_config)
     if taught and args.protocol != TRANSDUCTIVE:
         raise UserError(f"--teacher and --teacher-config are for the protocol {TRANSDUCTIVE}")
+    given = [name for name in args.of_slurm if getattr(args, name) != parser.get_default(name)]
+    if given and args.cluster != "slurm":
+        raise UserError(f"--{given[0].replace('_', '-')} is for --cluster slurm")
     if args.severities and args.protocol != CORRUPTED:
         raise UserError(f"--severities are for the protocol {CORRUPTED}")
     return args
@@ -125,21 +129,24 @@ def _add_teacher_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_cluster_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--cluster", choices=("local", "slurm"), default="local")
-    add("--partition", help="Slurm partition")
-    add("--account", help="Slurm account")
-    add(
-        "--time",
-        type=positive,
-        default=24 * 60,
-        help="minutes a Slurm job has for its models (1440)",
-    )
-    several = "joint trainings, with their tests, that a Slurm job does in turn (1)"
+    parser.add_argument("--cluster", choices=("local", "slurm"), default="local")
+    group = parser.add_argument_group("with --cluster slurm")
+    add = group.add_argument
+    for name in ("partition", "account", "qos", "constraint"):
+        add(f"--{name}", default="", help="as sbatch takes it")
+    add("--exclude", default="", metavar="NODES", help="as sbatch takes it")
+    add("--time", type=positive, default=24 * 60, help="minutes that a task has (1440)")
+    several = "joint trainings, with their tests, that a task of the job array does in turn (1)"
     add("--chains-per-job", type=positive, default=1, help=several)
-    add("--gpus-per-job", type=positive, default=1, help="GPUs of a Slurm job (1)")
-    add("--cpus-per-job", type=positive, default=8, help="cores of a Slurm job (8)")
-    add("--memory-gb", type=positive, help="memory of a Slurm job")
+    add("--max-parallel", type=positive, default=0, help="tasks at once at most (all)")
+    gpus = "GPUs of a task (1 where the partition has any, else 0)"
+    add("--gpus-per-job", type=natural, help=gpus)
+    add("--cpus-per-job", type=positive, default=8, help="cores of a task (8)")
+    add("--memory-gb", type=positive, default=0, help="memory of a task (the partition's usual)")
+    setup = "a line of your own for the job's script, such as 'module load cuda'; several times"
+    add("--setup", action="append", default=[], metavar="LINE", help=setup)
+    add("--detach", action="store_true", help="submit, and don't wait")
+    parser.set_defaults(of_slurm=[action.dest for action in group._group_actions])
 
 
 def make_plan(args: argparse.Namespace) -> list[Chain]:
@@ -204,38 +211,16 @@ def launch(args: argparse.Namespace) -> int:
     for trainer in args.trainers or ():
         if not is_seeded(trainer):
             say(f"{trainer} trains nothing: one run, whatever the seeds", sys.stderr)
+    warm = not args.process_per_run and sys.platform == "linux"
+    settings = RunnerSettings(attempts=args.attempts, show=args.show, warm=WARM if warm else ())
+    if not args.dry_run:
+        introduce(args.protocol, chains, Path(args.output))
+    if args.cluster == "slurm":
+        return launch_slurm(args, chains, settings)
     if args.dry_run:
         print_commands(chains)
         return 0
-    introduce(args.protocol, chains, Path(args.output))
-    warm = args.cluster == "local" and not args.process_per_run and sys.platform == "linux"
-    settings = RunnerSettings(attempts=args.attempts, show=args.show, warm=WARM if warm else ())
-    if args.cluster == "slurm":
-        return launch_slurm(args, chains, settings)
     return launch_local(args, chains, settings)
-
-
-def launch_slurm(
-    args: argparse.Namespace, chains: Sequence[Chain], settings: RunnerSettings
-) -> int:
-    """Give the chains to Slurm, report; return the exit status."""
-    parameters = {
-        "slurm_partition": args.partition,
-        "slurm_account": args.account,
-        "timeout_min": args.time,
-        "gpus_per_node": args.gpus_per_job,
-        "cpus_per_task": args.cpus_per_job,
-        "mem_gb": args.memory_gb,
-    }
-    parameters = {key: value for key, value in parameters.items() if value}
-    chains = side_by_side(chains, side_by_side_at_most(args, len(chains), 1))
-    plan = write_plan(Path(args.output), args.protocol, sys.argv[1:], chains)
-    settings = replace(settings, plan=plan)
-    progress = PlanProgress(chains, len(chains), args.protocol)
-    logs = Path(args.output) / "slurm"
-    with closing(Recorder(plan, 0)), watched(partial(standing_of, plan), not args.show, every=5.0):
-        run_slurm(chains, settings, logs, parameters, progress.report, args.chains_per_job)
-    return progress.close()
 
 
 def launch_local(
@@ -258,3 +243,44 @@ def launch_local(
         with watched(progress.standing, not args.show):
             run_local(chains, settings, slots, progress.report, progress)
     return progress.close()
+
+
+def launch_slurm(
+    args: argparse.Namespace, chains: Sequence[Chain], settings: RunnerSettings
+) -> int:
+    """Submit what is missing; wait for it, unless told not to; return the exit status."""
+    request = Request(
+        *(args.partition, args.account, args.qos, args.constraint, args.exclude),
+        setup=tuple(args.setup),
+        minutes=args.time,
+        cpus=args.cpus_per_job,
+        memory_gb=args.memory_gb,
+        gpus=args.gpus_per_job,
+        per_task=args.chains_per_job,
+        at_once=args.max_parallel,
+        per_gpu=args.per_gpu,
+        jobs=args.jobs,
+    )
+
+    def join(missing: Sequence[Chain]) -> list[Chain]:
+        limit = side_by_side_at_most(args, len(missing), args.max_parallel or 1)
+        return side_by_side(missing, limit)
+
+    folder = Path(args.output) / "slurm"
+    with planned(chains, request, folder, join, only_look=args.dry_run) as jobs:
+        if args.dry_run:
+            jobs.show(settings)
+            return 0
+        plan = write_plan(Path(args.output), args.protocol, sys.argv[1:], jobs.chains)
+        jobs.submit(replace(settings, plan=plan))
+    if args.detach:
+        jobs.leave()
+        return 0
+    progress = PlanProgress(jobs.chains, jobs.width, args.protocol)
+    with closing(Recorder(plan, 0)), watched(partial(standing_of, plan), not args.show, every=5.0):
+        jobs.wait(progress.report)
+    status = progress.close()
+    if any(outcome.state == "done" for outcome in progress.outcomes):
+        tables = [sys.executable, "scripts/parse_results.py", args.output]
+        subprocess.run(tables, cwd=ROOT, stdin=subprocess.DEVNULL, check=False)
+    return status

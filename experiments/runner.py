@@ -22,7 +22,6 @@ from dassl.utils import UserError, check_percent, disk_error, read_json, try_flo
 from experiments.chains import Chain, Job
 from experiments.processes import Processes, RunnerSettings, Watcher
 from experiments.watching.lines import say
-from experiments.watching.records import Recorder
 
 USER_ERROR = 2  # train.py's exit status for a mistake that no repetition mends
 LOST = ("failed", "left out")  # what runs that need it wait for in vain
@@ -159,6 +158,12 @@ def outcome_of(job: Job, state: str, seconds: float = 0.0) -> Outcome:
     return Outcome(job, state, seconds, accuracy=read_result(job).get("accuracy"))
 
 
+def left_out(job: Job) -> Outcome:
+    """The outcome of a run that needs one that failed."""
+    reason = f"the {'model it tests' if job.model else 'teacher'} was not trained"
+    return Outcome(job, "left out", reason=reason)
+
+
 def run_chain(
     chain: Chain,
     settings: RunnerSettings,
@@ -195,8 +200,7 @@ def run_chain(
         held = None
         for job in step:
             if job not in jobs:
-                reason = f"the {'model it tests' if job.model else 'teacher'} was not trained"
-                end(Outcome(job, "left out", reason=reason))
+                end(left_out(job))
             elif job.folder not in outcomes:
                 try:
                     end(run_job(job, settings, environment, processes))
@@ -208,32 +212,6 @@ def run_chain(
 
 
 Report = Callable[[Chain, list[Outcome]], None]
-
-
-def run_waiting(
-    chain: Chain, settings: RunnerSettings, environment: dict[str, str]
-) -> list[Outcome]:
-    """Run a chain alone; where another runner has a part of it, wait for that."""
-    outcomes: dict[Path, Outcome] = {}
-    processes = Processes()
-    with ExitStack() as stack:
-        if settings.plan:
-            processes.watcher = stack.enter_context(closing(Recorder(settings.plan)))
-        while True:
-            try:
-                return run_chain(chain, settings, environment, processes, outcomes)
-            except Held as error:
-                say(f"waiting for another process that runs {error.folder}")
-                while _is_held(error.folder):
-                    time.sleep(AGAIN)
-
-
-def _is_held(folder: Path) -> bool:
-    try:
-        with hold(folder):
-            return False
-    except Held:
-        return True
 
 
 def run_local(
@@ -315,9 +293,12 @@ def _go_round(chains: Sequence[Chain], submit: Callable[[Chain], Future], report
             time.sleep(AGAIN)
 
 
-def local_slots(gpus: int, per_gpu: int, jobs: int) -> list[dict[str, str]]:
-    """Return the environments of `jobs` processes at once (0: one per GPU place, or two cores)."""
-    cores = os.cpu_count() or 1
+def local_slots(gpus: int, per_gpu: int, jobs: int, cores: int = 0) -> list[dict[str, str]]:
+    """Return the environments of `jobs` processes at once (0: one per GPU place, or two cores).
+
+    cores: how many they share (0: all of the machine).
+    """
+    cores = cores or os.cpu_count() or 1
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(i) for i in range(gpus)]
     places = [{"CUDA_VISIBLE_DEVICES": name} for _ in range(per_gpu) for name in names[:gpus]]

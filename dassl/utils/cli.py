@@ -30,6 +30,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def natural(text: str) -> int:
+    """Return a whole number from 0."""
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
+    return int(text)
+
+
 def shots(text: str) -> int:
     """Return a number of images per class; -1 for all."""
     return -1 if text == "-1" else positive(text)

@@ -27,7 +27,6 @@ from experiments.runner import (
     local_slots,
     run_chain,
     run_local,
-    run_waiting,
 )
 from experiments.workers import Workers
 
@@ -180,7 +179,9 @@ def test_a_run_that_another_process_has_is_left_to_the_end(tmp_path, settings):
     other = start_runner(settings, jobs[1].folder)
     while not starts(jobs[1].folder):
         time.sleep(0.02)
-    outcomes = run_waiting(Chain("chain", tuple(jobs)), settings, {})
+    outcomes = []
+    chain = Chain("chain", tuple(jobs))
+    run_local([chain], settings, [{}], lambda _, told: outcomes.extend(told))
     other.wait(timeout=120)
     assert [o.state for o in outcomes] == ["done", "skipped", "done"]
     assert (jobs[0].folder / "starts").read_text() == "started with 2\n"
