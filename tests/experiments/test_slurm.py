@@ -268,9 +268,8 @@ def refusing(arguments):
 
 def test_a_dry_run_shows_the_scripts_and_writes_nothing(place, capsys, tmp_path):
     chains = [place.chain(name) for name in "abc"]
-    with place.plan(
-        chains, per_task=2, at_once=1, setup=("module load x",), only_look=True
-    ) as plan:
+    request = {"per_task": 2, "setup": ("module load x",)}
+    with place.plan(chains, **request, at_once=1, only_look=True) as plan:
         plan.show(place.settings)
     told = printed(capsys)
     assert "6 runs in 3 chains: 0 need nothing, 0 are queued in Slurm" in told
