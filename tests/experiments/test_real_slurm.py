@@ -20,7 +20,7 @@ import pytest
 from experiments import slurm, slurm_client, slurm_waiting
 from experiments.results.configs import ROOT
 from tests.experiments.fake_task import is_done
-from tests.experiments.test_slurm import PYTHON, Place
+from tests.experiments.test_slurm import PYTHON, Place, printed
 
 PROGRAMS = ("sbatch", "slurmctld", "slurmd", "munged")
 PLACES = f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -125,10 +125,10 @@ def test_arrays_are_submitted_once(place, capsys):
     chains = [place.chain(name) for name in "abcdefg"]
     wanted = {chain.name: ["done"] * 2 for chain in chains}
     assert place.states(chains, at_once=2, cpus=1, minutes=9) == wanted
-    told = capsys.readouterr().out
+    told = printed(capsys)
     assert "5 tasks at most: 2 chains in each" in told and "each has no GPU" in told
     assert place.states(chains) == {name: ["skipped"] * 2 for name in wanted}
-    assert "submitted" not in capsys.readouterr().out
+    assert "submitted" not in printed(capsys)
     starts = [(job.folder / "starts").read_text() for chain in chains for job in chain.jobs]
     assert starts == ["started\n"] * 14
     assert (place.folder / "slurm/0001/3.log").read_text() == "g: 50.00, 50.00\n"
@@ -142,12 +142,12 @@ def test_what_can_not_start_is_said(place, capsys):
         assert list(again.queued) == chains
     subprocess.run(["scancel", *plan.jobs], check=True)
     assert place.states(chains, cpus=1, minutes=9) == {name: ["done"] * 2 for name in "ab"}
-    assert "2 tasks left runs without a result (CANCELLED)" in capsys.readouterr().out
+    assert "2 tasks left runs without a result (CANCELLED)" in printed(capsys)
 
 
 def told(chains, plan, capsys) -> str:
     slurm_waiting.Waiting(plan.queued).look()
-    return capsys.readouterr().out
+    return printed(capsys)
 
 
 def test_real_runs_and_their_end(cluster, tmp_path):
