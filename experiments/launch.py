@@ -77,17 +77,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dry-run", action="store_true", help="print the commands, or Slurm's scripts, and stop")
     add("--show", action="store_true", help="show what the runs print")
     add("--attempts", type=positive, default=2, help="how often a failing run is tried (2)")
-    add(
-        "--jobs",
-        type=positive,
-        default=0,
-        help="runs at once (one per GPU place, or per two cores)",
-    )
-    add(
-        "--together",
-        type=positive,
-        help=f"models at most that are trained side by side ({TOGETHER})",
-    )
+    at_once = "runs at once (one per GPU place, or per two cores)"
+    add("--jobs", type=positive, default=0, help=at_once)
+    together = f"models at most that are trained side by side ({TOGETHER})"
+    add("--together", type=positive, help=together)
     add("--per-gpu", type=positive, default=1, help="runs at once on a GPU (1)")
     alone = "start each run anew, not in a worker that has PyTorch loaded"
     add("--process-per-run", action="store_true", help=alone)
@@ -97,6 +90,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if len(args.opts) % 2:  # an odd one out in front: the config's name
         args.config, *args.opts = args.opts
+    given = [name for name in args.of_slurm if getattr(args, name) != parser.get_default(name)]
+    if given and args.cluster != "slurm":
+        raise UserError(f"--{given[0].replace('_', '-')} is for --cluster slurm")
+    _check(args)
+    return args
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise UserError for options that this protocol has no use for."""
     for key in args.opts[::2]:
         if key in SET_BY_PLAN:
             raise UserError(f"--opts {key}: that is the plan's to set; say {SET_BY_PLAN[key]}")
@@ -105,12 +107,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     taught = (args.teacher, args.teacher_config) != (Plan.teacher, Plan.teacher_config)
     if taught and args.protocol != TRANSDUCTIVE:
         raise UserError(f"--teacher and --teacher-config are for the protocol {TRANSDUCTIVE}")
-    given = [name for name in args.of_slurm if getattr(args, name) != parser.get_default(name)]
-    if given and args.cluster != "slurm":
-        raise UserError(f"--{given[0].replace('_', '-')} is for --cluster slurm")
     if args.severities and args.protocol != CORRUPTED:
         raise UserError(f"--severities are for the protocol {CORRUPTED}")
-    return args
 
 
 def severity_list(text: str) -> list[int]:

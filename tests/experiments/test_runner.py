@@ -179,8 +179,7 @@ def test_a_run_that_another_process_has_is_left_to_the_end(tmp_path, settings):
     other = start_runner(settings, jobs[1].folder)
     while not starts(jobs[1].folder):
         time.sleep(0.02)
-    outcomes = []
-    chain = Chain("chain", tuple(jobs))
+    outcomes, chain = [], Chain("chain", tuple(jobs))
     run_local([chain], settings, [{}], lambda _, told: outcomes.extend(told))
     other.wait(timeout=120)
     assert [o.state for o in outcomes] == ["done", "skipped", "done"]
