@@ -43,10 +43,12 @@ class PlanProgress(Watcher):
         self.total, self.width, self.title = len(chains), width, title
         self.finished, self.started = 0, time.monotonic()
         self.outcomes: list[Outcome] = []
-        self._output = output
         self._recorder = recorder or Watcher()
         self._lock = threading.Lock()
         self._jobs = {job.folder: (chain.name, job) for chain in chains for job in chain.jobs}
+        self._names = {
+            folder: Path(os.path.relpath(folder, output)).as_posix() for folder in self._jobs
+        }
         self._begun: dict[Path, tuple[float, int, int]] = {}  # when, with how many, epochs before
         self._ended: dict[Path, Run] = {}
 
@@ -114,7 +116,7 @@ class PlanProgress(Watcher):
         chain, _ = self._jobs[job.folder]
         timed = outcome.state == "done"
         run = Run(
-            self._name(job),
+            self._names[job.folder],
             chain,
             state,
             job.model is not None,
@@ -127,12 +129,9 @@ class PlanProgress(Watcher):
         with self._lock:
             self._ended[job.folder] = run
 
-    def _name(self, job: Job) -> str:
-        return Path(os.path.relpath(job.folder, self._output)).as_posix()
-
     def _run(self, chain: str, job: Job, begun: tuple[float, int, int] | None) -> Run:
         """How far one is that has no outcome yet."""
-        name, tests = self._name(job), job.model is not None
+        name, tests = self._names[job.folder], job.model is not None
         if begun is None:
             return Run(name, chain, WAITING, tests)
         epochs = Epochs() if tests else read_epochs(job.folder)

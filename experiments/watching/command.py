@@ -20,10 +20,10 @@ from pathlib import Path
 
 from dassl.utils import user_errors
 from dassl.utils.cli import Parser, positive
-from experiments.watching.data import data_of, headline
+from experiments.watching.data import data_of, headline, is_left, who_is_at_it
 from experiments.watching.lines import is_live, say, width_of
 from experiments.watching.reading import standings
-from experiments.watching.standing import DONE, Standing
+from experiments.watching.standing import Standing
 
 PORT = 8765
 
@@ -67,12 +67,12 @@ def main(argv: list[str] | None = None) -> int:
     elif args.watch:
         found = watch(lambda: standings(args.output), args.every)
     else:
-        show(found)
+        show(found, args.output)
     return int(any(standing.failed for standing in found))
 
 
-def show(found: Sequence[Standing]) -> None:
-    """Print the pictures of plans, with what they are carried out by and how."""
+def show(found: Sequence[Standing], output: Path) -> None:
+    """Print the pictures of plans, who is at them, and the command that goes on."""
     from rich.console import Console
 
     from experiments.watching.view import picture_of
@@ -82,23 +82,10 @@ def show(found: Sequence[Standing]) -> None:
         if i:
             print()
         console.print(picture_of(standing, console.width))
-        for line in hints(standing):
-            say(line)
-        if standing.command and not standing.goes_on and standing.count(DONE) < len(standing.runs):
+        if who := who_is_at_it(standing, output):
+            say(who)
+        if standing.command and is_left(standing):
             print(f"  {standing.command}")
-
-
-def hints(standing: Standing) -> list[str]:
-    """Who is at it, or that nobody is."""
-    alive = [process for process in standing.processes if process.alive]
-    if alive:
-        hosts = sorted({process.host for process in alive})
-        number = f"{len(alive)} process{'es' if alive[1:] else ''}"
-        return [f"{number} at it, on {', '.join(hosts)}"]
-    if standing.count(DONE) == len(standing.runs) or standing.goes_on:
-        return []
-    goes_on = "; the same command goes on from here:" if standing.command else ""
-    return [f"nobody is at it{goes_on}"]
 
 
 def watch(look: Callable[[], list[Standing]], every: float) -> list[Standing]:

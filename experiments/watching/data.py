@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from experiments.watching.lines import duration, told_to_go
@@ -22,6 +23,24 @@ from experiments.watching.standing import (
 def headline(standing: Standing) -> str:
     """Return "base_to_new: 12 of 24 runs complete, 3 under way; about 2 min to go"."""
     return f"{standing.title}: {standing.told}{told_to_go(*standing.to_go())}"
+
+
+def is_left(standing: Standing) -> bool:
+    """Whether there is something to do, and nobody at it."""
+    return not standing.goes_on and standing.count(DONE) < len(standing.runs)
+
+
+def who_is_at_it(standing: Standing, output: Path) -> str:
+    """Return a line on the processes that carry a plan out, or on there being none; or ""."""
+    alive = [process for process in standing.processes if process.alive]
+    if alive:
+        hosts = sorted({process.host for process in alive})
+        return f"{len(alive)} process{'es' if alive[1:] else ''} at it, on {', '.join(hosts)}"
+    if not is_left(standing):
+        return ""
+    queued = ", but jobs may be queued (squeue --me)" if (output / "slurm").is_dir() else ""
+    goes_on = "; the same command goes on from here:" if standing.command else ""
+    return f"nobody is at it{queued}{goes_on}"
 
 
 def kind_cells(standing: Standing, kind: Kind) -> dict[str, str]:

@@ -18,7 +18,14 @@ from typing import Any
 import jinja2
 
 from dassl.utils import UserError
-from experiments.watching.data import data_of, headline, kind_cells, step_cells
+from experiments.watching.data import (
+    data_of,
+    headline,
+    is_left,
+    kind_cells,
+    step_cells,
+    who_is_at_it,
+)
 from experiments.watching.lines import say
 from experiments.watching.reading import standings
 from experiments.watching.standing import DONE, FAILED, LEFT, Standing, steps_under_way
@@ -103,7 +110,7 @@ def page(output: Path, every: int) -> tuple[str, str]:
     script = (HERE / "page.js").read_text(encoding="utf-8")
     plans, error = [], ""
     try:
-        plans = [_plan(standing) for standing in standings(output)]
+        plans = [_plan(standing, output) for standing in standings(output)]
     except UserError as raised:
         error = str(raised)
     text = environment.get_template("page.html").render(
@@ -118,18 +125,16 @@ def page(output: Path, every: int) -> tuple[str, str]:
     )
 
 
-def _plan(standing: Standing) -> dict[str, Any]:
+def _plan(standing: Standing, output: Path) -> dict[str, Any]:
     """What the template shows of a plan."""
-    alive = [process for process in standing.processes if process.alive]
     return {
         "title": standing.title,
         "headline": headline(standing).partition(": ")[2],
-        "command": standing.command,
-        "goes_on": standing.goes_on,
+        "who": who_is_at_it(standing, output),
+        "command": standing.command if is_left(standing) else "",
         "done": standing.count(DONE),
         "lost": standing.count(FAILED) + standing.count(LEFT),
         "all": len(standing.runs),
-        "hosts": sorted({process.host for process in alive}),
         "kinds": [(kind.name, kind_cells(standing, kind)) for kind in standing.kinds],
         "steps": [
             (step.chain, step_cells(step, standing.now), step.slowest)

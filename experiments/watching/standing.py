@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 
-from experiments.results.folders import changed_settings, read_place
+from experiments.results.folders import Place, changed_settings, read_place
 from experiments.watching.epochs import Epochs
 
 DONE, RUNNING, WAITING, STOPPED = "complete", "under way", "to come", "stopped"
@@ -144,7 +145,7 @@ class Standing:
         alive = any(process.alive for process in self.processes)
         return bool(self.at_once) or alive or self.count(RUNNING) > 0
 
-    @property
+    @cached_property
     def kinds(self) -> list[Kind]:
         """The runs by kind."""
         return kinds_of(self.runs)
@@ -208,14 +209,15 @@ def kinds_of(runs: Sequence[Run]) -> list[Kind]:
     Settings and shots are said where they differ; of a group with many stages the stages count as
     one kind.
     """
-    places = {run.name: read_place(Path("/", run.name)) for run in runs}
+    places = {run.name: _place(run.name) for run in runs}
     known = [place for place in places.values() if place]
     stages: dict[str, set[str]] = {}
     for place in known:
         stages.setdefault(place.group, set()).add(place.stage)
     everywhere = [stage for names in stages.values() for stage in names]
     several = len({place.shots for place in known}) > 1
-    settings = {place.config: set(changed_settings(place.config).items()) for place in known}
+    configs = {place.config for place in known}
+    settings = {config: set(changed_settings(config).items()) for config in configs}
     shared = set.intersection(*settings.values()) if settings else set()
     kinds: dict[str, Kind] = {}
     for run in runs:
@@ -232,3 +234,8 @@ def kinds_of(runs: Sequence[Run]) -> list[Kind]:
             name = " ".join([place.trainer, *changes, *shots, stage])
         kinds.setdefault(name, Kind(name)).runs.append(run)
     return list(kinds.values())
+
+
+@lru_cache(1 << 15)  # a view asks again and again
+def _place(name: str) -> Place | None:
+    return read_place(Path("/", name))

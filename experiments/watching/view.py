@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -26,6 +27,7 @@ from experiments.watching.standing import (
 NARROW = 64  # columns, below which some are left out
 LEAST = 8  # lines of a plan's picture
 LATEST = 3  # failures shown
+MOST = 20  # looks and pictures take a twentieth of the time, not more
 
 
 @contextmanager
@@ -52,13 +54,15 @@ def live_view(
     over = threading.Event()
 
     def redraw() -> None:
-        width = console.width
-        while not over.wait(every):
+        width, took = console.width, 0.0
+        while not over.wait(max(every, MOST * took)):
+            started = time.monotonic()
             picture.look(look)
             if console.width < width:  # the terminal has broken the lines: none is where it was
                 console.clear()
             width = console.width
             live.refresh()
+            took = time.monotonic() - started
 
     drawing = threading.Thread(target=redraw, daemon=True)
     try:

@@ -68,6 +68,10 @@ def test_it_prints_how_far_a_plan_is(recorder, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "1 stopped" in out and "nobody is at it; the same command goes on from here:" in out
     assert "\n  python scripts/run_protocol.py base_to_new --jobs 2\n" in out
+    assert "python scripts/run_protocol.py base_to_new --jobs 2" in page(tmp_path / "out", 2)[0]
+    (tmp_path / "out" / "slurm").mkdir()
+    command.main([str(tmp_path / "out")])
+    assert "nobody is at it, but jobs may be queued (squeue --me);" in capsys.readouterr().out
 
 
 def test_nothing_is_written(recorder, tmp_path):
