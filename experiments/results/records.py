@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
@@ -69,6 +69,7 @@ class Row:
     facts: dict[str, str] = field(default_factory=dict)  # what_ran.py
     seeded: bool = True  # False: its numbers depend on no seed, and one run has them
     tested: dict[tuple[str, str], str] = field(default_factory=dict)  # digests of what it was on
+    disputed: set[str] = field(default_factory=set)  # data sets that other rows have otherwise
 
     @property
     def key(self) -> Key:
@@ -104,7 +105,7 @@ class Row:
         dataset: str,
         metrics: dict[str, Stat],
         paper: dict[str, float] | None = None,
-        over: Iterable[str] = (),
+        over: Sequence[str] = (),
         **further: Any,
     ) -> Record:
         """Return a line of this row; the paper's numbers are dropped where they don't compare.
@@ -114,7 +115,9 @@ class Row:
         shown = paper if paper and self.has_papers_backbone and not self.changes else {}
         named = {"source": self.source, "sees": self.sees, "facts": self.facts}
         named |= {"weights": self.weights, "over": tuple(over)}
-        named |= {"seeded": self.seeded, **further}
+        names = self.disputed & {dataset, *over}
+        tested = sorted(digest for key, digest in self.tested.items() if key[0] in names)
+        named |= {"seeded": self.seeded, "tested": tuple(tested), **further}
         return Record(*self.key, dataset, metrics, shown, **named)
 
     def papers(self, dataset: str) -> dict[str, float]:
@@ -156,6 +159,7 @@ class Record:
     weights: str = ""
     facts: dict[str, str] = field(default_factory=dict)
     seeded: bool = True
+    tested: tuple[str, ...] = ()  # digests of images and classes, where rows differ in them
 
     @property
     def key(self) -> Key:
@@ -165,4 +169,4 @@ class Record:
     @property
     def like(self) -> tuple:
         """What it shares with records that it may be ranked among."""
-        return self.sees, self.weights, self.shots, self.over
+        return self.sees, self.weights, self.shots, self.over, self.tested

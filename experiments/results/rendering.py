@@ -19,6 +19,7 @@ from experiments.results.latex import as_latex
 from experiments.results.summary import Summary
 from experiments.results.tables import USUAL, Layout, Table
 from experiments.results.values import values
+from experiments.results.what_ran import FACTS
 
 _PLAIN = TableFormat(None, None, None, None, *[DataRow("", "  ", "")] * 2, 0, None)
 
@@ -175,7 +176,7 @@ METRICS = ("base", "new", "h", "accuracy", "ece_base", "ece_new", "ece")
 def as_csv(summary: Summary) -> str:
     """Return one line per record: full precision, empty where a protocol has no such number."""
     head = ["protocol", "trainer", "config", "shots", "source", "dataset"]
-    head += ["classes", "corruption", "severity", "seeds", "sees"]
+    head += ["classes", "corruption", "severity", "seeds", "sees", *FACTS]
     for metric in METRICS:
         head += [metric, f"{metric}_std", f"published_{metric}", f"gap_{metric}"]
     out = io.StringIO()
@@ -184,7 +185,8 @@ def as_csv(summary: Summary) -> str:
         seeds = sorted({seed for stat in r.metrics.values() for seed in stat.seeds})
         row = [r.protocol, r.trainer, r.config, r.shots, r.source, r.dataset]
         row += [r.classes, r.corruption, r.severity or ""]
-        row += [" ".join(map(str, seeds)), " ".join(r.sees)]
+        row += ["" if not r.seeded else " ".join(map(str, seeds)), " ".join(r.sees)]
+        row += [r.facts.get(fact) for fact in FACTS]
         for metric in METRICS:
             stat, paper = r.metrics.get(metric), r.published.get(metric)
             gap = None if stat is None or paper is None else stat.mean - paper

@@ -108,6 +108,7 @@ def summarize(
             summary.scores += group
         except ValueError as error:
             summary.refused.append(f"{row.name}: {error}")
+    summary.remarks += _note_disputed(summary.rows)
     for row in summary.rows:
         if row.protocol in TRANSFERS:
             _add_source(row, summary.rows)
@@ -154,6 +155,27 @@ def _fill(row: Row, scores: list[Score]) -> list[str]:
         f"{row.name}: only some runs have {', '.join(sorted(unknown))}, of which this version "
         "knows no default: not compared"
     ]
+
+
+def _note_disputed(rows: list[Row]) -> list[str]:
+    """Tell rows which of their data sets others have with other images or classes; say it."""
+    kinds: dict[tuple, dict[str, list[Row]]] = {}
+    for row in rows:
+        for (name, classes), digest in row.tested.items():
+            key = (name, classes, row.corruption, row.severity)
+            kinds.setdefault(key, {}).setdefault(digest, []).append(row)
+    lines = []
+    for (name, classes, *_), of_digest in kinds.items():
+        if len(of_digest) > 1:
+            fewest = min(of_digest.values(), key=len)
+            for row in sum(of_digest.values(), []):
+                row.disputed.add(name)
+            others = ", ".join(dict.fromkeys(row.name for row in fewest))
+            lines.append(
+                f"{name}, {classes} classes: not all rows were tested on the same images and "
+                f"classes, so that they aren't ranked; otherwise than most: {others}"
+            )
+    return lines
 
 
 def _keep_one_run(row: Row, scores: list[Score]) -> None:

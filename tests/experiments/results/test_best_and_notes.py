@@ -68,6 +68,23 @@ def test_averages_over_other_data_sets_are_not_ranked(tmp_path):
     assert "the average of B is without pets" in table.notes
 
 
+def test_rows_tested_on_other_images_are_not_ranked_and_that_is_said(tmp_path):
+    for name in ("dtd", "pets"):
+        for trainer in ("A", "B", "C"):
+            other = {"test": "others"} if (name, trainer) == ("dtd", "C") else {}
+            base = 90 if trainer == "C" else 80
+            add_pair(tmp_path, name, base, 60, trainer=trainer, identity=identity(other))
+    summary = summarize(load_scores(tmp_path)[0])
+    found = best(make_tables(summary)[0])
+    assert "base" in found["dtd A"] and "base" in found["average B"]
+    assert "base" in found["pets C"] and "dtd C" not in found and "average C" not in found
+    lines = [line for line in summary.notes if line.startswith("dtd, base classes")]
+    assert len(lines) == 1 and lines[0].endswith(
+        "otherwise than most: base_to_new: C tiny, 16 shots"
+    )
+    assert not any(line.startswith("pets") for line in summary.notes)
+
+
 def test_a_method_alone_is_not_the_best_of_anything(tmp_path):
     add_pair(tmp_path, "dtd", 80, 60)
     (table,) = tables_of(tmp_path)
