@@ -2,6 +2,7 @@
 """Run a whole protocol: plan its runs, skip the complete ones, go on past failures.
 
     python scripts/run_protocol.py base_to_new --root DATA --trainers CoOp DePT_CoOp --seeds 1-3
+    python scripts/run_protocol.py base_to_new --trainers all --datasets mini_shapes
     python scripts/run_protocol.py cross_dataset --datasets caltech101 dtd --dry-run
     python scripts/run_protocol.py few_shot --cluster slurm --partition gpu --chains-per-job 4
 
@@ -32,6 +33,7 @@ from dassl.utils import GOES_ON, UserError, heed_signals, user_errors
 from dassl.utils.cli import Parser, distinct_seeds, natural, positive, seed_list, shots
 from experiments.chains import Chain, side_by_side, without_repetitions
 from experiments.chosen_datasets import absolute, check_labels
+from experiments.listing import all_trainers
 from experiments.progress import PlanProgress, introduce, watched
 from experiments.protocols import PROTOCOLS, ROOT, Plan, is_seeded
 from experiments.results.folders import TRANSDUCTIVE
@@ -43,6 +45,7 @@ from experiments.watching.reading import standing_of
 from experiments.watching.records import Recorder, write_plan
 
 TOGETHER = 8
+ALL = "all"  # in place of trainers' names
 WARM = (sys.executable, "-m", "experiments.warm")  # what workers are forked from: safe on Linux
 # Keys that the plan sets for each run, and the options that do.
 SET_BY_PLAN = {
@@ -63,7 +66,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("protocol", choices=PROTOCOLS)
-    add("--trainers", nargs="+", help="names under configs/trainers")
+    names = "names under configs/trainers, or: all (those that need no file or run of yours)"
+    add("--trainers", nargs="+", help=names)
     add("--datasets", nargs="+", help="names under configs/datasets, or NAME=FOLDER")
     add("--seeds", nargs="+", type=seed_list, help="such as 1-3")
     add("--shots", nargs="+", type=shots, help="images per class")
@@ -150,6 +154,10 @@ def _add_cluster_options(parser: argparse.ArgumentParser) -> None:
 def make_plan(args: argparse.Namespace) -> list[Chain]:
     """Return the chains of the command. Raises UserError for an unknown name or setting."""
     protocol = PROTOCOLS[args.protocol]
+    if args.trainers == [ALL]:
+        args.trainers, needs = all_trainers()
+        left_out = (f"{name} (needs {keys})" for name, keys in needs.items())
+        say(f"{ALL}: {len(args.trainers)} trainers, without {', '.join(left_out)}", sys.stderr)
     plan = Plan(
         Path(args.root or args.default_root),
         Path(args.output),

@@ -35,6 +35,25 @@ def listing() -> str:
     return "\n".join(lines)
 
 
+def all_trainers() -> tuple[list[str], dict[str, str]]:
+    """Trainers that need a data set and nothing else, in order; the others, and what they need.
+
+    Without those of dropped-in files that have no config.
+    """
+    import trainers
+
+    trainers.modules()
+    found, needs = [], {}
+    for name in sorted(TRAINER_REGISTRY.registered_names(), key=lambda n: (bare_name(n), n)):
+        method = getattr(TRAINER_REGISTRY.get(name), "method_class", None)
+        keys = (*getattr(method, "needs_files", ()), getattr(method, "teacher_key", ""))
+        if wanted := ", ".join(key for key in keys if key):
+            needs[name] = wanted
+        elif _stems(_CONFIGS / "trainers" / name):
+            found.append(name)
+    return found, needs
+
+
 def _stems(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 

@@ -116,6 +116,15 @@ def test_transductive_trains_a_teacher_before_its_student():
     assert {read_place(job.folder).config for job in mini.jobs} == {"mini"}
 
 
+def test_all_trainers_are_those_that_need_nothing_else(capsys):
+    plan = chains("base_to_new", "--trainers", "all", "--datasets", "mini_shapes", "--seeds", "1")
+    ran = {read_place(job.folder).trainer for chain in plan for job in chain.jobs}
+    said = " ".join(capsys.readouterr().err.split())
+    assert {"CoOp", "DePT_CoOp", "DPC_CoOp", "ZeroshotCLIP", "TipAdapter"} <= ran
+    assert not {"CoPrompt", "DePT_CoPrompt", "PromptKD"} & ran
+    assert f"all: {len(ran)} trainers, without CoPrompt (needs DATASET.SENTENCES)" in said
+
+
 @pytest.mark.parametrize(
     "words, told",
     [
