@@ -1,18 +1,22 @@
 #!/usr/bin/env python3
-"""Tables of finished runs: base, new and H per data set and on average, mean ± std over seeds.
+"""Tables of finished runs: base, new and H, mean ± std over seeds.
 
-    python scripts/parse_results.py [output]                      text tables
-    python scripts/parse_results.py output --format csv           or markdown, latex, json
-    python scripts/parse_results.py output --plot base_new.png    and a picture (png, pdf, svg)
-    python scripts/parse_results.py output --html report.html     and a page to look at
+  python scripts/parse_results.py [output]                   text tables
+  python scripts/parse_results.py output --format csv        markdown, latex, json
+  python scripts/parse_results.py output --plot new.png      a picture (pdf, svg)
+  python scripts/parse_results.py output --html  report.html a page to look at
+  python scripts/parse_results.py output --against CoOp      differences to CoOp
+  python scripts/parse_results.py output --per-seed all.csv  every single value
 
-Reads this code's result.json and the original Dassl-based code's log.txt. Standard deviations are
-over seeds (n - 1). Missing runs are named on stderr; a row whose runs differ in their configuration
-is refused, and the exit status is then 2.
+Reads this code's result.json and the original Dassl-based code's log.txt.
+Standard deviations are over seeds (n - 1). Missing runs are named on stderr; a
+row whose runs differ in their configuration is refused, and the exit status is
+then 2.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import sys
@@ -33,7 +37,7 @@ from experiments.results.values import write_values
 
 def parse_args() -> object:
     """Read the command line."""
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", default="output", help="where the runs lie (output)")
     parser.add_argument("--format", choices=FORMATS, default="text")
     parser.add_argument(

@@ -12,17 +12,9 @@ from dataclasses import dataclass, replace
 from dassl.utils import UserError, suggest
 from experiments.results import published
 from experiments.results.pairing import EXACT, SAMPLED, Difference, compared, holm
-from experiments.results.records import HALVES, TOGETHER, TRANSFERS, BySeed, Row, Told
+from experiments.results.records import HALVES, TOGETHER, TRANSFERS, BySeed, Row, Told, shots_text
 from experiments.results.summary import Summary
-from experiments.results.tables import (
-    HEADS,
-    TITLES,
-    Line,
-    Table,
-    method_names,
-    method_order,
-    shots_text,
-)
+from experiments.results.tables import HEADS, TITLES, Line, Table, method_names, method_order
 from experiments.results.twins import bare_row
 from tuning.sees import footnotes
 

@@ -17,7 +17,7 @@ from experiments.results.curves import curves, learning_curves, validation_curve
 from experiments.results.of_classes import calibration, class_gains, confusions
 from experiments.results.outcomes import Part, Tally, tallies
 from experiments.results.pictures import COLORS, Panel, Picture, beside, save, shortened
-from experiments.results.records import AVERAGE, Record
+from experiments.results.records import AVERAGE, Record, shots_text
 from experiments.results.subjects import (
     Look,
     Subject,
@@ -27,7 +27,7 @@ from experiments.results.subjects import (
     told_shots,
 )
 from experiments.results.summary import Summary
-from experiments.results.tables import method_order, shots_text
+from experiments.results.tables import method_order
 
 
 def _complete(summary: Summary, shots: int | None) -> list[Record]:

@@ -20,6 +20,11 @@ ALL_IMAGES = -1  # in place of a number of shots
 BySeed = dict[int, float]  # {seed: accuracy in percent}
 
 
+def shots_text(shots: int) -> str:
+    """Return "4 shots"; "all images" where none are chosen."""
+    return "all images" if shots < 1 else f"{shots} shot{'s' * (shots > 1)}"
+
+
 @dataclass(frozen=True)
 class Stat:
     """A mean in percent over seeds; `std` is None for a single seed."""
@@ -80,7 +85,7 @@ class Row:
     def name(self) -> str:
         """What messages call the row."""
         how = f", {self.corruption} {self.severity}" if self.corruption else ""
-        return f"{self.protocol}: {self.trainer} {self.config}, {self.shots} shots{how}"
+        return f"{self.protocol}: {self.trainer} {self.config}, {shots_text(self.shots)}{how}"
 
     @property
     def changes(self) -> dict[str, str]:

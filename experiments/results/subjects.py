@@ -6,10 +6,10 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from experiments.results.pictures import COLORS, MARKERS
-from experiments.results.records import Record, Row
+from experiments.results.records import Record, Row, shots_text
 from experiments.results.scores import Score
 from experiments.results.summary import Summary
-from experiments.results.tables import method_order, shots_text
+from experiments.results.tables import method_order
 from experiments.results.twins import bare_keys
 from tuning.naming import is_wrapped
 

@@ -7,7 +7,16 @@ from dataclasses import dataclass, field, replace
 
 from experiments.results import published
 from experiments.results.folders import TRANSDUCTIVE
-from experiments.results.records import AVERAGE, HALVES, TOGETHER, TRANSFERS, Record, Row, Stat
+from experiments.results.records import (
+    AVERAGE,
+    HALVES,
+    TOGETHER,
+    TRANSFERS,
+    Record,
+    Row,
+    Stat,
+    shots_text,
+)
 from experiments.results.scores import Score
 from experiments.results.summary import Summary
 from experiments.results.under_corruption import COLUMNS, CORRUPTED
@@ -161,11 +170,6 @@ def plain_tables(summary: Summary, ece: bool) -> list[Table]:
     tables += _corruptions(summary)
     tables += _sweep(summary, "lambda", "λ") + _sweep(summary, "ablation", "Setting")
     return tables
-
-
-def shots_text(shots: int) -> str:
-    """Return "4 shots"; "all images" where none are chosen."""
-    return "all images" if shots < 1 else f"{shots} shot{'s' * (shots > 1)}"
 
 
 def _names(records: Iterable[Record]) -> list[str]:
