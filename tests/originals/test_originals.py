@@ -142,6 +142,29 @@ def test_logits_of_a_checkpoint_of_the_original_code(world, tmp_path, capsys, ca
                 assert set(names_after("Left there: ", said)) <= frozen
 
 
+@pytest.mark.parametrize("case", [case for case in NUMBERS if "mixture" in read(case)])
+def test_dpcs_checkpoints_are_of_the_mixture(world, tmp_path, case):
+    """As one of CoOp they give the same logits on base classes; new ones see stage 1's alone."""
+    record = read(case)
+    start = start_file(world, tmp_path / "stage", record)
+    path = start_file(world, tmp_path / "original", record)
+    state = torch.load(path)["state_dict"]
+    torch.save({"state_dict": {**state, "ctx": torch.tensor(record["mixture"])}}, path)
+    model = ("--eval-only", "--model-dir", str(tmp_path / "original"), "--load-epoch", "0")
+    options = {"MODEL.INIT_WEIGHTS": start, "TRAINER.DPC.WEIGHT": record["weight"]}
+    for classes in ("base", "new"):
+        output = tmp_path / classes
+        train.main(command(world, record, output, classes, *model, **options))
+    assert_same_logits(logits_by_path(tmp_path / "new"), record["new"])
+    of_coop = {"config": "vit_b16_ep10.yaml", "trainer": "CoOp"}
+    of_coop["options"] = {"TRAINER.COOP.PREC": "fp32", "TRAINER.COOP.N_CTX": 4}
+    train.main(command(world, of_coop, tmp_path / "coop", "base", *model))
+    measured, expected = (logits_by_path(tmp_path / part) for part in ("base", "coop"))
+    assert list(measured) == list(expected)
+    for path, values in measured.items():
+        np.testing.assert_allclose(values, expected[path], rtol=0, atol=3e-4)
+
+
 @pytest.mark.parametrize("classes", ["base", "new"])
 @pytest.mark.parametrize("case", UNTRAINED)
 def test_zero_shot_logits(world, tmp_path, case, classes):
