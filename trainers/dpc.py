@@ -10,8 +10,8 @@ The mixture is one of parameters: X's prompts, every one. New classes are tested
 so all that DPC can gain is on the trained ones.
 
 A step of stage 2. P ranks the classes for each of the B images; of the first K those that are
-wrong, K−1 at most, are its negatives, unless the batch has the class already. Each brings one
-training image of its class. Of the n pairs of an image and its class's text, f_i and e_i,
+wrong are its negatives, unless the batch has the class already. Each brings one training image of
+its class. Of the n pairs of an image and its class's text, f_i and e_i,
 
     L = −1/2n Σ_i [log softmax_j(τ f̂_i·ê_j)_i + log softmax_j(τ f̂_j·ê_i)_i]
 
@@ -27,13 +27,16 @@ What the public code (JREion/DPC, 01e6b59) does otherwise than the paper, and wh
 - Its parameter is the mixture M = ω P′ + (1−ω) P, and each pass, a test's too, takes P′ = (M −
   (1−ω) P)/ω: on base classes P′ alone is tested, which here is WEIGHT 1. On new ones it is P, ours.
 - So an SGD step moves P′ by 1/ω² of the learning rate. We train P′ with LR_MULT = 4 of it, as at
-  its ω = .5. Weight decay there is that of M, here of P′.
+  its ω = .5; a warm-up's constant rate is P′'s as it is. Weight decay there is M's, here P′'s.
+- An image whose class isn't among the first K has K negatives, not K−1; ours, too.
 - An image with fewer than two negatives gets random classes, up to two, even for K = 2; ours, too,
   but from all classes: there the first and the last never come.
 - Images of one class in a batch are each other's negatives. We leave that.
+- A step whose first image has no negative stops with an error there.
 - Negatives' images come from a file with a list of them, which needn't keep to the few shots, at a
   fresh view for each draw. Ours are the run's training images, at this epoch's view.
-Its checkpoints hold M alone. They can be tested here with MODEL.INIT_WEIGHTS naming that of P.
+As released it doesn't run: two of its files, and an argument, are missing. Its checkpoints hold M
+alone. They can be tested here with MODEL.INIT_WEIGHTS naming that of P.
 
 Shape letters: tuning/method.py's; K the ranks looked at, n pairs.
 """
@@ -220,12 +223,10 @@ class DPC(Around):
         """The negatives' images: of each negative class one, at random."""
         ranked = self.tuned.logits(self.tuned.features(image))
         top = ranked.topk(min(self.topk, ranked.shape[1]), dim=1).indices.tolist()
-        number = len(places)
         device = generator.device if generator is not None else None
-        order = torch.randperm(number, generator=generator, device=device).tolist()
-        present = [c for c in range(number) if places[c]]
-        classes = negatives(top, label.tolist(), self.topk, [c for c in order if c in set(present)])
-        classes = [c for c in classes if places[c]]
+        order = torch.randperm(len(places), generator=generator, device=device).tolist()
+        found = negatives(top, label.tolist(), [c for c in order if places[c]])
+        classes = [c for c in found if places[c]]
         share = torch.rand(len(classes), generator=generator, device=device, dtype=torch.float64)
         return [
             places[c][int(u * len(places[c]))] for c, u in zip(classes, share.tolist(), strict=True)
@@ -312,7 +313,7 @@ class DPC(Around):
 
 
 def negatives(
-    top: Sequence[Sequence[int]], labels: Sequence[int], topk: int, spare: Sequence[int]
+    top: Sequence[Sequence[int]], labels: Sequence[int], spare: Sequence[int]
 ) -> list[int]:
     """The classes of a batch's negatives, image by image; no class twice, none of the labels.
 
@@ -321,9 +322,8 @@ def negatives(
     """
     taken = set(labels)
     found = []
-    for label, ranked in zip(labels, top, strict=True):
-        wrong = [c for c in ranked if c != label][: topk - 1]
-        new = [c for c in wrong if c not in taken]
+    for ranked in top:
+        new = [c for c in ranked if c not in taken]
         taken.update(new)
         more = [c for c in spare if c not in taken][: max(0, _FEWEST - len(new))]
         taken.update(more)

@@ -110,12 +110,11 @@ def test_other_losses_stay_where_they_are_asked_for(make_trainer, name, others):
 
 def test_negatives_by_hand():
     top = [[1, 0, 2, 3], [4, 1, 0, 5], [5, 4, 1, 0], [0, 1, 4, 5]]
-    # 1 is in the batch, 2 and 3 are the first image's; 0 and 1 are labels; two more are drawn.
-    assert negatives(top, [0, 1, 5, 1], 4, [7, 5, 6, 9, 8, 10, 11]) == [2, 3, 4, 7, 6, 9, 8, 10]
-    assert negatives(top[:1], [0], 3, []) == [1, 2]
-    assert negatives([[0, 2, 3]], [1], 3, []) == [0, 2]  # K−1, though the class isn't among them
-    assert negatives([[0, 2]], [0], 2, [4, 3]) == [2, 4]
-    assert negatives([[1, 0]], [0], 2, []) == [1]
+    # 1 is in the batch, 2 and 3 are the first image's; 0 and 1 are labels; more are drawn.
+    assert negatives(top, [0, 1, 5, 1], [7, 5, 6, 9, 8, 10, 11]) == [2, 3, 4, 7, 6, 9, 8, 10]
+    assert negatives([[0, 2, 3]], [1], []) == [0, 2, 3]  # K of them
+    assert negatives([[0, 2]], [0], [4, 3]) == [2, 4]
+    assert negatives([[1, 0]], [0], []) == [1]
 
 
 @pytest.mark.parametrize("name", NAMES)
