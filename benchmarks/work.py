@@ -148,8 +148,20 @@ def count(run: PlannedRun, method: MethodSetup, cached: set[tuple]) -> Counter[U
     return work
 
 
+def with_stages(runs: Mapping[Path, PlannedRun]) -> dict[Path, PlannedRun]:
+    """The runs, each after those it trains before its own first step."""
+    found = {}
+    for folder, run in runs.items():
+        stages = TRAINER_REGISTRY.get(run.cfg.TRAINER.NAME).stages_of(run.cfg)
+        for number, cfg in enumerate([] if run.eval_only else stages):
+            found[folder / str(number)] = PlannedRun(cfg, run.seed, False)
+        found[folder] = run
+    return found
+
+
 def works_of(plans: Mapping[str, Mapping[Path, PlannedRun]]) -> dict[str, Counter[Unit]]:
     """What each plan's runs, by folder, do together, from nothing."""
+    plans = {name: with_stages(runs) for name, runs in plans.items()}
     methods = kinds(run.cfg.TRAINER.NAME for runs in plans.values() for run in runs.values())
     works: dict[str, Counter[Unit]] = {}
     for name, runs in plans.items():

@@ -355,11 +355,15 @@ class DPCMixin(PromptTrainer):
     def check_cfg(self, cfg: CfgNode) -> None:
         """As every trainer's; raises UserError for a STAGE1 that no stage 1 can have."""
         super().check_cfg(cfg)
-        self.stage_one(cfg)
+        self.stages_of(cfg)
 
-    def stage_one(self, cfg: CfgNode) -> CfgNode:
-        """The config of stage 1. Raises as `stage_cfg`."""
-        return stage_cfg(cfg, self.first.__name__, cfg.TRAINER.DPC.STAGE1, "TRAINER.DPC.STAGE1")
+    @classmethod
+    def stages_of(cls, cfg: CfgNode) -> list[CfgNode]:
+        """Stage 1's, unless P is given. Raises as `stage_cfg`."""
+        if cfg.MODEL.INIT_WEIGHTS:
+            return []
+        changes = cfg.TRAINER.DPC.STAGE1
+        return [stage_cfg(cfg, cls.first.__name__, changes, "TRAINER.DPC.STAGE1")]
 
     def initialize_from(self, path: str) -> None:
         """Take P of a run of X; raises UserError for another trainer's."""
@@ -377,7 +381,8 @@ class DPCMixin(PromptTrainer):
         if self.cfg.MODEL.INIT_WEIGHTS:
             print("The tuned prompt is that of MODEL.INIT_WEIGHTS: no stage 1")
         elif not goes_on:
-            self.initialize_from(str(train_stage(self.stage_one(self.cfg), self.cfg)))
+            (stage,) = self.stages_of(self.cfg)
+            self.initialize_from(str(train_stage(stage, self.cfg)))
         super().before_train()
 
 

@@ -76,6 +76,11 @@ class Inputs(TrainerX):
         """
         return set(range(epochs))
 
+    @classmethod
+    def stages_of(cls, cfg: CfgNode) -> list[CfgNode]:
+        """The configs of the runs that a run trains before its own first step."""
+        return []
+
     def _further_loaders(self) -> list[ImageLoader]:
         loaders = [(manager.cfg.DATASET.NAME, manager.train_loader_x) for manager in self.further]
         if missing := [name for name, loader in loaders if loader is None]:

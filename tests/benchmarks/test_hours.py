@@ -176,6 +176,15 @@ def test_counted_iterations_are_the_steps():
     assert done[TRAINING_JPEG] == 348 * 23 * 32
 
 
+def test_a_first_stage_is_counted_with_its_run():
+    plan = Plan(Path("data"), Path("output"), config="vit_b16_dpc")
+    runs = work.runs_of([plan.base_to_new("DPC_CoOp", "dtd", 1, 16)])
+    done = work.works_of({"plan": runs})["plan"]
+    assert done[Unit("step", "CoOp", 32, 24)] == 50 * 12
+    assert done[Unit("step", "DPC_CoOp", 4, 24)] == 20 * 96
+    assert done[Unit("text", "CoOp", 32, 24)] == 1  # it is tested, too
+
+
 def test_images_of_adapters_are_encoded_as_often_as_they_look_at_them():
     """1 view of LP++, 20 of ZS-LP's; Tip-Adapter's 10 are the first of -F's, and an image's own."""
     cached = set()
