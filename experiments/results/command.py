@@ -2,9 +2,9 @@
 """Tables of finished runs: base, new and H, mean ± std over seeds.
 
   python scripts/parse_results.py [output]                   text tables
-  python scripts/parse_results.py output --format csv        markdown, latex, json
-  python scripts/parse_results.py output --plot new.png      a picture (pdf, svg)
-  python scripts/parse_results.py output --html  report.html a page to look at
+  python scripts/parse_results.py output --format csv        or latex, markdown
+  python scripts/parse_results.py output --plot new.png      a picture
+  python scripts/parse_results.py output --html report.html  a page to look at
   python scripts/parse_results.py output --against CoOp      differences to CoOp
   python scripts/parse_results.py output --per-seed all.csv  every single value
 
