@@ -6,12 +6,14 @@ Where the methods of a table differ in one of these, a line beneath the table sa
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import PureWindowsPath
 from typing import Any
 
 from experiments.results.scores import Score
 
 Facts = dict[str, str]  # by the words of `FACTS`, as far as the runs say
 FACTS = ("backbone", "schedule", "versions")
+_FILES = (".pt", ".pth", ".bin", ".safetensors")
 _WRITTEN = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 _PACKAGES = ("dept", "torch")  # whose versions may change a number
 
@@ -19,11 +21,20 @@ _PACKAGES = ("dept", "torch")  # whose versions may change a number
 def facts(scores: Sequence[Score]) -> Facts:
     """Return what the runs of a row say: {"schedule": "10 epochs, batch 4, SGD at 0.0035", …}."""
     found = {
-        "backbone": next((score.backbone for score in scores if score.backbone), ""),
+        "backbone": next((_backbone(score) for score in scores if score.backbone), ""),
         "schedule": next(filter(None, map(_schedule, scores)), ""),
         "versions": _versions(scores),
     }
     return {name: text for name, text in found.items() if text}
+
+
+def _backbone(score: Score) -> str:
+    """Its name; of a file the last part, and the beginning of its hash."""
+    name = score.backbone
+    if not name.endswith(_FILES):
+        return name
+    sha = score.result.get("backbone_sha256") or ""
+    return f"{PureWindowsPath(name).name} {sha[:8]}".strip()  # it knows both slashes
 
 
 def _schedule(score: Score) -> str:

@@ -142,6 +142,14 @@ def test_backbone_schedule_and_versions_stand_beneath_where_they_differ(tmp_path
     assert "What was run" in page and "50 epochs, batch 32, SGD at 0.0035" in page
 
 
+@pytest.mark.parametrize("path", ["/home/me/my clip.pt", "C:\\models\\my clip.pt"])
+def test_of_a_backbones_file_its_name_and_hash_are_told(tmp_path, path):
+    add_pair(tmp_path, "dtd", 80, 60, backbone=path, backbone_sha256="0123456789abcdef")
+    add_pair(tmp_path, "dtd", 80, 60, trainer="B", backbone="ViT-B-16/laion2b")
+    (table,) = tables_of(tmp_path)
+    assert table.notes == ["backbone: my clip.pt 01234567 (CoOp); ViT-B-16/laion2b (B)"]
+
+
 # --- A terminal ---------------------------------------------------------------------------------
 
 
