@@ -10,20 +10,25 @@ parameters, optimizer, losses and accuracy are compared bit by bit with the unin
     kill      SIGKILL, SIGTERM or SIGINT at up to three moments, each time the same command again
     disk      every file is full at some size, from some moment on; then there is room again
     together  two runs that need the same image features at once, one of them killed
+    workers   two runs at once in workers, one of which is killed: it alone is tried again
     flip      one bit of one file; a file with a checksum is refused or changes nothing
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import random
 import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing, redirect_stdout
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process is forked per run: no threads before
@@ -33,10 +38,16 @@ import torch
 
 import trainers
 from dassl.engine import TRAINER_REGISTRY
+from experiments.chains import Chain, Job
+from experiments.launch import WARM
+from experiments.processes import RunnerSettings
+from experiments.runner import run_chain
+from experiments.workers import Workers
 from tests.soak_runs import (
     CHECKED,
     EXPECTED,
     FINISHED,
+    LONGEST,
     MISTAKE,
     NO_ROOM,
     SIGNALS,
@@ -105,6 +116,40 @@ def together(world: World, case: Case, output: Path, rng: random.Random) -> str:
     return "identical"
 
 
+def workers(world: World, case: Case, output: Path, rng: random.Random) -> str:
+    """Two runs at once in forks of one process, one of which is killed at some moment."""
+    case = Case(case.trainer)
+    seconds = world.whole(case)[1]
+    jobs = [Job(output / name, tuple(case.words(world, output / name))) for name in ("one", "two")]
+    settings, printed = RunnerSettings(warm=WARM), io.StringIO()
+    environment = {"OMP_NUM_THREADS": "1"}
+    with closing(Workers(settings, environment)) as processes, ThreadPoolExecutor(2) as pool:
+        # The kill's moment counts from when they are born.
+        told = threading.Semaphore(0)
+        born, processes.prepare = processes.prepare, lambda: (born(), told.release())[0]
+        with redirect_stdout(printed):
+            chains = [Chain(job.folder.name, (job,)) for job in jobs]
+            ends = [pool.submit(run_chain, c, settings, environment, processes) for c in chains]
+            for _ in jobs:
+                told.acquire(timeout=LONGEST)
+            wait(ends, rng.uniform(0, 2 * seconds))
+            going = sorted(each.process for each in processes._all)
+            if going and not all(end.done() for end in ends):
+                os.kill(rng.choice(going), signal.SIGKILL)
+                world.counts["workers killed"] += 1
+            outcomes = [end.result(LONGEST)[0] for end in ends]
+    states = [each.state for each in outcomes]
+    if states != ["done", "done"]:
+        raise Failure(f"{states}: {[each.reason for each in outcomes]}")
+    tried_again = printed.getvalue().count("trying again")
+    if tried_again > 1:
+        raise Failure(f"more than one was tried again:\n{printed.getvalue()}")
+    world.counts["tried again"] += tried_again
+    for job in jobs:
+        world.check(case, job.folder)
+    return "identical"
+
+
 def flip(world: World, case: Case, output: Path, rng: random.Random) -> str:
     """One bit of a file of an unfinished or a finished run, or of what it reads."""
     case = Case(case.trainer)
@@ -168,7 +213,7 @@ def kind_of(path: Path) -> str:
     return "image" if path.suffix == ".png" else path.name
 
 
-TRIALS = {kill: 5, disk: 2, together: 1, flip: 3}  # how often each
+TRIALS = {kill: 5, disk: 2, together: 1, workers: 1, flip: 3}  # how often each
 
 
 def trial(

@@ -166,8 +166,9 @@ def is_identity(value: Any) -> bool:
 
 def differences(old: Identity, new: Identity) -> list[str]:
     """Return how two identities differ, a phrase each: "OPTIM.LR 0.1 -> 0.2", "other classes"."""
-    defaults = default_settings()
     found = []
+    alike = old["settings"].keys() == new["settings"].keys()
+    defaults = {} if alike else default_settings()  # which takes its time
     for key in {**old["settings"], **new["settings"]}:
         a, b = (one["settings"].get(key, defaults.get(key)) for one in (old, new))
         if a != b:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from dassl import __version__
-from dassl.config import CfgNode
+from dassl.config import CfgNode, config_values
 from dassl.config.identity import OTHER_MODEL, Identity, differences, is_identity, told
 from dassl.utils import (
     UserError,
@@ -69,6 +69,7 @@ class Records:
         self.together = 1  # runs that are trained in step, each with records of its own
         self._place = 0, 0  # of the last record
         self.epochs: list[dict[str, Any]] = []
+        self._dumped: tuple[dict[str, Any], str] | None = None
 
     def unfinished(self) -> dict[str, Any] | None:
         """Return the state of an interrupted run in cfg.RESUME, or else in the run's folder."""
@@ -195,8 +196,11 @@ class Records:
     def write_config(self) -> None:
         """Write config.yaml."""
         lock_folder(self.folder)
+        values = config_values(self.cfg)
+        if self._dumped is None or self._dumped[0] != values:
+            self._dumped = values, self.cfg.dump()  # which takes its time
         with atomic_write(self.folder / "config.yaml") as file:
-            file.write(self.cfg.dump())
+            file.write(self._dumped[1])
 
     def add_epoch(self, epoch: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""

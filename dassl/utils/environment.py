@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "yacs", "open_clip_torch")
@@ -13,6 +14,11 @@ _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "yacs", "open_clip_torch
 
 def library_versions() -> dict[str, str]:
     """Return the versions of python and of the installed packages that results depend on."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -10,6 +10,8 @@ import codecs
 import json
 import os
 import stat
+from copy import deepcopy
+from functools import lru_cache
 from typing import Any, BinaryIO
 
 from .errors import UserError
@@ -126,8 +128,7 @@ def parse_yaml(text: str, where: str | os.PathLike) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(text)
-        _count(content)
+        content = deepcopy(_parsed(text))
     except yaml.YAMLError as error:
         raise UserError(f"{where} is not valid YAML: {error}") from None
     except RecursionError:
@@ -136,6 +137,16 @@ def parse_yaml(text: str, where: str | os.PathLike) -> dict[str, Any]:
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{where} is not valid YAML: {reason(error)}") from None
     return check_kind({} if content is None else content, dict, where)
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> Any:
+    """What a text says, read once: a protocol's runs share their files, and reading is slow."""
+    import yaml
+
+    content = yaml.safe_load(text)
+    _count(content)
+    return content
 
 
 def _count(value: Any, known: dict[int, int] | None = None) -> int:

@@ -9,6 +9,7 @@ import pytest
 
 from dassl.config import CfgNode
 from dassl.utils import UserError, read_json, read_json_lines, read_text, read_yaml
+from dassl.utils.reading import parse_yaml
 
 READERS = (read_text, read_json, read_json_lines, read_yaml)
 
@@ -102,3 +103,14 @@ def test_bases_that_are_none(tmp_path, base):
     path.write_text(f"_BASE_: {base}\n")
     with pytest.raises(UserError, match="_BASE_ is .*, not a file's path"):
         CfgNode().merge_from_file(path)
+
+
+def test_a_text_is_read_once_and_each_reader_has_its_own(monkeypatch):
+    import yaml
+
+    calls, load = [], yaml.safe_load
+    monkeypatch.setattr(yaml, "safe_load", lambda text: calls.append(1) or load(text))
+    text = "once: {read: [1, 2]}"
+    first = parse_yaml(text, "a file")
+    first["once"]["read"].append(3)
+    assert parse_yaml(text, "another") == {"once": {"read": [1, 2]}} and len(calls) == 1
