@@ -52,14 +52,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--repeats", type=positive, default=1, help="timings of each, of which the median (1)")
     add("--jobs", type=positive, default=2, help="runs at once (2)")
     add("--before", type=Path, help="another checkout of this code, measured beside it")
+    add("--ways", nargs="+", choices=(BEFORE, PER_RUN, WORKERS), help="of the ways (all)")
     add("--json", type=output_file, help="a file for the figures")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.ways and BEFORE in args.ways and not args.before:
+        raise UserError("--ways before needs --before, a checkout of the code before")
+    return args
 
 
-def ways(before: Path | None) -> dict[str, tuple[Path, tuple[str, ...]]]:
+def ways(args: argparse.Namespace) -> dict[str, tuple[Path, tuple[str, ...]]]:
     """Name → whose run_protocol.py, and its further words."""
     found = {PER_RUN: (ROOT, ("--process-per-run",)), WORKERS: (ROOT, ())}
-    return {BEFORE: (before.resolve(), ()), **found} if before else found
+    if args.before:
+        found = {BEFORE: (args.before.resolve(), ()), **found}
+    return {name: way for name, way in found.items() if not args.ways or name in args.ways}
 
 
 def measure(code: Path, words: Sequence[str]) -> dict[str, float]:
@@ -112,7 +118,7 @@ def told(row: dict[str, Any]) -> str:
     """A case's line."""
     seconds = row["seconds"]
     parts = [f"{way} {took['cpu']:.0f} s" for way, took in seconds.items()]
-    first, last = next(iter(seconds.values())), seconds[WORKERS]
+    first, last = next(iter(seconds.values())), list(seconds.values())[-1]
     same = "same results" if row["equal"] else "OTHER RESULTS"
     share = f"{last['cpu'] / max(first['cpu'], 0.01):.2f} of the first"
     return f"{row['case']:<30} {row['runs']} runs: {', '.join(parts)}; {share}; {same}"
@@ -126,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     result["rows"] = []
     with tempfile.TemporaryDirectory(prefix="protocols-") as folder:
         for name in args.only:
-            row = measure_case(name, ways(args.before), Path(folder), args)
+            row = measure_case(name, ways(args), Path(folder), args)
             result["rows"].append(row)
             print(told(row), flush=True)
     if args.json:

@@ -37,12 +37,12 @@ from .layout import PromptLayout
 if TYPE_CHECKING:
     from .text import TextEncoder, TextState
 
-# Activations that one suffix token leaves for the backward pass, in widths per layer: two
-# residuals, q, k and v with their padding, the four-fold hidden layer, attention weights and norms,
-# and what the passes need beside them: measured as a step's peak memory, by the token. And where a
-# block has changes: no fused MLP, inputs kept for the weights' gradients.
-_WIDTHS_PER_TOKEN = 16.3
-_WIDTHS_PER_CHANGED_TOKEN = 30
+# What one suffix token takes in a step, in widths per layer: for the backward pass two residuals,
+# q, k and v with their padding, the four-fold hidden layer, attention weights and norms, and what
+# the passes need beside them. And where a block has changes: no fused MLP, inputs kept for the
+# weights' gradients. Rounded up from what benchmarks/token_memory.py finds resident.
+_WIDTHS_PER_TOKEN = 15
+_WIDTHS_PER_CHANGED_TOKEN = 39
 # Without gradients nothing is kept, and chunks of this many tokens stay within the CPU's caches.
 _TOKENS_PER_CHUNK = 2048
 

@@ -54,3 +54,12 @@ def test_another_checkout_comes_first_and_other_results_are_said(calls, tmp_path
     assert "OTHER RESULTS" in capsys.readouterr().out
     with pytest.raises(UserError, match="failed: why"):
         main(["--only", "quick start", "--before", str(tmp_path / "broken")])
+
+
+def test_some_ways_alone(calls, tmp_path):
+    older = tmp_path / "older"
+    older.mkdir()
+    main(["--only", "quick start", "--before", str(older), "--ways", "before", "workers"])
+    assert [code.name == "older" for code, _ in calls] == [True, False]
+    with pytest.raises(UserError, match="needs --before"):
+        main(["--ways", "before"])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tuning.cuda_graphs import GraphedStep
+from tuning.held import Held
 
 
 def recorder(w, calls, wrong=False, fails=False):
@@ -86,6 +87,49 @@ def test_a_diverging_run_is_not_the_graphs_fault(step):
     graphed = GraphedStep(compute, [w], record=recorder(w, []))
     assert graphed({"x": torch.full((2,), float("nan"))})["loss"].isnan()
     assert graphed.works
+
+
+def test_another_value_held_is_recorded_anew(step):
+    w, compute = step
+    module, calls = torch.nn.Module(), []
+    module.factor = 1.0
+    held = lambda: Held([("", module)])  # noqa: E731
+    graphed = GraphedStep(compute, [w], held, recorder(w, calls))
+    graphed({"x": torch.ones(2)})
+    module.factor = 2.0
+    graphed({"x": torch.ones(2)})
+    graphed({"x": torch.ones(2)})
+    assert len(graphed._graphs) == 1 and len(calls) == 3 + 2
+
+
+def test_data_sets_and_what_rests_have_graphs_of_their_own():
+    w, calls = torch.nn.Parameter(torch.tensor([2.0])), []
+
+    def compute(inputs):
+        w.grad = None
+        loss = (w * inputs["x"]).sum() * (1 + int(inputs["dataset"]))
+        if w.requires_grad:
+            loss.backward()
+        return {"loss": loss.detach()}
+
+    def record(call):
+        losses, gradient = call(), w.grad
+
+        def replay():
+            calls.append(1)
+            losses["loss"].copy_(call()["loss"])
+            if gradient is not None:
+                gradient.copy_(w.grad)
+
+        return replay, losses
+
+    graphed = GraphedStep(compute, [w], record=record)
+    for dataset in (0, 1, 0, 1):
+        found = graphed({"x": torch.ones(2), "dataset": torch.tensor(dataset)})
+        assert found["loss"] == 4 * (1 + dataset) and w.grad == 2 * (1 + dataset)
+    w.requires_grad_(False)
+    graphed({"x": torch.ones(2), "dataset": torch.tensor(0)})
+    assert w.grad is None and len(graphed._graphs) == 3 and graphed.works
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
