@@ -138,6 +138,15 @@ def test_parameters_elsewhere_are_taken_up():
     assert other.computed <= before + 1 + recorded._CHECKED
 
 
+def test_anomalies_are_looked_for_in_the_step_as_it_is():
+    made = Made()
+    made.check()
+    before = made.computed
+    with torch.autograd.set_detect_anomaly(True), pytest.warns(UserWarning):
+        made.check(2)
+    assert made.computed == before + 2
+
+
 class Counting(Toy):
     def forward(self, x):
         self.factor += 0.1
