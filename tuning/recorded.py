@@ -27,7 +27,7 @@ Compute = Callable[[Inputs], Losses]
 
 _BEFORE = 6  # steps as they are before one is recorded: a short run wouldn't win it back
 _ALIGNED = 64  # bytes that PyTorch's own memory begins at a multiple of
-_CHECKED = 2  # steps from a record that are compared
+_CHECKED = 2  # steps from a record that are compared, and moves to other parameters that are
 
 
 @dataclass
@@ -40,6 +40,7 @@ class _Record:
     moved: list[bool] = field(default_factory=list)  # which parameters get a gradient
     on: tuple = ()  # what the call is bound to
     call: Callable[..., tuple[torch.Tensor, ...]] | None = None
+    moves: int = 0  # to other parameters
     to_check: int = _CHECKED
 
 
@@ -142,7 +143,9 @@ class RecordedStep:
         on = (*map(id, bound), *(x.data_ptr() for x in bound))
         if record.call is None or on != record.on:
             record.call, record.on = program.on(bound), on
-            record.to_check = max(record.to_check, 1)
+            if record.moves < _CHECKED:
+                record.to_check = max(record.to_check, 1)
+            record.moves += 1
         results = iter(record.call(*inputs.values()))
         losses = {name: next(results) for name in record.names}
         for parameter, moved in zip(self.parameters, record.moved, strict=True):

@@ -35,18 +35,30 @@ class BadImage:
 @contextmanager
 def generators_at(*key: int) -> Iterator[None]:
     """Seed the generators of python, numpy and torch (CPU) from `key`; restore them afterwards."""
+    with generators_restored():
+        seed_generators(*key)
+        yield
+
+
+@contextmanager
+def generators_restored() -> Iterator[None]:
+    """Leave the generators as they were: numpy's state alone takes longer than seeding all."""
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-    first, second = (int(word) for word in np.random.SeedSequence(key).generate_state(2))
-    random.seed(first)
-    np.random.seed(first)
-    # Not torch.manual_seed: a view has no business with the GPUs' generators.
-    torch.default_generator.manual_seed(second)
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.default_generator.set_state(states[2])
+
+
+def seed_generators(*key: int) -> None:
+    """Seed the generators of python, numpy and torch (CPU) from `key`."""
+    first, second = (int(word) for word in np.random.SeedSequence(key).generate_state(2))
+    random.seed(first)
+    np.random.seed(first)
+    # Not torch.manual_seed: a view has no business with the GPUs' generators.
+    torch.default_generator.manual_seed(second)
 
 
 class DatasetWrapper(Dataset):
@@ -103,10 +115,15 @@ class DatasetWrapper(Dataset):
 
     def item(self, index: int, epoch: int) -> dict[str, Any]:
         """Return one item as an epoch has it. Raises UserError if its image cannot be read."""
+        with generators_restored():
+            return self._drawn(index, epoch)
+
+    def _drawn(self, index: int, epoch: int) -> dict[str, Any]:
+        """As `item`; the generators are left somewhere."""
         image = self._read(index)
         item = self.metadata(index)
-        with generators_at(self._seed, epoch, index):
-            item |= self._views(image)
+        seed_generators(self._seed, epoch, index)
+        item |= self._views(image)
         if self._plain is not None:
             item["img0"] = self._plain(image)
         return item
@@ -138,12 +155,16 @@ class DatasetWrapper(Dataset):
 
         (An exception would reach the main process wrapped in a worker's traceback.)
         """
-        items = []
-        for index in indices:
-            try:
-                items.append(self[index])
-            except UserError as error:
-                items.append(BadImage(self.data_source[index].impath, str(error)))
+        items: list[dict[str, Any] | BadImage] = []
+        epoch = int(self._epoch) if self.is_train else 0
+        ours, own = DatasetWrapper, type(self)
+        usual = own.__getitem__ is ours.__getitem__ and own.item is ours.item
+        with generators_restored():
+            for index in indices:
+                try:
+                    items.append(self._drawn(index, epoch) if usual else self[index])
+                except UserError as error:
+                    items.append(BadImage(self.data_source[index].impath, str(error)))
         return items
 
     def _views(self, image: Image.Image) -> dict[str, Any]:
