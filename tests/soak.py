@@ -229,7 +229,8 @@ def trial(
     output = world.folder / f"trial{number}"
     try:
         ended = do(world, case, output, rng)
-        world.counts["seeds side by side"] += case.seeds > 1
+        alone = do in (flip, workers)
+        world.counts["seeds side by side"] += case.seeds > 1 and not alone
     except Failure as failure:
         raise Failure(f"{do.__name__} {case.trainer} × {case.seeds}: {failure}") from None
     finally:
