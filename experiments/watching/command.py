@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dassl.utils import user_errors
+from dassl.utils import heed_signals, user_errors
 from dassl.utils.cli import Parser, positive
 from experiments.watching.data import data_of, headline, is_left, who_is_at_it
 from experiments.watching.lines import is_live, say, width_of
@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     elif args.json:
         print(json.dumps({"plans": [data_of(standing) for standing in found]}, indent=2))
     elif args.watch:
+        heed_signals()  # the terminal is to be left as it was
         found = watch(lambda: standings(args.output), args.every)
     else:
         show(found, args.output)
