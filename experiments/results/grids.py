@@ -10,7 +10,7 @@ from experiments.results.records import Stat, Told
 from experiments.results.tables import HEADS, Line, Table, source_of
 
 # What is marked, in words beneath a table.
-BEST = "the best of those that see the same, on the same backbone"
+BEST = "the best of those that see the same, with one backbone and number of shots"
 
 
 def _head(column: str) -> str:
