@@ -67,8 +67,11 @@ class ImageDataset(DatasetBase):
         """Return the lists in the roles they are used in (ImageNet validates on its test list)."""
         return train, val, test
 
-    def remarks(self, lists: Lists) -> list[str]:
-        """Return what to tell of the lists once they are read, a line each."""
+    def remarks(self, lists: Lists, read: bool = False) -> list[str]:
+        """Return what to tell of the lists once they are read, a line each.
+
+        read: whether images may be read to find out.
+        """
         return []
 
     def all_classes(self, items: Items) -> dict[str, str]:

@@ -12,10 +12,19 @@ from dassl.utils import UserError, read_json
 from .annotations import class_folders, has_folders, read_lines, scan
 from .base import ImageDataset
 from .splits import Items, Lists, extend, split_class
-from .tables import SPLITS, has_split, read_table, said_twice
-from .walking import count_outside, describe_passed, walk_images
+from .tables import SPLITS, has_split, read_table, said_of_classes, said_twice
+from .walking import count_outside, describe_passed, images_in, walk_images
 
 TABLE = "labels.csv"
+# What a file given as the table is, by its ending.
+NO_TABLES = {
+    "an archive: unpack it, and say --root FOLDER": (
+        *(".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"),
+    ),
+    "a spreadsheet: save it as CSV": (".xlsx", ".xls", ".ods"),
+}
+# Beside class folders: what is read, and what runs leave there.
+KNOWN = (TABLE, "split.json", "classnames.txt", "template.txt", "split_fewshot", ".cache")
 
 
 @DATASET_REGISTRY.register()
@@ -48,6 +57,9 @@ class ImageFolder(ImageDataset):
         table = os.path.join(path, TABLE)
         if os.path.isfile(path):
             root, name = os.path.split(path)
+            for what, endings in NO_TABLES.items():
+                if name.lower().endswith(endings):
+                    raise UserError(f"{path} is {what}")
             if name.lower().endswith(".json"):
                 self.split_file = name
             else:
@@ -86,15 +98,28 @@ class ImageFolder(ImageDataset):
             extend(lists, split_class(items, os.path.join(self.image_dir, folder)))
         return lists
 
-    def remarks(self, lists: Lists) -> list[str]:
-        """Return a line for what was passed over, and for images that stand for two things."""
+    def remarks(self, lists: Lists, read: bool = False) -> list[str]:
+        """Return a line for each thing that changes what numbers mean, and for what isn't read."""
         passed = describe_passed(self._passed)
-        return [*said_twice(*lists), *([f"passed over {passed}"] if passed else [])]
+        return [
+            *said_twice(*lists, read=read),
+            *said_of_classes(*lists),
+            *([f"passed over {passed}"] if passed else []),
+        ]
 
     def _class_folders(self) -> list[str]:
-        """Return the class folders. Raises UserError for one that looks like the root itself."""
+        """Return the class folders.
+
+        Raises UserError for one that looks like the root itself, or if there are images alone.
+        """
+        flat = images_in(self.image_dir)
+        if flat and not has_folders(self.image_dir):
+            raise UserError(
+                f"{self.image_dir} has {flat} images and no class folders; put them into a folder "
+                f"for each class, or a table {TABLE} beside them"
+            )
         folders = class_folders(self.image_dir)
-        count_outside(self.image_dir, self._passed)
+        count_outside(self.image_dir, self._passed, folders, KNOWN)
         only = os.path.join(self.image_dir, folders[0])
         if len(folders) == 1 and has_folders(only):
             raise UserError(
@@ -117,7 +142,7 @@ class ImageFolder(ImageDataset):
             return
         parts = (split.get(part, []) for part in ("train", "val", "test"))
         listed = sum(len(part) for part in parts if isinstance(part, list))
-        folders = [] if self._table else class_folders(self.image_dir)
+        folders = [] if self._table else self._class_folders()
         there = len(self._table) or sum(
             len(walk_images(os.path.join(self.image_dir, folder), self._passed))
             for folder in folders
@@ -130,11 +155,14 @@ class ImageFolder(ImageDataset):
 
     def _part_folders(self) -> dict[int, str]:
         """Return the folders of train (0), val (1) and test (2), if the classes lie in such."""
-        found, others = {}, 0
+        found: dict[int, str] = {}
+        others = 0
         with scan(self.image_dir) as entries:
             for entry in entries:
                 part = SPLITS.get(entry.name.lower())
                 if part is not None and entry.is_dir() and has_folders(entry.path):
+                    if part in found:
+                        raise UserError(f"{found[part]} and {entry.path} are both there; keep one")
                     found[part] = entry.path
                     continue
                 others += entry.is_dir() and not entry.name.startswith(".")
@@ -146,8 +174,10 @@ class ImageFolder(ImageDataset):
         first = folders[min(folders)]
         labels = {name: label for label, name in enumerate(class_folders(first))}
         lists: Lists = ([], [], [])
+        read = [os.path.basename(folder) for folder in folders.values()]
+        count_outside(self.image_dir, self._passed, read, KNOWN)
         for part, folder in folders.items():
-            count_outside(folder, self._passed)
+            count_outside(folder, self._passed, class_folders(folder))
             for name in class_folders(folder):
                 if name not in labels:
                     raise UserError(f"class '{name}' of {folder} is not in {first}; add it")
@@ -166,7 +196,7 @@ class ImageFolder(ImageDataset):
             item = Datum(impath=impath, label=labels[name], classname=name)
             (lists[SPLITS[part]] if part else undecided[name]).append(item)
         for name in sorted(undecided):
-            extend(lists, split_class(undecided[name], f"class '{name}'"))
+            extend(lists, split_class(undecided[name], f"class '{name}' of the table"))
         return _test_or_val(lists)
 
 

@@ -10,10 +10,12 @@ import csv
 import io
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from typing import TypeVar
 
 from dassl.data.datasets import Datum
 from dassl.utils import UserError, read_text
+from dassl.utils.contents import content_digest
 
 # What a split may be called in a table, and a folder around class folders: train, val, test.
 SPLITS = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2, "testing": 2}
@@ -23,6 +25,7 @@ COLUMNS = {
     "split": ("split", "set", "part", "subset"),
 }
 SEPARATORS = (",", ";", "\t")
+_Image = TypeVar("_Image", bound=Hashable)
 TableRow = tuple[str, str, str]  # path, class, split ("" where there is none)
 
 
@@ -69,25 +72,70 @@ def local_path(path: str, folder: str) -> str:
     return path.replace("\\", "/")
 
 
-def said_twice(train: Sequence[Datum], val: Sequence[Datum], test: Sequence[Datum]) -> list[str]:
+def said_twice(
+    train: Sequence[Datum], val: Sequence[Datum], test: Sequence[Datum], read: bool = False
+) -> list[str]:
     """Return a line for each way in which one image stands for two things.
 
-    It is in train and in another list, or under two classes.
+    It is in train and in another list, or under two classes. One file under two names is one
+    image; with `read` so are two files with the same content.
     """
     lines = []
-    trained = {item.impath for item in train}
+    one = _same({item.impath for item in (*train, *val, *test)}, read)
+    trained = {one[item.impath] for item in train}
     for name, items in (("val", val), ("test", test)):
-        both = [item.impath for item in items if item.impath in trained]
+        both = [item.impath for item in items if one[item.impath] in trained]
         if both and items is not train:
             lines.append(
                 f"{len(both):,} of {len(items):,} {name} images are in train too, first {both[0]}: "
                 "accuracies on them are too good"
             )
-    classes = _classes_of((item.impath, item.classname) for item in (*train, *val, *test))
-    if several := [path for path, names in classes.items() if len(names) > 1]:
+    everything = (*train, *val, *test)
+    classes = _classes_of((one[item.impath], item.classname) for item in everything)
+    if several := [which for which, names in classes.items() if len(names) > 1]:
+        first = next(item.impath for item in everything if one[item.impath] == several[0])
         names = " and ".join(sorted(classes[several[0]]))
-        lines.append(f"{len(several):,} images have two classes, first {several[0]}: {names}")
+        lines.append(f"{len(several):,} images have two classes, first {first}: {names}")
     return lines
+
+
+def said_of_classes(
+    train: Sequence[Datum], val: Sequence[Datum], test: Sequence[Datum]
+) -> list[str]:
+    """Return a line for each way in which the classes are less than they seem."""
+    lines = []
+    classes = {item.label for item in (*train, *val, *test)}
+    tested = {item.label for item in test}
+    if len(classes) == 1:
+        lines.append("there is one class only: every prediction is right")
+    if missing := sorted(classes - tested):
+        names = {item.label: item.classname for item in (*train, *val)}
+        lines.append(
+            f"{len(missing)} of {len(classes)} classes have no test images, first "
+            f"'{names[missing[0]]}'"
+        )
+    if val and test and val is test:
+        lines.append("no test images: val is tested on, too")
+    return lines
+
+
+def _same(paths: Iterable[str], read: bool) -> dict[str, Hashable]:
+    """By path which image it is: the file, however it is linked, or with `read` its content."""
+    found: dict[str, Hashable] = {}
+    by_size: dict[int, list[str]] = defaultdict(list)
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError:  # missing: said elsewhere
+            found[path] = path
+            continue
+        found[path] = (status.st_dev, status.st_ino) if status.st_ino else path
+        by_size[status.st_size].append(path)
+    if read:
+        for alike in by_size.values():
+            if len(alike) > 1:
+                found |= {path: content_digest([path]) for path in alike}
+    return found
 
 
 def _rows(path: str) -> list[list[str]]:
@@ -122,10 +170,10 @@ def _cell(row: list[str], column: int | None) -> str:
     return row[column] if column is not None and column < len(row) else ""
 
 
-def _classes_of(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
-    classes: dict[str, set[str]] = defaultdict(set)
-    for path, name in pairs:
-        classes[path].add(name)
+def _classes_of(pairs: Iterable[tuple[_Image, str]]) -> dict[_Image, set[str]]:
+    classes: dict[_Image, set[str]] = defaultdict(set)
+    for image, name in pairs:
+        classes[image].add(name)
     return classes
 
 

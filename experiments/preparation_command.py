@@ -5,14 +5,16 @@
     python scripts/prepare_data.py --check --root DATA            what is there, in a table
     python scripts/prepare_data.py --check EuroSAT --decode --root DATA
     python scripts/prepare_data.py --check ImageFolder --decode --root MY_IMAGES
+    python scripts/prepare_data.py --check flowers=MY_FLOWERS leaves=MY_LEAVES --decode
     python scripts/prepare_data.py --convert-fewshot EuroSAT --root DATA
     python scripts/prepare_data.py --export-fewshot EuroSAT --shots 16 --seeds 1-3 --root DATA
 
-The same command again goes on where it stopped. Names are those of configs/datasets/ or of the
-readers. --convert-fewshot turns the original code's split_fewshot/shot_*-seed_*.pkl into JSON
-without running them, and public samples of lines, shot_*-seed_*_train.jsonl and …_val.jsonl, too;
---export-fewshot writes samples as such lines. Exit status: 0 if every data set asked for is
-complete, 1 if not, 2 for a mistake in the command.
+The same command again goes on where it stopped. Names are those of configs/datasets/, where a file
+may say DATASET.ROOT, or of the readers, or NAME=FOLDER for images of your own. --convert-fewshot
+turns the original code's split_fewshot/shot_*-seed_*.pkl into JSON without running them, and public
+samples of lines, shot_*-seed_*_train.jsonl and …_val.jsonl, too; --export-fewshot writes samples as
+such lines. Exit status: 0 if every data set asked for is complete, 1 if not, 2 for a mistake in the
+command.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="data sets; 'all' is the paper's fifteen")
-    add("--root", required=True, help="the folder that holds the data sets' folders")
+    add("--root", default="", help="the folder that holds the data sets' folders")
     add("--check", action="store_true", help="download nothing; without names: all fifteen")
     add("--decode", action="store_true", help="read every image when checking")
     add("--convert-fewshot", action="store_true", help="few-shot pickles to JSON")
@@ -70,23 +72,26 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     args = parse_args(argv)
     # Here, as the readers import PyTorch, which --help has no need of.
-    from datasets.preparation.steps import SOURCES, convert, export, prepare, readers_of, report
+    from datasets.preparation.steps import SOURCES, convert, export, prepare, report, targets_of
+    from tuning.class_names import remarks_on
 
     if not args.names and not args.check:
         raise UserError(f"name a data set, or 'all': {', '.join(SOURCES)}")
-    readers = readers_of(args.names or ["all"])
+    targets = targets_of(args.names or ["all"], args.root)
     if args.convert_fewshot or args.export_fewshot:
-        for reader in readers:
-            written = convert(reader, args.root) if args.convert_fewshot else []
+        for target in targets:
+            written = convert(target.reader, target.root) if args.convert_fewshot else []
             if args.export_fewshot:
-                written += export(reader, args.root, args.shots, distinct_seeds(args.seeds))
+                seeds = distinct_seeds(args.seeds)
+                written += export(target.reader, target.root, args.shots, seeds)
             for path in written:
                 print(f"wrote {os.path.relpath(path)}")
         return 0
-    if args.check and not os.path.exists(os.path.expanduser(args.root)):
-        raise UserError(f"no such data folder: {args.root} (--root)")
-    failures = [] if args.check else prepare(readers, args)
-    complete = report(readers, args)
+    for target in targets if args.check else ():
+        if not os.path.exists(os.path.expanduser(target.root)):
+            raise UserError(f"no such data folder: {target.root} (--root)")
+    failures = [] if args.check else prepare([target.reader for target in targets], args)
+    complete = report(targets, args, remarks_on)
     for failure in failures:
         print(failure, file=sys.stderr)
     return 0 if complete else 1

@@ -11,6 +11,8 @@ from dassl.utils import UserError
 
 from .method import Classes
 
+_ENDS = 2  # tokens around a prompt, SOS and EOT
+
 
 def cut_names(classes: Classes, tokens: int) -> Classes:
     """Return the classes with names of at most `tokens` tokens each; 0 leaves all as they are.
@@ -55,15 +57,37 @@ def told_alike(names: Sequence[str]) -> list[list[int]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
+def alike(keys: Sequence[str], names: Sequence[str]) -> str:
+    """Return a line if some classes have prompts that are token for token the same, or ""."""
+    shown = [n if n == k else f"{k} ({n})" for k, n in zip(keys, names, strict=True)]
+    groups = [" = ".join(shown[c] for c in group) for group in told_alike(names)]
+    if not groups:
+        return ""
+    return (
+        "Classes whose prompts are token for token the same, so that text can't tell them "
+        f"apart: {'; '.join(groups)}"
+    )
+
+
 def say_alike(classes: Classes) -> None:
-    """Print a line if some classes have prompts that are token for token the same."""
-    shown = [
-        name if name == key else f"{key} ({name})"
-        for key, name in zip(classes.keys, classes.names, strict=True)
-    ]
-    groups = [" = ".join(shown[c] for c in group) for group in told_alike(classes.names)]
-    if groups:
-        print(
-            "Classes whose prompts are token for token the same, so that text can't tell them "
-            f"apart: {'; '.join(groups)}"
-        )
+    """Print what `alike` says."""
+    if line := alike(classes.keys, classes.names):
+        print(line)
+
+
+def remarks_on(names: Mapping[str, str], template: str) -> list[str]:
+    """Return what is to be told of classes' names by key before a run, a line each."""
+    lines = alike(list(names), list(names.values())), too_long(list(names.values()), template)
+    return [line for line in lines if line]
+
+
+def too_long(names: Sequence[str], template: str, most: int = 77) -> str:
+    """Return a line if some names are too long for the text tower, whose usual length is `most`."""
+    length = {n: len(_tokenizer.encode(template.replace("{}", n.replace("_", " ")))) for n in names}
+    long = [name for name in names if length[name] + _ENDS > most]
+    if not long:
+        return ""
+    return (
+        f"{len(long)} names are too long for the text tower's {most} tokens, first {long[0]!r}: "
+        "a run ends there; DATASET.NAME_TOKENS cuts names"
+    )

@@ -24,8 +24,17 @@ IMAGE_ENDINGS = (
 )
 
 
-def read_image(path: str | os.PathLike) -> Image.Image:
+# What of an image isn't as people see it once it is read: Pillow's `convert("RGB")` has it so.
+DEEP = "more than 8 bits a channel, of which values above 255 become 255: save them with 8"
+TURNED = "an EXIF entry by which viewers turn them; they are read as they are stored"
+MOVING = "several frames; the first is read"
+_ORIENTATION = 0x0112
+
+
+def read_image(path: str | os.PathLike, oddities: list[str] | None = None) -> Image.Image:
     """Return the image at `path`, decoded, in RGB.
+
+    oddities: takes `DEEP`, `TURNED`, `MOVING`, where one holds.
 
     Raises UserError naming a file that is missing, of another format, damaged or too large.
     """
@@ -35,6 +44,8 @@ def read_image(path: str | os.PathLike) -> Image.Image:
         raise UserError(f"no such image: {path}")
     try:
         with open_file(path) as file, Image.open(file, formats=_formats()) as image:
+            if oddities is not None:
+                oddities.extend(_odd(image))
             return image.convert("RGB")
     except UserError:
         raise
@@ -58,15 +69,31 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def undecodable(paths: Iterable[str]) -> list[str]:
-    """Decode images; return a line for each that can't be, in their order."""
+def _odd(image: Image.Image) -> list[str]:
+    """Which of the three it is."""
+    found = [DEEP] if image.mode in ("I", "F") or image.mode.startswith("I;16") else []
+    found += [TURNED] if image.getexif().get(_ORIENTATION, 1) != 1 else []
+    return found + ([MOVING] if getattr(image, "is_animated", False) else [])
 
-    def why(path: str) -> str:
+
+def undecodable(paths: Iterable[str], odd: dict[str, list[str]] | None = None) -> list[str]:
+    """Decode images; return a line for each that can't be, in their order.
+
+    odd: takes the paths of those that aren't as people see them, by `read_image`'s oddities.
+    """
+
+    def look(path: str) -> tuple[str, str, list[str]]:
+        oddities: list[str] = []
         try:
-            read_image(path)
+            read_image(path, oddities)
         except UserError as error:
-            return str(error)
-        return ""
+            return path, str(error), []
+        return path, "", oddities
 
+    lines = []
     with ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter's lock
-        return [line for line in pool.map(why, paths) if line]
+        for path, line, oddities in pool.map(look, paths):
+            lines += [line] if line else []
+            for oddity in oddities if odd is not None else ():
+                odd.setdefault(oddity, []).append(path)
+    return lines

@@ -73,7 +73,8 @@ def read_text(path: str | os.PathLike, limit: int = TEXT_LIMIT) -> str:
     try:
         return content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}") from None
+        # Whether it is an old encoding of Windows or no text at all can't be told.
+        raise UserError(f"{path} is not UTF-8 text, so save it as that: {error}") from None
 
 
 def read_json(path: str | os.PathLike, kind: Kind = object, unique: bool = False) -> Any:

@@ -21,6 +21,8 @@ class Finding:
     published: tuple[int, int, int, int] | None = None
     missing: list[str] = field(default_factory=list)
     unreadable: list[str] | None = None  # None: not decoded
+    names: dict[str, str] = field(default_factory=dict)  # of its classes, by key
+    template: str = ""
     notes: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)  # worth a line, and nothing is wrong
 
@@ -58,8 +60,9 @@ def check(reader: type[ImageDataset], root: str, decode: bool = False) -> Findin
         return finding
     finding.found = True
     items = [item for part in lists for item in part]
+    finding.names, finding.template = data.all_classes(lists[0] or lists[2]), data.template
     finding.sizes = (len({item.label for item in items}), *map(len, lists))
-    finding.remarks += data.remarks(lists)
+    finding.remarks += data.remarks(lists, read=decode)
     if data.split_file and not data.has_split_file():
         where = finding.notes if reader.sizes else finding.remarks
         where.append(f"no {data.split_path}: the first run would draw a split")
@@ -68,7 +71,12 @@ def check(reader: type[ImageDataset], root: str, decode: bool = False) -> Findin
     finding.missing = missing_files(item.impath for item in items)
     if decode:
         gone = set(finding.missing)
-        finding.unreadable = undecodable([i.impath for i in items if i.impath not in gone])
+        odd: dict[str, list[str]] = {}
+        there = (item.impath for item in items if item.impath not in gone)
+        finding.unreadable = undecodable(dict.fromkeys(there), odd)
+        finding.remarks += [
+            f"{len(paths):,} images have {what} (first {paths[0]})" for what, paths in odd.items()
+        ]
     return finding
 
 
