@@ -209,8 +209,20 @@ class ImageDataset(DatasetBase):
                 )
             if seed >= 0:
                 self._save(lambda: self.write_sample(*sample, cache), cache)
+        self._say_fewer(train, shots)
         self.fewshot_hash = rows_hash({"train": self.rows(sample[0]), "val": self.rows(sample[1])})
         return sample
+
+    def _say_fewer(self, train: Items, shots: int) -> None:
+        """Print how many classes are taken whole, as they have fewer images than was asked for."""
+        counts = Counter(item.class_key for item in train)
+        fewer = {key: n for key, n in counts.items() if n < shots}
+        if fewer:
+            key, least = min(fewer.items(), key=lambda entry: entry[1])
+            print(
+                f"{len(fewer)} of {len(counts)} classes have fewer than {shots} training images "
+                f"and are taken whole, '{key}' with {least}"
+            )
 
     def fewshot_path(self, shots: int, seed: int) -> str:
         """Return where the sample of `shots` and `seed` is kept."""

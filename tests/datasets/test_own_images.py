@@ -279,3 +279,14 @@ def test_the_command_takes_several_sets_of_ones_own(tmp_path, capsys, monkeypatc
     with pytest.raises(SystemExit):
         main(["--check", "ImageFolder"])
     assert "say where ImageFolder lies" in capsys.readouterr().err
+
+
+def test_classes_with_fewer_images_than_shots_are_told(tmp_path, capsys):
+    folders(tmp_path / "train", ("a", "b", "c"), 4)
+    image(tmp_path / "train" / "b" / "more.png")
+    folders(tmp_path / "test", ("a", "b", "c"), 1)
+    load(tmp_path, shots=4)
+    assert "fewer" not in capsys.readouterr().out
+    load(tmp_path, shots=5)
+    told = "2 of 3 classes have fewer than 5 training images and are taken whole, 'a' with 4\n"
+    assert told in capsys.readouterr().out
