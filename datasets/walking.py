@@ -15,21 +15,24 @@ OUTSIDE = "images outside the class folders"
 UPWARDS = "links to a folder above"
 
 
-def walk_images(folder: str, passed: Counter[str]) -> list[str]:
+def images_below(folder: str, passed: Counter[str]) -> list[str]:
     """Return the images below `folder`, by code point, as paths relative to it apart by "/".
 
     Folders in it are walked too, links to folders as well, none of them twice, and none that leads
     to a folder above, where other classes are. `passed` counts the files that are no images, by
     their endings.
+    """
+    paths = [path for path in _files(folder, passed) if _is_image(path, passed)]
+    return sorted(os.path.relpath(path, folder).replace(os.sep, "/") for path in paths)
+
+
+def walk_images(folder: str, passed: Counter[str]) -> list[str]:
+    """Return the images of a class folder, as `images_below`.
 
     Raises UserError if there is no image: a class without one is a half-finished copy.
     """
     here: Counter[str] = Counter()
-    names = [
-        os.path.relpath(path, folder).replace(os.sep, "/")
-        for path in _files(folder, here)
-        if _is_image(path, here)
-    ]
+    names = images_below(folder, here)
     passed += here
     if not names:
         there = describe_passed(here)
@@ -37,7 +40,7 @@ def walk_images(folder: str, passed: Counter[str]) -> list[str]:
             f"no images in the class folder {folder}{f' ({there})' if there else ''}; add them or "
             "remove the folder"
         )
-    return sorted(names)
+    return names
 
 
 def count_outside(
@@ -54,10 +57,7 @@ def count_outside(
         if entry.name.startswith("."):
             passed[HIDDEN] += 1
         elif entry.is_dir():
-            here: Counter[str] = Counter()
-            images = sum(_is_image(path, here) for path in _files(entry.path, here))
-            passed[OUTSIDE] += images
-            passed += here
+            passed[OUTSIDE] += len(images_below(entry.path, passed))
         else:
             passed[OUTSIDE] += _is_image(entry.path, passed)
 

@@ -53,12 +53,20 @@ def main(argv: list[str] | None = None) -> int:
     if args.private and not args.push:
         raise UserError("--private is for --push")
     run, folder = open_run(args.run, args.backbone), Path(args.output)
-    save(run, folder, args.with_backbone)
     if args.onnx:
-        difference = onnx.export(run, folder / "model.onnx")
-        print(f"model.onnx: onnxruntime's logits within {difference:.1e} of PyTorch's largest")
+        onnx.require_packages()
+    save(run, folder, args.with_backbone)
+    refused = ""
+    if args.onnx:
+        try:
+            difference = onnx.export(run, folder / "model.onnx")
+            print(f"model.onnx: onnxruntime's logits within {difference:.1e} of PyTorch's largest")
+        except UserError as error:
+            refused = str(error)
     with atomic_write(folder / "README.md") as file:
-        file.write(model_card(run, args.onnx))
+        file.write(model_card(run, args.onnx and not refused))
+    if refused:
+        raise UserError(f"{refused}; all else is in {folder}")
     if args.features:
         n = write_features(run, args.features, folder / "features.npz")
         print(f"features.npz: {n} images")

@@ -51,6 +51,13 @@ def _constant(method: Method) -> Any:
     return lambda: text
 
 
+def require_packages() -> None:
+    """Raise UserError naming the packages that aren't here."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"ONNX takes packages that aren't here: pip install {' '.join(missing)}")
+
+
 def export(run: Run, path: Path) -> float:
     """Write a run's model as ONNX to `path`; return the largest relative difference of logits.
 
@@ -59,9 +66,7 @@ def export(run: Run, path: Path) -> float:
     Raises:
         UserError: a package is missing, the method can't be written as ONNX, or numbers differ.
     """
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"ONNX takes packages that aren't here: pip install {' '.join(missing)}")
+    require_packages()
     import onnxruntime
 
     model = Classifier(_plain(run)).eval()

@@ -16,17 +16,17 @@ From Python:
 from __future__ import annotations
 
 import argparse
+import csv
 import glob
 import io
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dassl.utils import (
-    IMAGE_ENDINGS,
     NOT_FINITE,
     UserError,
     atomic_write,
@@ -111,13 +111,18 @@ class Predictor:
 def find_images(sources: Iterable[str]) -> list[str]:
     """Return the image files that files, folders (searched to the bottom) and globs stand for.
 
-    Raises UserError for a source that gives none.
+    What is passed over in folders is counted in a line. Raises UserError for a source that gives
+    none.
     """
+    from datasets.walking import describe_passed, images_below
+
     found: list[str] = []
     for source in sources:
         if os.path.isdir(source):
-            inside = Path(source).rglob("*")
-            files = [str(p) for p in sorted(inside) if p.suffix.lower() in IMAGE_ENDINGS]
+            passed: Counter[str] = Counter()
+            files = [os.path.join(source, name) for name in images_below(source, passed)]
+            if told := describe_passed(passed):
+                print(f"{source}: passed over {told}", file=sys.stderr)
         elif os.path.exists(source):
             files = [source]
         else:
@@ -129,14 +134,16 @@ def find_images(sources: Iterable[str]) -> list[str]:
 
 
 def class_list(text: str) -> list[str]:
-    """Return the names of "a,b,c", or of a file with one a line."""
+    """Return the names of "a,b,c", or of a file with one a line; a name with a comma in quotes."""
     if os.path.isfile(text):
         lines = read_text(text).splitlines()
     else:
-        lines = text.split(",")
+        lines = next(csv.reader([text], skipinitialspace=True), [])
     names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise argparse.ArgumentTypeError("no class name in it")
+    if names == [text] and os.path.splitext(text)[1]:
+        raise argparse.ArgumentTypeError(f"no such file: {text}")
     return names
 
 

@@ -64,8 +64,10 @@ def targets_of(names: list[str], root: str) -> list[Target]:
         else:
             names = ", ".join(sorted({target.name for target in known.values()}))
             raise UserError(f"unknown data set '{name}'{suggest(name, known)}; there are {names}")
-    if homeless := next((target.name for target in found if not target.root), ""):
-        raise UserError(f"say where {homeless} lies: --root DIR, or NAME=FOLDER for your images")
+    for target in found:
+        if not (target.name and target.root):
+            own = "NAME=FOLDER for images of your own"
+            raise UserError(f"say where {target.name or target.root} lies: --root DIR, or {own}")
     return found
 
 

@@ -84,6 +84,25 @@ def test_onnx_names_what_is_missing(run_folders, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_cant_be_onnx_leaves_the_rest(run_folders, tmp_path, monkeypatch, capsys):
+    words = [str(run_folders["CoOp"]), "--output", str(tmp_path / "m"), "--onnx"]
+
+    def refuse(*_):
+        raise UserError("CoOp can't be written as ONNX: why")
+
+    monkeypatch.setattr(onnx, "export", refuse)
+    monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        export_command.main(words)
+    assert not (tmp_path / "m").exists()  # what is missing is said before anything is written
+    monkeypatch.setattr(onnx, "require_packages", lambda: None)
+    with pytest.raises(SystemExit):
+        export_command.main(words)
+    assert f"ONNX: why; all else is in {tmp_path / 'm'}" in capsys.readouterr().err
+    assert "model.onnx" not in (tmp_path / "m" / "README.md").read_text()
+    assert ExportedModel(tmp_path / "m").classes
+
+
 @pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in onnx.NEEDED), reason="no ONNX here"
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import shutil
@@ -18,7 +19,7 @@ from dassl.utils import UserError, load_checkpoint, save_plain
 from experiments.features import batches, load_run
 from tuning import loading
 from tuning import prediction as predict
-from tuning.prediction import Predictor
+from tuning.prediction import Predictor, class_list, find_images
 
 
 def run(capsys, *arguments: object) -> str:
@@ -180,3 +181,22 @@ def test_options_of_a_checkpoint_without_a_run(words, told, run_folders, picture
     with pytest.raises(SystemExit):
         run(capsys, picture_root / "ant" / "0.png", "--model", run_folders["CoOp"], *words)
     assert told in capsys.readouterr().err
+
+
+def test_folders_are_searched_as_data_sets_are(tmp_path, capsys):
+    for path in ("a/0.jpg", "a/.ipynb_checkpoints/0.jpg", "a/._0.jpg", "notes.txt", "store/1.JPG"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "store")
+    found = find_images([str(tmp_path / "a")])
+    assert found == [str(tmp_path / "a" / name) for name in ("0.jpg", "link/1.JPG")]
+    assert f"{tmp_path / 'a'}: passed over 2 files: 2 hidden" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no image at"):
+        find_images([str(tmp_path / "a" / ".ipynb_checkpoints" / "none")])
+
+
+def test_class_names_with_commas_and_files_that_arent_there():
+    assert class_list('cat, "comma, name",dog') == ["cat", "comma, name", "dog"]
+    assert class_list("brown bear") == ["brown bear"]
+    with pytest.raises(argparse.ArgumentTypeError, match="no such file: names.txt"):
+        class_list("names.txt")
