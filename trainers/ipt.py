@@ -70,7 +70,7 @@ class KeyPrompts(nn.Module):
         near = F.cosine_similarity(patches, patches.mean(dim=1, keepdim=True), dim=-1)
         # In the image's order: a swap of two that are almost as near changes nothing.
         places = near.topk(self.tokens, dim=1).indices.sort(dim=1).values
-        keys = patches.take_along_dim(places.unsqueeze(-1), dim=1)
+        keys = patches.gather(1, places.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
         hidden = self.conv(self.down(self.norm(keys)).transpose(1, 2))
         return self.up(F.gelu(hidden).transpose(1, 2)), places
 

@@ -134,6 +134,8 @@ class ImageEncoder(nn.Module):
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _chunks(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
+        if not self.fast:
+            return (image,)
         at_once = max(1, len(image))
         if image.device.type == "cpu":
             at_once = max(_IMAGES_PER_CHUNK, torch.get_num_threads())
@@ -230,7 +232,7 @@ class ImageEncoder(nn.Module):
             return change
         vectors = change.vectors.to(self.dtype)
         vectors = vectors if vectors.dim() == 3 else vectors.unsqueeze(0)
-        if vectors.dim() != 3 or vectors.shape[-1] != self.width or images % len(vectors):
+        if vectors.dim() != 3 or vectors.shape[-1] != self.width or images % vectors.shape[0]:
             raise UserError(
                 f"Tokens of shape {tuple(change.vectors.shape)} for {images} images and a tower of "
                 f"width {self.width}"
@@ -242,7 +244,9 @@ def _put(x: torch.Tensor, changes: Sequence[Tokens]) -> torch.Tensor:
     """`changes` done to tokens x (B,L,W)."""
     for change in changes:
         vectors = change.vectors
-        x = put(x, change, vectors.repeat_interleave(len(x) // len(vectors), dim=0))
+        # No len(x): a graph of this, such as ONNX's, is for any number of images.
+        each = vectors.unsqueeze(1).expand(-1, x.shape[0] // vectors.shape[0], -1, -1)
+        x = put(x, change, each.flatten(0, 1))
     return x
 
 

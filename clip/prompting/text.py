@@ -274,7 +274,7 @@ class TextEncoder(nn.Module):
         ctx = ctx if side_by_side else ctx.unsqueeze(0)
         if ctx.dim() == 3:
             ctx = ctx.unsqueeze(1)  # (K,1|C,M,W)
-        state = TextState(layout, 0, len(ctx), None, None, side_by_side)
+        state = TextState(layout, 0, ctx.shape[0], None, None, side_by_side)
         if self.fast and layout.prefix_length and ctx.shape[1] == 1:
             return replace(state, prefix=self._prefix(layout, ctx[:, 0]))
         length = layout.context_length if self.padded else layout.longest
@@ -283,7 +283,7 @@ class TextEncoder(nn.Module):
     def _prefix(self, layout: PromptLayout, ctx: torch.Tensor) -> torch.Tensor:
         """(K,P,W) input embeddings of [SOS][context][words]."""
         fixed = self.token_embedding(layout.tokens[:1, : layout.prefix_length]).to(self.dtype)
-        fixed = fixed.expand(len(ctx), -1, -1)
+        fixed = fixed.expand(ctx.shape[0], -1, -1)
         x = torch.cat([fixed[:, :1], ctx, fixed[:, 1 + layout.n_ctx :]], dim=1)
         return x + self.positional_embedding[: x.shape[1]].to(self.dtype)
 
@@ -293,10 +293,10 @@ class TextEncoder(nn.Module):
         if layout.n_ctx:
             slots = layout.slots[:, :length]
             rows = ctx.expand(-1, len(layout), -1, -1)  # (K,C,M,W)
-            index = slots.clamp(min=0)[None, :, :, None].expand(len(ctx), -1, -1, x.shape[-1])
+            index = slots.clamp(min=0)[None, :, :, None].expand(ctx.shape[0], -1, -1, x.shape[-1])
             x = torch.where((slots < 0)[None, :, :, None], x, rows.gather(2, index))
         else:
-            x = x.expand(len(ctx), -1, -1, -1)
+            x = x.expand(ctx.shape[0], -1, -1, -1)
         return x + self.positional_embedding[:length].to(self.dtype)
 
     # Whole sequences: the plain path; or no token after EOT, and the last layer at EOT alone.
@@ -357,7 +357,7 @@ class TextEncoder(nn.Module):
 def _read(x: torch.Tensor, read: Read, eot: torch.Tensor, longest: int) -> torch.Tensor:
     """What `read` asks of whole sequences x (KC,L,W) that end at eot (KC,)."""
     if read.at == END:
-        return x[torch.arange(len(x), device=x.device), eot]
+        return x[torch.arange(x.shape[0], device=x.device), eot]
     assert not isinstance(read.at, str)
     real = torch.arange(longest, device=x.device) <= eot[:, None]
     return torch.where(real[..., None], x[:, :longest], 0)[:, read.at]
@@ -377,7 +377,7 @@ def _at_eot(block: Layer, x: torch.Tensor, eot: torch.Tensor) -> torch.Tensor:
 
 def _contexts(state: TextState, changes: Sequence[Change]) -> int:
     """K, how many runs go side by side."""
-    numbers = [len(c.vectors) for c in changes if isinstance(c, Tokens | NameShift)]
+    numbers = [c.vectors.shape[0] for c in changes if isinstance(c, Tokens | NameShift)]
     contexts = max([state.contexts, *numbers])
     if any(number not in (1, contexts) for number in [state.contexts, *numbers]):
         raise UserError(f"contexts side by side: {state.contexts} given, changes for {numbers}")

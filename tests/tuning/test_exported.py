@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import train
 from dassl.utils import UserError
 from experiments import export_command
 from tuning import onnx
@@ -115,3 +116,17 @@ def test_onnx_computes_what_pytorch_does(run_folders, tmp_path):
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"images": x.numpy()})
     assert np.allclose(found, run.logits(x).numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["CoPromptTemplates", "IPT"])
+def test_a_graph_is_for_any_number_of_images(name, command, tmp_path):
+    """What ONNX is written from: prompts shared by all images, and each image's own."""
+    train.main(command(name, OPTIM__MAX_EPOCH=1))
+    run = open_run(tmp_path / "run")
+    model = onnx.Classifier(onnx._plain(run)).eval()
+    dynamic = {"image": {0: torch.export.Dim("batch", min=2)}}
+    graph = torch.export.export(model, (images(run, 2),), dynamic_shapes=dynamic).module()
+    for n in (2, 5):
+        torch.testing.assert_close(
+            graph(images(run, n)), run.logits(images(run, n)), atol=1e-3, rtol=0
+        )
