@@ -118,7 +118,7 @@ def test_onnx_computes_what_pytorch_does(run_folders, tmp_path):
     assert np.allclose(found, run.logits(x).numpy(), atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["CoPromptTemplates", "IPT"])
+@pytest.mark.parametrize("name", ["MaPLe", "IPT"])
 def test_a_graph_is_for_any_number_of_images(name, command, tmp_path):
     """What ONNX is written from: prompts shared by all images, and each image's own."""
     train.main(command(name, OPTIM__MAX_EPOCH=1))
