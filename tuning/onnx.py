@@ -76,8 +76,12 @@ def export(run: Run, path: Path) -> float:
     try:
         _write(model, images[:2], partial)
         session = onnxruntime.InferenceSession(str(partial), providers=["CPUExecutionProvider"])
+        if isinstance(session.get_inputs()[0].shape[0], int):
+            name = run.cfg.TRAINER.NAME
+            raise UserError(f"{name} can't be written as ONNX for any number of images")
         (found,) = session.run(None, {"images": images.numpy()})
     except UserError:
+        partial.unlink(missing_ok=True)
         raise
     except Exception as error:  # the exporter raises nearly anything
         partial.unlink(missing_ok=True)
