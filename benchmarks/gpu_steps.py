@@ -73,7 +73,8 @@ def _batch(setup: MethodSetup) -> dict[str, torch.Tensor]:
     image = images(setup.batch, setup.model)
     given, known = setup.ahead(image)
     label = torch.arange(setup.batch, device=setup.device) % len(setup.method.classes.keys)
-    return {"image": given, "label": label, **known, **setup.method.drawn(setup.generator, 1.0)}
+    batch = setup.joined({"image": given, "label": label, **known})
+    return {**batch, **setup.method.drawn(setup.generator, 1.0)}
 
 
 def profile(args: argparse.Namespace, device: torch.device, steps: int = 10) -> dict[str, Any]:

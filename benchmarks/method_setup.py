@@ -205,11 +205,11 @@ class MethodSetup:
         """One training step on what `ahead` gives; returns the loss."""
         self.method.train()
         drawn = self.method.drawn(self.generator, 1.0)
-        batch = self._joined({"image": image, "label": label, **known}) | drawn
+        batch = self.joined({"image": image, "label": label, **known}) | drawn
         return training_step(self.method, batch, self.optim, self.scaler, self.autocast)["loss"]
 
     @torch.no_grad()
-    def _joined(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def joined(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A batch with as many images more as the method asks for, which stand for its own."""
         if not self.method.asks_for_images():
             return batch

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import train
+from dassl.data import DatasetWrapper
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import Terminated, UserError
 from experiments.results.scores import load_scores
@@ -151,6 +152,30 @@ def test_what_joins_a_batch(make_trainer, name, fast):
                     rows = list(trainer.encode_views(torch.stack(rows)))
                 assert min((row - own).abs().max() for own in rows) < 1e-4
     assert len({tuple(classes) for classes in seen}) > 1
+
+
+@pytest.mark.parametrize("on_error", ["skip", "fail"])
+def test_a_negative_that_can_not_be_read(make_trainer, monkeypatch, on_error):
+    trainer = make_trainer("DPC_MaPLe", INPUT__ON_DECODE_ERROR=on_error)
+    trainer.set_model_mode("train")
+    batch = next(iter(trainer.training_batches()))
+    label = trainer.step_inputs(batch)["label"]
+    lost = int(label[-1])
+    read = DatasetWrapper.item
+
+    def item(self, index, epoch):
+        if self.data_source[index].label == lost:
+            raise UserError("no picture")
+        return read(self, index, epoch)
+
+    monkeypatch.setattr(DatasetWrapper, "item", item)
+    if on_error == "fail":
+        with pytest.raises(UserError, match="no picture"):
+            trainer.step_inputs(batch)
+        return
+    inputs = trainer.step_inputs(batch)
+    assert inputs["label"].tolist() == label[:-1].tolist()
+    assert len(inputs["image"]) == len(label) - 1
 
 
 def test_the_ranks_are_those_of_the_tuned_prompt(make_trainer, images):
