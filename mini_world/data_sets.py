@@ -255,3 +255,7 @@ class MiniShapesNight(_ShapesElsewhere):
     look = Look(
         hue=0.12, light=0.4, noise=0.1, blur=1.0, clutter=3, tint=(0.3, 0.35, 0.55), rim=0.0
     )
+
+
+_ALL = (MiniShapes, MiniFabrics, MiniScenes, MiniBadges, MiniShapesSketch, MiniShapesNight)
+DRAWN: dict[str, type[DrawnDataset]] = {each.dataset_dir: each for each in _ALL}

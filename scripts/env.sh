@@ -10,57 +10,35 @@ die() {
     exit 2
 }
 
-satisfied() { "$1" scripts/check_env.py >/dev/null 2>&1; }
+# Python 3.10 or newer, and pip, asking no index, finds nothing left to install.
+satisfied() {
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null &&
+        PIP_CONFIG_FILE=/dev/null "$1" -m pip --isolated --disable-pip-version-check install \
+            --dry-run --no-index --no-deps -r requirements.txt >/dev/null 2>&1
+}
 
-# Python 3.10 or newer to build .venv from; the version is read, not guessed from the name.
-find_python() {
+# An environment whose making was interrupted, or whose Python is gone, is made anew.
+make_venv() {
     local name
     for name in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10 python}; do
-        if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
-            command -v "$name"
-            return
-        fi
+        ! "$name" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || break
+        name=
     done
-    die "no Python 3.10 or newer found (looked for: ${PYTHON:-python3, python3.10 … python3.13}); install one, or name it: PYTHON=/path/to/python"
-}
-
-# What .venv was made from: an interrupted or outdated one carries another text.
-stamp() {
-    "$1" -c 'import hashlib, sys; print(*sys.version_info[:2], hashlib.sha256(open("requirements.txt", "rb").read()).hexdigest())' 2>/dev/null
-}
-
-ready() {
-    [[ -x .venv/bin/python ]] || return 1
-    # Without a stamp it's a user's own: good as long as it satisfies.
-    if [[ -f .venv/made-from ]]; then
-        [[ "$(cat .venv/made-from)" == "$(stamp .venv/bin/python)" ]] || return 1
-    fi
-    satisfied .venv/bin/python
-}
-
-make_venv() {
-    local base
-    base=$(find_python) || exit 2
-    if [[ -x .venv/bin/python && "$(cat .venv/made-from 2>/dev/null)" != unfinished ]] &&
-        .venv/bin/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
-        echo "Bringing .venv up to date with requirements.txt …" >&2
-    else
+    [[ $name ]] || die "no Python 3.10 or newer found (looked for: ${PYTHON:-python3, python3.10 … python3.13}); install one, or name it: PYTHON=/path/to/python"
+    if [[ -e .venv/unfinished ]] || ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
         echo "Making .venv from requirements.txt (once; PyTorch takes a few minutes) …" >&2
-        "$base" -m venv --clear .venv >/dev/null 2>&1 || venv_without_ensurepip "$base"
+        "$name" -m venv --clear .venv >/dev/null 2>&1 ||
+            die "$name can't make a virtual environment; install its venv module (Debian: apt install python3-venv) or activate an environment that satisfies requirements.txt"
+    else
+        echo "Bringing .venv up to date with requirements.txt …" >&2
     fi
-    echo unfinished >.venv/made-from
+    touch .venv/unfinished
     .venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt >&2 ||
         die "pip could not install requirements.txt (its message is above); then run the same command again"
-    stamp .venv/bin/python >.venv/made-from
+    rm .venv/unfinished
 }
 
-# Debian's python3 comes without ensurepip: make the environment bare, and put pip in from PyPI.
-venv_without_ensurepip() {
-    if ! "$1" -m venv --clear --without-pip .venv >/dev/null 2>&1 ||
-        ! .venv/bin/python scripts/get_pip.py >/dev/null 2>&1; then
-        die "$1 can't make a virtual environment; install its venv module (Debian: apt install python3-venv) or activate an environment that satisfies requirements.txt"
-    fi
-}
+ready() { [[ ! -e .venv/unfinished ]] && satisfied .venv/bin/python; }
 
 choose_python() {
     local name

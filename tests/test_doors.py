@@ -151,6 +151,7 @@ def test_help_comes_at_once(door):
     run = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
     assert run.returncode == 0 and run.stdout.startswith("usage:"), run.stderr
     assert run.stdout.endswith("imported:\n")
+    assert f"python {door}" in run.stdout, "no example"
 
 
 WRONG = {

@@ -43,7 +43,7 @@ def test_a_mistake_is_one_line_and_status_2():
 
 
 def test_a_short_run_loads_no_compiler(command):
-    """Nor torchvision: each takes longer than the run."""
+    """Nor torchvision: each takes longer than the run. PyTorch 2.6 loads sympy by itself."""
     code = (
         "import sys, train; train.main(sys.argv[1:])\n"
         "heavy = {'torchvision', 'sympy', 'torch._dynamo.convert_frame', 'sklearn', 'matplotlib'}\n"
@@ -53,7 +53,10 @@ def test_a_short_run_loads_no_compiler(command):
     words = command("DePT_CoOp", **views)
     out = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
-    assert "Finish training" in out.stdout and out.stdout.endswith("loaded:\n")
+    *told, loaded = out.stdout.splitlines()
+    assert any("Finish training" in line for line in told)
+    own = {"sympy"} if torch.__version__.startswith("2.6.") else set()
+    assert set(loaded.split()[1:]) <= own, loaded
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,10 @@ def make_wheel(folder: Path, name: str, version: str) -> None:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A folder with the set-up scripts alone, and a shelf of wheels that stands in for PyPI."""
+    """A folder with the set-up script alone, and a shelf of wheels that stands in for PyPI."""
     (tmp_path / "scripts").mkdir()
     (tmp_path / "shelf").mkdir()
-    for name in ("env.sh", "check_env.py", "get_pip.py"):
-        shutil.copy(SCRIPTS / name, tmp_path / "scripts")
+    shutil.copy(SCRIPTS / "env.sh", tmp_path / "scripts")
     make_wheel(tmp_path / "shelf", "standin", "1.0")
     return tmp_path
 
@@ -83,16 +82,26 @@ def test_venv_is_made_once_reused_updated_and_remade_when_half_made(clone):
     updated = ask(clone)
     assert "up to date" in updated.stderr and updated.stdout.strip() == expected
 
-    (clone / ".venv/made-from").write_text("unfinished")
+    (clone / ".venv/unfinished").touch()
     remade = ask(clone)
     assert "Making .venv" in remade.stderr and remade.stdout.strip() == expected
-    assert (clone / ".venv/made-from").read_text() != "unfinished"
+    assert not (clone / ".venv/unfinished").exists()
 
     # A failed installation leaves a mark that the next start sees.
     (clone / "requirements.txt").write_text("nowhere-to-be-found\n")
     failed = ask(clone)
     assert failed.returncode == 2 and failed.stderr.splitlines()[-1].startswith("error: pip")
-    assert (clone / ".venv/made-from").read_text().strip() == "unfinished"
+    assert (clone / ".venv/unfinished").exists()
+
+
+def test_what_could_be_fetched_does_not_satisfy(clone):
+    """A shelf that has the package: it still has to be installed, into .venv."""
+    (clone / "requirements.txt").write_text("pytest>=8.0\nstandin>=1.0\n")
+    python = clone / "python"  # all of Python, but for environments
+    python.write_text(f'#!/bin/sh\n[ "$2" != venv ] && exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    answer = ask(clone, PYTHON=str(python))
+    assert answer.returncode == 2 and "can't make a virtual environment" in answer.stderr
 
 
 @pytest.mark.parametrize("old", [True, False])

@@ -7,6 +7,7 @@ RUN_DOCS=1 in the environment as they stand, on the data sets that the page name
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -176,12 +177,32 @@ def test_folders_that_the_pages_name_are_those_of_the_plans(monkeypatch):
     assert named and named <= planned
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [*PAGES, "docs/running.md", "docs/citing.md", "docs/mini_world.md"]
+)
 def test_files_that_the_pages_name_exist(page):
     text = (ROOT / page).read_text()
-    linked = re.findall(r"\]\(([\w./-]+)\)", text)
+    linked = re.findall(r"\]\(([\w./-]+?)(?:#[\w-]+)?\)", text)
+    linked += re.findall(r'(?:src|srcset)="([^"]+)"', text)
     named = re.findall(r"(?:scripts|docs|configs|tests|trainers)/[\w/]+\.(?:py|sh|md|yaml)", text)
     for path in linked:
         assert ((ROOT / page).parent / path).is_file(), path
     for path in named:
         assert (ROOT / path).is_file(), path
+
+
+def test_headings_that_are_linked_exist():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for name, heading in re.findall(r"\]\(([\w./-]*)#([\w-]+)\)", page.read_text()):
+            target = page.parent / name if name else page
+            heads = re.findall(r"^#+ (.*)$", target.read_text(), re.M)
+            anchors = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+            assert heading in anchors, f"{page.name}: {name}#{heading}"
+
+
+def test_every_method_has_its_paper_on_the_page():
+    page = "".join((ROOT / name).read_text() for name in ("README.md", "docs/citing.md"))
+    for file in (ROOT / "trainers").glob("*.py"):
+        head = (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n\n")[0]
+        for paper in re.findall(r"arXiv\s(\d{4}\.\d{5})", head):
+            assert f"arxiv.org/abs/{paper}" in page, f"{file.name}: {paper}"
