@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:  # --help comes without it
+    import numpy as np
 
 EXACT = 16  # pairs: of so many all 2^n signs are tried, of more a sample
 SAMPLED = 99_999
@@ -30,6 +32,8 @@ def compared(differences: Sequence[float]) -> Difference:
     p is that of the permutation test that flips signs (Fisher 1935): the share of all sign patterns
     whose sum is as far from 0, at least. The interval is Student's, mean ± t_{.975, n−1} s/√n.
     """
+    import numpy as np
+
     values = np.asarray(differences, dtype=float)
     mean, half = float(values.mean()), _half_width(values)
     return Difference(mean, mean - half, mean + half, sign_flip_p(values), len(values))
@@ -39,7 +43,7 @@ def _half_width(values: np.ndarray) -> float:
     from scipy.special import stdtrit
 
     n = len(values)
-    return float(stdtrit(n - 1, 0.975) * values.std(ddof=1) / np.sqrt(n))
+    return float(stdtrit(n - 1, 0.975) * values.std(ddof=1) / n**0.5)
 
 
 def sign_flip_p(values: np.ndarray) -> float:
@@ -47,6 +51,8 @@ def sign_flip_p(values: np.ndarray) -> float:
 
     The observed pattern counts among the sampled ones, so that p is never 0.
     """
+    import numpy as np
+
     n, observed = len(values), abs(values.sum())
     least = observed - 1e-9 * max(1.0, float(np.abs(values).sum()))  # sums of one value, rounded
     if n <= EXACT:
