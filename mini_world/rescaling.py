@@ -28,7 +28,7 @@ def rescaled(state: Mapping[str, torch.Tensor], deviation: float) -> dict[str, t
     rows = state["token_embedding.weight"].to_dense().float()
     factor = deviation / float(rows[rows.any(dim=1)].std())
     return {
-        name: (tensor.to_dense().float() * factor).to(tensor.dtype)
+        name: (tensor.to_dense().double() * factor).to(tensor.dtype)
         if ON_THE_STREAM.fullmatch(name)
         else tensor
         for name, tensor in state.items()

@@ -18,7 +18,10 @@ from mini_world.rescaling import rescaled
 
 def in_double(state, deviation=None):
     state = {name: tensor.to_dense().double() for name, tensor in state.items()}
-    return build_model(rescaled(state, deviation) if deviation else state).double().eval()
+    state = rescaled(state, deviation) if deviation else state
+    model = build_model(state).double().eval()
+    model.load_state_dict(state)  # building rounds matrices to fp16
+    return model
 
 
 @torch.no_grad()
