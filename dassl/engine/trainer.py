@@ -315,7 +315,10 @@ class TrainerX(SimpleTrainer):
     @property
     def _loader_x(self) -> Any:
         if self.train_loader_x is None:
-            raise UserError(f"{self.cfg.DATASET.NAME} has no training images")
+            name = self.cfg.DATASET.LABEL or self.cfg.DATASET.NAME
+            raise UserError(
+                f"{name} has no training images: it is a set to test on (--eval-only --model-dir)"
+            )
         return self.train_loader_x
 
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:
