@@ -36,6 +36,7 @@ from dassl.utils import (
     user_errors,
 )
 from dassl.utils.cli import Parser, output_file, positive, write_csv_rows
+from dassl.utils.images import DEEP
 
 if TYPE_CHECKING:
     from tuning.run import Run
@@ -194,13 +195,16 @@ def classify(
     for start in range(0, len(paths), predictor.batch_size):
         images = []
         for path in paths[start : start + predictor.batch_size]:
+            oddities: list[str] = []
             try:
-                images.append(read_image(path))
+                images.append(read_image(path, oddities))
                 done.append(path)
             except UserError as error:
                 if len(paths) == 1:
                     raise
                 print(f"skipped: {error}", file=sys.stderr)
+            if DEEP in oddities:
+                print(f"{path} has {DEEP}", file=sys.stderr)
         guesses += predictor(images, top)
     if not done:
         raise UserError("none of the files is an image")

@@ -200,3 +200,11 @@ def test_class_names_with_commas_and_files_that_arent_there():
     assert class_list("brown bear") == ["brown bear"]
     with pytest.raises(argparse.ArgumentTypeError, match="no such file: names.txt"):
         class_list("names.txt")
+
+
+def test_an_image_of_which_little_is_left_is_told(run_folders, tmp_path, capsys):
+    Image.new("I;16", (8, 8), 40000).save(tmp_path / "deep.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "usual.png")
+    predict.main([str(tmp_path), "--model", str(run_folders["CoOp"])])
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'deep.png'} has more than 8 bits a channel" in told and "usual" not in told
