@@ -79,7 +79,7 @@ class Request:
 class SlurmPlan:
     """A plan as Slurm has it.
 
-    `settled`: chains that need nothing, or can't be done; `queued`: those whose runs Slurm has
+    `settled`: chains that are complete, or can't be done; `queued`: those whose runs Slurm has
     already, with the task of each; `behind`: what is submitted, by the jobs it has to wait for.
     """
 
@@ -141,17 +141,18 @@ class SlurmPlan:
         runs = sum(len(chain.jobs) for chain in everything)
         new = sum(map(len, self.behind.values()))
         tasks = sum(len(self.tasks_of(chains)) for chains in self.behind.values())
-        at_once = self.request.at_once or tasks
+        at_once = min(self.request.at_once or tasks, tasks)
         lines = [
-            f"{runs} runs in {len(everything)} chains: {len(self.settled)} need nothing, "
-            f"{len(self.queued)} are queued in Slurm or run there, {new} to submit"
+            f"{_several(runs, 'run')} in {_several(len(everything), 'chain')}: "
+            f"{len(self.settled)} complete or refused, {len(self.queued)} queued in Slurm or "
+            f"running there, {new or 'nothing'} to submit"
         ]
         if new:
-            gpus = f"{self.gpus} GPU{'s' * (self.gpus != 1)}" if self.gpus else "no GPU"
+            gpus = _several(self.gpus, "GPU") if self.gpus else "no GPU"
             lines.append(
-                f"{new} chains, {self.per_task} in a task: {tasks} tasks, "
-                f"{min(at_once, tasks)} at once at most; each has {gpus}, {self.request.cpus} "
-                f"cores, {self.request.minutes} minutes"
+                f"{_several(new, 'chain')}, {self.per_task} in a task: {_several(tasks, 'task')}, "
+                f"{at_once} at once at most; each has {gpus}, "
+                f"{_several(self.request.cpus, 'core')}, {_several(self.request.minutes, 'minute')}"
             )
         return lines
 
@@ -231,6 +232,10 @@ class SlurmPlan:
         """What to know about jobs that nobody waits for."""
         jobs = " ".join(self.jobs)
         return f"Slurm goes on with {jobs}; the same command finds it again, scancel {jobs} ends it"
+
+
+def _several(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 @contextmanager

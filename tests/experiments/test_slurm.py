@@ -272,7 +272,7 @@ def test_a_dry_run_shows_the_scripts_and_writes_nothing(place, capsys, tmp_path)
     with place.plan(chains, **request, at_once=1, only_look=True) as plan:
         plan.show(place.settings)
     told = printed(capsys)
-    assert "6 runs in 3 chains: 0 need nothing, 0 are queued in Slurm" in told
+    assert "6 runs in 3 chains: 0 complete or refused, 0 queued in Slurm" in told
     assert "3 chains, 2 in a task: 2 tasks, 1 at once at most; each has no GPU" in told
     assert "sbatch --parsable" in told and "--array=0-1%1" in told
     assert "# task 0: b\n# task 1: c" in told
@@ -323,10 +323,16 @@ def test_what_slurm_has_forgotten(place):
     assert all(state.ended for state in slurm_client.states(tasks).values())
 
 
-def test_without_slurm(place, monkeypatch):
-    monkeypatch.setattr(slurm_client.shutil, "which", lambda name: None)
+def test_without_slurm(place, monkeypatch, tmp_path, capsys):
+    """Nothing can be submitted; what would be can be seen."""
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no sbatch on this machine"), place.plan([]):
         pass
+    with place.plan([place.chain("a")], only_look=True) as plan:
+        plan.show(place.settings)
+    told = printed(capsys)
+    assert "Slurm doesn't say whether the partition has GPUs: one a task" in told
+    assert "1 task, 1 at once at most; each has 1 GPU" in told
 
 
 def test_a_changed_record_is_said(place):
@@ -349,6 +355,6 @@ def test_the_command(place, tmp_path, capsys):
     options += ["--setup", "one", "--setup", "two words", "--gpus-per-job", "2", "--time", "60"]
     assert launch.launch(launch.parse_args([*words.split(), *options])) == 0
     told = printed(capsys)
-    assert "1 chains, 1 in a task: 1 tasks, 1 at once at most; each has 2 GPUs" in told
+    assert "1 chain, 1 in a task: 1 task, 1 at once at most; each has 2 GPUs, 8 cores" in told
     assert "--qos=long" in told and "--gres=gpu:2" in told and "\none\ntwo words\nexec" in told
     assert "# task 0: CoOp mini_shapes 16 shots seed 1|2|3" in told
