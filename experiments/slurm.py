@@ -335,8 +335,8 @@ def _alive(
         for run, task in latest.items()
         if not states[task.place].ended and run not in tried[task]
     }
-    lost = {task for run, task in latest.items() if run not in alive}
-    return alive, [(task, states[task.place]) for task in lost]
+    lost = {task.place: task for run, task in latest.items() if run not in alive}
+    return alive, [(lost[place], states[place]) for place in sorted(lost)]
 
 
 def _as_it_lies(chain: Chain) -> dict[Path, Outcome]:

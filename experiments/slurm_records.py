@@ -97,9 +97,11 @@ def absolute(folder: str | os.PathLike) -> Path:
 def read_submissions(folder: Path) -> list[Submission]:
     """What was submitted from `folder`, in order. Raises UserError for a file that was changed."""
     found = []
-    for path in sorted(folder.glob("[0-9]*/tasks.json"), key=lambda path: path.parent.name):
-        content = read_json(path, dict)
-        number = path.parent / "id"
+    for number in _numbers(folder):
+        path = folder / number / "tasks.json"
+        if not path.exists():  # cut off before it was written
+            continue
+        content, id_file = read_json(path, dict), path.with_name("id")
         try:
             runs = tuple(
                 frozenset(absolute(run["folder"]) for chain in task for run in chain["runs"])
@@ -108,17 +110,22 @@ def read_submissions(folder: Path) -> list[Submission]:
             name = str(content["name"])
         except (KeyError, TypeError) as error:
             raise UserError(f"{path} is no record of Slurm jobs: {error!r}") from None
-        job = number.read_text().strip() if number.exists() else ""
+        job = id_file.read_text().strip() if id_file.exists() else ""
         if job and not job.isdecimal():
-            raise UserError(f"{number} holds no number of a Slurm job: {job[:40]!r}")
+            raise UserError(f"{id_file} holds no number of a Slurm job: {job[:40]!r}")
         found.append(Submission(path.parent, name, job, runs))
     return found
 
 
 def next_folder(folder: Path) -> Path:
     """The folder of the next submission."""
-    numbers = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdecimal()]
-    return folder / f"{max(numbers, default=0) + 1:04}"
+    return folder / f"{int((_numbers(folder) or ['0'])[-1]) + 1:04}"
+
+
+def _numbers(folder: Path) -> list[str]:
+    """The names of the submissions' folders, in order."""
+    names = (path.name for path in folder.glob("[0-9]*") if path.name.isdecimal())
+    return sorted(names, key=int)
 
 
 def prepare(
