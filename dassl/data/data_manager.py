@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dassl.config import CfgNode
 from dassl.utils import UserError, check_choice, missing_files, undecodable, worker_init_fn
+from dassl.utils.images import odd_lines
 
 from .datasets import DatasetBase, Datum, build_dataset
 from .samplers import build_sampler
@@ -120,8 +121,9 @@ def check_images(cfgs: Sequence[CfgNode]) -> None:
         data = build_dataset(cfg)
         for part in (data.train_x, data.train_u, data.val, data.test):
             paths |= dict.fromkeys(item.impath for item in part or ())
-    bad = undecodable(paths)
-    for line in bad:
+    odd: dict[str, list[str]] = {}
+    bad = undecodable(paths, odd)
+    for line in (*bad, *odd_lines(odd)):
         print(line)
     if bad and any(cfg.INPUT.ON_DECODE_ERROR == "fail" for cfg in cfgs):
         raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -74,6 +74,11 @@ def _odd(image: Image.Image) -> list[str]:
     found = [DEEP] if image.mode in ("I", "F") or image.mode.startswith("I;16") else []
     found += [TURNED] if image.getexif().get(_ORIENTATION, 1) != 1 else []
     return found + ([MOVING] if getattr(image, "is_animated", False) else [])
+
+
+def odd_lines(odd: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a line for each oddity, of the paths that `undecodable` gives by it."""
+    return [f"{len(p):,} images have {what} (first {p[0]})" for what, p in odd.items()]
 
 
 def undecodable(paths: Iterable[str], odd: dict[str, list[str]] | None = None) -> list[str]:

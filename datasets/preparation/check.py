@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 
 from dassl.utils import UserError, missing_files, read_json, undecodable
+from dassl.utils.images import odd_lines
 from datasets.base import ImageDataset
 
 HEADER = ("data set", "found", "classes", "train", "val", "test", "missing", "unreadable")
@@ -74,9 +75,7 @@ def check(reader: type[ImageDataset], root: str, decode: bool = False) -> Findin
         odd: dict[str, list[str]] = {}
         there = (item.impath for item in items if item.impath not in gone)
         finding.unreadable = undecodable(dict.fromkeys(there), odd)
-        finding.remarks += [
-            f"{len(paths):,} images have {what} (first {paths[0]})" for what, paths in odd.items()
-        ]
+        finding.remarks += odd_lines(odd)
     return finding
 
 

@@ -250,3 +250,10 @@ def test_all_images_can_be_decoded_first(make_cfg, damaged, capsys):
     check_images([skip])
     assert "Decoded 30 images, 3 of them can't be read" in capsys.readouterr().out
     assert config_values(fail) == config_values(skip)  # one run, where all images are whole
+
+
+def test_images_that_arent_as_people_see_them_are_told(make_cfg, damaged, capsys):
+    Image.new("I;16", (8, 8), 40000).save(damaged / "toy" / "train" / "red" / "0.png")
+    check_images([make_cfg("DATASET.ROOT", str(damaged), "INPUT.ON_DECODE_ERROR", "skip")])
+    told = capsys.readouterr().out
+    assert "1 images have more than 8 bits a channel" in told and "red/0.png" in told
