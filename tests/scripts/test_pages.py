@@ -1,8 +1,8 @@
 """The commands of README.md and docs/reproduce.md do what they say, shown on the mini world.
 
 Here with one seed, one image per class and one epoch, on one data set, and in this process; with
-RUN_DOCS=1 in the environment as they stand, on the data sets that the page names for the mini world
-(an hour).
+RUN_DOCS=1 in the environment as they stand, on the data sets that the page names for the mini
+world, which takes long.
 """
 
 from __future__ import annotations
