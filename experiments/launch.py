@@ -33,7 +33,6 @@ from dassl.utils import GOES_ON, UserError, heed_signals, user_errors
 from dassl.utils.cli import Parser, distinct_seeds, natural, positive, seed_list, shots
 from experiments.chains import Chain, side_by_side, without_repetitions
 from experiments.chosen_datasets import absolute, check_labels
-from experiments.listing import all_trainers
 from experiments.progress import PlanProgress, introduce, watched
 from experiments.protocols import PROTOCOLS, ROOT, Plan, is_seeded
 from experiments.results.folders import TRANSDUCTIVE
@@ -155,6 +154,10 @@ def make_plan(args: argparse.Namespace) -> list[Chain]:
     """Return the chains of the command. Raises UserError for an unknown name or setting."""
     protocol = PROTOCOLS[args.protocol]
     if args.trainers == [ALL]:
+        from experiments.listing import (
+            all_trainers,
+        )  # it imports PyTorch, which no other plan needs
+
         args.trainers, needs = all_trainers()
         left_out = (f"{name} (needs {keys})" for name, keys in needs.items())
         say(f"{ALL}: {len(args.trainers)} trainers, without {', '.join(left_out)}", sys.stderr)

@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     from tuning.class_names import remarks_on
 
     if not args.names and not args.check:
-        raise UserError(f"name a data set, or 'all': {', '.join(SOURCES)}")
+        raise UserError(f"say --root DIR, and name a data set, or 'all': {', '.join(SOURCES)}")
     targets = targets_of(args.names or ["all"], args.root)
     if args.convert_fewshot or args.export_fewshot:
         for target in targets:
