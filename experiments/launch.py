@@ -154,9 +154,8 @@ def make_plan(args: argparse.Namespace) -> list[Chain]:
     """Return the chains of the command. Raises UserError for an unknown name or setting."""
     protocol = PROTOCOLS[args.protocol]
     if args.trainers == [ALL]:
-        from experiments.listing import (
-            all_trainers,
-        )  # it imports PyTorch, which no other plan needs
+        # Here, as it imports PyTorch, which no other plan needs.
+        from experiments.listing import all_trainers
 
         args.trainers, needs = all_trainers()
         left_out = (f"{name} (needs {keys})" for name, keys in needs.items())
