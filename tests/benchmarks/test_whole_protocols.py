@@ -22,6 +22,9 @@ def calls(monkeypatch) -> list[tuple[Path, list[str]]]:
         folder.mkdir(parents=True)
         accuracy = 50.0 if cwd.name != "wrong" else 51.0
         (folder / "result.json").write_text(json.dumps({"accuracy": accuracy}))
+        if cwd.name == "more":
+            (folder / "second").mkdir()
+            (folder / "second" / "result.json").write_text(json.dumps({"accuracy": 1.0}))
         status = int(cwd.name == "broken")
         return SimpleNamespace(returncode=status, stderr="a\nwhy\n", stdout="")
 
@@ -63,3 +66,10 @@ def test_some_ways_alone(calls, tmp_path):
     assert [code.name == "older" for code, _ in calls] == [True, False]
     with pytest.raises(UserError, match="needs --before"):
         main(["--ways", "before"])
+
+
+def test_runs_that_one_way_does_without_are_said(calls, tmp_path, capsys):
+    (tmp_path / "more").mkdir()
+    main(["--only", "quick start", "--before", str(tmp_path / "more")])
+    assert "2 runs" in (said := capsys.readouterr().out)
+    assert "same results of the 1 that all have" in said
