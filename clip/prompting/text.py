@@ -85,7 +85,7 @@ class TextEncoder(nn.Module):
         self.text_projection = clip_model.text_projection
         self.fast = fast
         # Whether the plain path goes through what stands after the longest text, too.
-        self.padded = not fast
+        self.padded = True
         # Bytes that activations kept for the backward pass may take; None: half of what is free.
         self.memory_budget: int | None = None
         # Passes that go on at once, mapped by vmap: they share the memory.
@@ -277,7 +277,7 @@ class TextEncoder(nn.Module):
         state = TextState(layout, 0, ctx.shape[0], None, None, side_by_side)
         if self.fast and layout.prefix_length and ctx.shape[1] == 1:
             return replace(state, prefix=self._prefix(layout, ctx[:, 0]))
-        length = layout.context_length if self.padded else layout.longest
+        length = layout.longest if self.fast or not self.padded else layout.context_length
         return replace(state, tokens=self._prompts(layout, ctx, length).flatten(0, 1))
 
     def _prefix(self, layout: PromptLayout, ctx: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import process_timing, speed, timing
 from benchmarks.method_setup import MethodSetup, Settings, images, method_names
+from clip.prompting import text as text_tower
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError
 from tests.registered import some_twins, trains
@@ -89,6 +90,22 @@ def test_whole_runs(monkeypatch):
         *("1", "2", "3", "1 2 3"),
     ]
     assert all("--no-cache" in command for command in mine)
+
+
+def test_plain_path_goes_through_all_tokens(monkeypatch):
+    """What stands after the longest text, too, as public code does."""
+    lengths = []
+
+    def plain_block(block, changes, x, causal):
+        lengths.append(x.shape[1])
+        return own(block, changes, x, causal)
+
+    own = text_tower.plain_block
+    monkeypatch.setattr(text_tower, "plain_block", plain_block)
+    settings = Settings("CoOp", "tiny", classes=2)
+    setup = MethodSetup(settings, settings.model(), fast=False)
+    setup.score(setup.encode(images(2, setup.model)), fresh=True)
+    assert set(lengths) == {77}
 
 
 def test_plain_path_encodes_the_text_at_every_batch():
