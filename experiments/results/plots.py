@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -101,13 +102,20 @@ def _point(axis: Axes, record: Record, method: Subject, look: Look) -> None:
         new.mean,
         xerr=base.std,
         yerr=new.std,
-        fmt=look.marker,
-        ms=5,
-        color=look.color,
-        markerfacecolor=look.color if method.wrapped else matplotlib.rcParams["axes.facecolor"],
-        elinewidth=0.7,
-        label=method.label,
+        **_marked(method, look),
     )
+
+
+def _marked(method: Subject, look: Look) -> dict[str, Any]:
+    """How `errorbar` draws a method: filled where DePT is around it."""
+    return {
+        "fmt": look.marker,
+        "ms": 5,
+        "color": look.color,
+        "markerfacecolor": look.color if method.wrapped else matplotlib.rcParams["axes.facecolor"],
+        "elinewidth": 0.7,
+        "label": method.label,
+    }
 
 
 def _arrow(axis: Axes, start: Record, end: Record, color: str) -> None:
@@ -147,12 +155,7 @@ def _ranks(axis: Axes, points: Mapping[Subject, Record], styles: Mapping[Subject
             h.mean,
             place,
             xerr=h.std,
-            fmt=look.marker,
-            ms=5,
-            color=look.color,
-            markerfacecolor=look.color if method.wrapped else matplotlib.rcParams["axes.facecolor"],
-            elinewidth=0.7,
-            label=method.label,
+            **_marked(method, look),
         )
     axis.set_yticks(range(len(points)), [shortened(m.label) for m in points], fontsize=7)
     axis.set_ylim(-0.7, len(points) - 0.3)
