@@ -123,7 +123,8 @@ class Operations(TorchDispatchMode):
             return
         if func is _SCALAR and _storage(call.args[0]) in self._known:
             return
-        indices = call.args[1] if func.overloadpacket.__name__.startswith("index") else ()
+        named = zip(func._schema.arguments, call.args, strict=False)
+        indices = [value for argument, value in named if argument.name == "indices"]
         masks = [x for x in _tensors(indices) if x.dtype in (torch.bool, torch.uint8)]
         dynamic = func.overloadpacket.__name__ != "index" and _FORBIDDEN.intersection(func.tags)
         drawn = any(isinstance(x, torch.Generator) for x in (*call.args, *call.kwargs.values()))

@@ -37,7 +37,8 @@ TITLES = {
     "ablation": "Ablation",
 }
 HEADS = {"base": "Base", "new": "New", "h": "H", "accuracy": "Accuracy"}
-HEADS |= {"ece_base": "ECE base", "ece_new": "ECE new", "ece": "ECE"}
+ERRORS = {"ece_base": "ECE base", "ece_new": "ECE new", "ece": "ECE"}  # the least is best
+HEADS |= ERRORS
 HEADS |= {"difference": "Difference", "interval": "95 % interval", "p": "p", "holm": "Holm"}
 HEADS |= {column: column.capitalize() for column in COLUMNS} | {"jpeg": "JPEG"}
 
@@ -78,7 +79,7 @@ class Table:
                     groups.setdefault((column, group, line.like[column]), []).append(line)
         for (column, *_), lines in groups.items():
             shown = [round(line.cells[column].mean, 2) for line in lines]
-            top = (min if column.startswith("ece") else max)(shown)
+            top = (min if column in ERRORS else max)(shown)
             for line, value in zip(lines, shown, strict=True):
                 if len(lines) > 1 and value == top:
                     line.best.add(column)
