@@ -154,6 +154,10 @@ class DPC(Around):
             return self.method
         return self._mixed(weight) if weight else self.tuned
 
+    def settled(self) -> Method:
+        """X with the prompt at hand."""
+        return self.prompted().settled()
+
     @torch.no_grad()
     def _mixed(self, weight: float) -> Method:
         """X with ω P′ + (1−ω) P, made anew when one of them has changed."""

@@ -45,6 +45,12 @@ class Around(Method):
         """As the method's: (B,3,I,I) → (B,D)."""
         return self.method.encode_image(image)
 
+    def settled(self) -> Method:
+        """This around what the method is settled to."""
+        settled, found = self.method.settled(), copy.copy(self)
+        found._modules = {**self._modules, "method": settled}
+        return self if settled is self.method else found
+
     def image_reads(self) -> Reads:
         """As the method's."""
         return self.method.image_reads()

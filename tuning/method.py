@@ -275,6 +275,10 @@ class Method(Saved):
 
     # What all have.
 
+    def settled(self) -> Method:
+        """What a test of this model runs, with nothing left to choose: to write as a graph."""
+        return self
+
     def has_own_step(self) -> bool:
         """Whether it defines `own_step`."""
         return type(self).own_step is not Method.own_step

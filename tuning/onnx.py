@@ -31,7 +31,7 @@ class Classifier(nn.Module):
 
     def __init__(self, method: Method) -> None:
         super().__init__()
-        self.method = method
+        self.method = method = method.settled()
         with torch.no_grad():
             for part in method.modules():
                 if isinstance(part, Method):  # DePT's holds another
@@ -69,7 +69,7 @@ def export(run: Run, path: Path) -> float:
     require_packages()
     import onnxruntime
 
-    model = Classifier(_plain(run)).eval()
+    model = Classifier(_plain(run).eval()).eval()
     torch.manual_seed(0)
     images = torch.randn(3, 3, *run.cfg.INPUT.SIZE)
     partial = path.with_name(f".{path.name}.part")

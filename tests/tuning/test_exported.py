@@ -118,12 +118,12 @@ def test_onnx_computes_what_pytorch_does(run_folders, tmp_path):
     assert np.allclose(found, run.logits(x).numpy(), atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["MaPLe", "IPT"])
+@pytest.mark.parametrize("name", ["MaPLe", "IPT", "DPC_CoOp", "DePT_DPC_CoOp"])
 def test_a_graph_is_for_any_number_of_images(name, command, tmp_path):
     """What ONNX is written from: prompts shared by all images, and each image's own."""
     train.main(command(name, OPTIM__MAX_EPOCH=1))
     run = open_run(tmp_path / "run")
-    model = onnx.Classifier(onnx._plain(run)).eval()
+    model = onnx.Classifier(onnx._plain(run).eval()).eval()
     dynamic = {"image": {0: torch.export.Dim("batch", min=2)}}
     graph = torch.export.export(model, (images(run, 2),), dynamic_shapes=dynamic).module()
     for n in (2, 5):
